@@ -1,0 +1,64 @@
+"""Packaging of token-guidance.
+
+The ranges here are what the code is written for; `requirements.txt` pins the exact versions it is tested with, and
+`install_packages.sh` installs those.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DEPENDENCIES = [
+    "torch>=2.13,<3",
+    "transformers>=5.23,<6",
+    "tokenizers>=0.22,<1",
+    "accelerate>=1.15,<2",
+    "datasets>=5.2,<6",
+    "hydra-core>=1.3.2,<2",
+    "omegaconf>=2.3,<3",
+    "safetensors>=0.8,<1",
+    "numpy>=2.2,<3",
+    "scipy>=1.16,<2",
+    "pandas>=3.0,<4",
+    "matplotlib>=3.10,<4",
+    "jinja2>=3.1,<4",
+    "tqdm>=4.67,<5",
+]
+
+DEVELOPMENT = [
+    "pytest>=9,<10",
+    "pytest-timeout>=2.4,<3",
+    "hypothesis>=6.150,<7",
+    "packaging>=24",
+    "ruff>=0.17,<0.18",
+    "mypy>=2.4,<3",
+    "pandas-stubs>=3.0,<4",
+    "types-PyYAML>=6,<7",
+    "types-tqdm>=4.67,<5",
+]
+
+setup(
+    name="token-guidance",
+    version="0.1.0",
+    description="Preference-grounded token-level guidance for language model fine-tuning",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The token-guidance authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # `configs` holds YAML only; as a package it lands beside the runners, which look for it at ../configs.
+    packages=[*find_packages(include=["common*", "prompt_task*", "sum_task*"]), "configs"],
+    package_data={"common": ["builtin/**/*"], "configs": ["**/*.yaml"]},
+    include_package_data=False,
+    install_requires=DEPENDENCIES,
+    extras_require={"dev": DEVELOPMENT, "wandb": ["wandb>=0.20,<1"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
