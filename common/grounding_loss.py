@@ -1,0 +1,84 @@
+"""Grounding loss: predicted scores of ranked sequences are fitted to the order of their preferences."""
+
+import torch
+from torch import Tensor
+
+from common.checks import at_least_float32, check_float, check_positive, check_shape
+
+
+def list_mle_loss(
+    scores: Tensor, preferences: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Negative log-likelihood of the true orders under the Plackett-Luce model of the scores (ListMLE).
+
+    Plackett-Luce draws an order by picking the best of all, then the best of the rest, and so on, each with
+    probability softmax(e / tau). With ``pi`` the order of a set by preference, best first,
+
+        loss = mean over sets of  sum_i [ log sum_{j >= i} exp(e_pi(j) / tau)  -  e_pi(i) / tau ]
+
+    For K = 2 this is the Bradley-Terry loss, -log sigmoid((e_better - e_worse) / tau). The log-sum-exps are
+    taken without an additive guard, so the loss is unbiased, and finite for scores of any finite size.
+    Equal preferences are put in an order drawn at random, independently for each set and each call.
+
+    Args:
+        scores: (B, K) predicted scores ``e``, any float dtype, K >= 2.
+        preferences: (B, K) true preferences, higher is better, any real dtype; they get no gradient.
+        temperature: ``tau`` > 0, in units of score.
+        generator: source of the order of ties; the global generator of the scores' device where not given.
+
+    Returns:
+        The loss, (); float32 for half-precision scores, else of their dtype. Scores that are all equal have
+        loss log K!.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape or value.
+    """
+    _check_ranking(scores, preferences)
+    check_positive(temperature, "temperature")
+
+    order = _descending_order(preferences, generator).to(scores.device)
+    ordered = (at_least_float32(scores) / temperature).gather(-1, order)  # (B, K), best first
+    log_normalizers = ordered.flip(-1).logcumsumexp(dim=-1).flip(-1)  # (B, K): log sum_{j >= i} exp(e_j)
+    return (log_normalizers - ordered).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def rank_accuracy(scores: Tensor, preferences: Tensor) -> Tensor:
+    """Share of the pairs within a set, over all sets, that the scores put in the order of their preferences.
+
+    Pairs of equal preference are left out; a pair of equal scores counts one half, so that scores that are all
+    equal are right half of the time, not always or never.
+
+    Args:
+        scores: (B, K) predicted scores, any float dtype, K >= 2.
+        preferences: (B, K) true preferences, higher is better.
+
+    Returns:
+        A number in [0, 1], (), float32; NaN where no pair has different preferences.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape or value.
+    """
+    _check_ranking(scores, preferences)
+    better = preferences.unsqueeze(-1) > preferences.unsqueeze(-2)  # (B, K, K): each unequal pair once
+    margins = (scores.unsqueeze(-1) - scores.unsqueeze(-2))[better.to(scores.device)]
+    return ((margins.sign().float() + 1) / 2).mean()
+
+
+def _check_ranking(scores: Tensor, preferences: Tensor) -> None:
+    check_float(scores, "scores", "(B, K)")
+    if scores.shape[1] < 2:
+        raise ValueError(f"scores: a ranking set needs at least 2 sequences, got shape {tuple(scores.shape)}")
+    check_shape(preferences, "preferences", scores.shape)
+    if bool(preferences.isnan().any()):
+        raise ValueError("preferences: NaN has no place in an order")
+
+
+def _descending_order(preferences: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Indices (B, K) that sort each row, best first; equal entries in random order, drawn for each row."""
+    device = preferences.device if generator is None else generator.device
+    shuffle = torch.rand(preferences.shape, generator=generator, device=device).argsort(dim=-1)
+    shuffle = shuffle.to(preferences.device)
+    shuffled = preferences.detach().gather(-1, shuffle)
+    # A stable sort keeps the shuffled order of equal entries.
+    return shuffle.gather(-1, shuffled.argsort(dim=-1, descending=True, stable=True))
