@@ -1,0 +1,58 @@
+"""Loading of pretrained models and tokenizers, the same way everywhere: safetensors, no remote code, clear errors."""
+
+import logging
+from typing import Any
+
+from common.builtin import resolve
+from common.errors import UserError
+
+
+def load_pretrained(auto_class: Any, name: str, complete: bool = False, **options: Any) -> Any:
+    """``auto_class.from_pretrained`` for a hub id, a folder or a ``builtin/...`` name.
+
+    Args:
+        auto_class: AutoConfig or an AutoModelFor... class of transformers.
+        name: what to load.
+        complete: the file must hold every weight of the class; a missing LM head would otherwise be random.
+        options: passed on, for example ``dtype``.
+
+    Raises:
+        UserError: it cannot be loaded, or `complete` and weights are missing.
+    """
+    path = resolve(name)
+    is_model = "Model" in auto_class.__name__
+    if is_model:
+        options |= {"use_safetensors": True, "output_loading_info": True}
+    # What transformers would warn of while loading, missing weights, is checked below.
+    noisy = logging.getLogger("transformers")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        loaded = auto_class.from_pretrained(path, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"cannot load '{name}' with {auto_class.__name__}: {_first_line(error)}") from None
+    finally:
+        noisy.setLevel(level)
+    if not is_model:
+        return loaded
+    model, info = loaded
+    if complete and (info["missing_keys"] or info["mismatched_keys"]):
+        missing = sorted(info["missing_keys"]) or sorted(key for key, *_ in info["mismatched_keys"])
+        raise UserError(f"'{name}' lacks weights of {type(model).__name__}, among them '{missing[0]}'")
+    return model
+
+
+def load_tokenizer(auto_class: Any, name: str) -> Any:
+    """``AutoTokenizer.from_pretrained`` for a hub id, a folder or a ``builtin/...`` name.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    try:
+        return auto_class.from_pretrained(resolve(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"cannot load the tokenizer of '{name}': {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

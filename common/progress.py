@@ -1,0 +1,123 @@
+"""How far a loop has come and how long it still takes: a bar in a terminal, a plain line now and then in a log file."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from types import TracebackType
+from typing import Any, TextIO, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+FIRST_LINE_SECONDS = 5.0
+LINE_SECONDS = 30.0
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Show no progress at all from now on (`--quiet`, and every process but the first of a distributed run)."""
+    global _quiet
+    _quiet = quiet
+
+
+class Progress:
+    """Progress of a piece of work whose steps are counted with `update`; used as a context manager.
+
+    Args:
+        total: number of steps, or None if it is not known.
+        description: what is being done, such as "Learning rewards".
+        unit: one step, in the singular.
+        initial: steps already done (a resumed run); they count as done but not in the rate.
+        stream: where to write; the error stream by default. A terminal gets a bar. Anything else gets a line after
+            5 seconds, then one every 30 seconds, and one at the end of work that took long enough to have shown any.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        description: str,
+        unit: str = "step",
+        *,
+        initial: int = 0,
+        stream: TextIO | None = None,
+    ) -> None:
+        stream = stream if stream is not None else sys.stderr
+        bar_class: type[tqdm[Any]] = tqdm if stream.isatty() else _PlainLines
+        self._bar = bar_class(
+            total=total,
+            desc=description,
+            unit=f" {unit}",
+            initial=initial,
+            file=stream,
+            disable=_quiet,
+            dynamic_ncols=True,
+        )
+
+    def update(self, n: int = 1, **postfix: float | str) -> None:
+        """Count `n` more steps; `postfix` holds figures to show beside them, such as `loss=0.31`."""
+        if postfix:
+            self._bar.set_postfix(postfix, refresh=False)
+        self._bar.update(n)
+
+    def close(self) -> None:
+        """End the bar; closing twice does no harm."""
+        self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def progress(
+    items: Iterable[T], description: str, unit: str = "step", *, total: int | None = None, stream: TextIO | None = None
+) -> Iterator[T]:
+    """The items, one by one, with their progress shown. `total` is their number where `len(items)` is not known."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Progress(total, description, unit, stream=stream) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+class _PlainLines(tqdm):
+    """tqdm's counting and clock with whole lines instead of a bar that is drawn over and over."""
+
+    monitor_interval = 0  # no thread that refreshes between updates
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(mininterval=FIRST_LINE_SECONDS, miniters=1, delay=FIRST_LINE_SECONDS, leave=False, **options)
+        self._shown = False
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:
+            self.fp.write(self._line() + "\n")
+            self.fp.flush()
+            self._shown = True
+            self.mininterval = LINE_SECONDS
+
+    def close(self) -> None:
+        if not self.disable and self._shown and self.n != self.last_print_n:
+            self.display()
+        super().close()
+
+    def _line(self) -> str:
+        state = self.format_dict
+        done, elapsed, unit = self.n, state["elapsed"], self.unit.strip()
+        of_total = "" if self.total is None else f"/{self.total}"
+        parts = [f"{self.desc.removesuffix(': ')}: {done}{of_total} {unit}s"]
+        rate = state["rate"] or (done - self.initial) / max(elapsed, 1e-9)
+        if rate > 0:
+            parts.append(f"{rate:.1f} {unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}")
+            if self.total is not None and done < self.total:
+                parts.append(f"{self.format_interval((self.total - done) / rate)} left")
+        if self.total is None or done >= self.total:
+            parts.append(f"{self.format_interval(elapsed)} in all")
+        if self.postfix:
+            parts.append(str(self.postfix))
+        return ", ".join(parts)

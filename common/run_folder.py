@@ -1,0 +1,139 @@
+"""The folder of a run: opened fresh or for going on, never overwritten unasked; `results.json` comes last."""
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.checkpoint import latest_checkpoint
+from common.errors import UserError
+from common.files import write_json_atomic, write_text_atomic
+
+PACKAGES = ("token-guidance", "torch", "transformers", "tokenizers", "numpy", "safetensors", "hydra-core")
+
+
+class RunFolder:
+    """Paths of one run's files.
+
+    Attributes:
+        path: the folder.
+        checkpoint: the checkpoint from which this run goes on, or None for a fresh run.
+    """
+
+    def __init__(self, path: Path, checkpoint: Path | None = None):
+        self.path = path
+        self.checkpoint = checkpoint
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.results = path / "results.json"
+        self.report = path / "report.html"
+        self.policy = path / "policy"
+        self.reward_model = path / "reward_model"
+        self.checkpoints = path / "checkpoints"
+
+    @property
+    def is_complete(self) -> bool:
+        return self.results.is_file()
+
+    def write_config(self, options: Mapping[str, Any], command: list[str]) -> None:
+        """Write everything that is needed to run it again."""
+        content = {"command": command, "options": dict(options), "environment": environment()}
+        write_text_atomic(self.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write ``results.json``: the mark of a whole run."""
+        write_json_atomic(self.results, results)
+
+    def checkpoint_folder(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def drop_old_checkpoints(self, keep: int) -> None:
+        """Keep the newest `keep` checkpoints."""
+        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+
+
+def open_run_folder(path: Path, *, overwrite: bool = False, resume: bool = False) -> RunFolder:
+    """Make the folder of a run, or take up the one that is there.
+
+    Args:
+        path: the folder.
+        overwrite: empty it if it holds a run.
+        resume: go on from its newest checkpoint if it has one; a run without one starts again.
+
+    Raises:
+        UserError: it holds a run and neither was asked for, it holds something else, or it cannot be written.
+    """
+    folder = RunFolder(path)
+    try:
+        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if occupied:
+            if not path.is_dir() or not folder.config.is_file():
+                raise UserError(f"output folder '{path}' is not empty and holds no run; choose another")
+            if resume:
+                newest = latest_checkpoint(folder.checkpoints)
+                if newest is not None or folder.is_complete:
+                    return RunFolder(path, newest)
+            elif not overwrite:
+                raise UserError(
+                    f"output folder '{path}' already holds a {'complete' if folder.is_complete else 'partial'} run; "
+                    "go on with it (resume=auto), replace it (overwrite=true) or choose another folder"
+                )
+            folder.results.unlink(missing_ok=True)  # first: without it the folder no longer claims to be whole
+            for entry in path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+        path.mkdir(parents=True, exist_ok=True)
+        folder.checkpoints.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder '{path}' cannot be written: {error.strerror}") from None
+    return folder
+
+
+def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path) -> None:
+    """Refuse to go on with options that would change the result.
+
+    Raises:
+        UserError: naming each option that differs, with both values.
+    """
+    keys = [key for key in sorted(before.keys() | now.keys()) if key not in neutral]
+    changed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
+    if changed:
+        raise UserError(f"cannot go on from '{where}' with other options: {'; '.join(changed)}")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and git commit of this run."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "packages": versions,
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that this file belongs to, with ``-dirty`` where files differ; None outside of one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

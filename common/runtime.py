@@ -1,0 +1,108 @@
+"""The one place that decides device, threads and seeds, and that reads and restores random state."""
+
+import os
+import random
+import resource
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where a run computes and the seed from which all its randomness comes."""
+
+    device: torch.device
+    seed: int
+
+    def generator(self, stream: int) -> torch.Generator:
+        """A CPU generator for one purpose of the run; different `stream` numbers are independent.
+
+        Sampling always draws on the CPU generator, so that the device changes nothing but rounding.
+        """
+        sequence = np.random.SeedSequence([self.seed, stream])
+        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve ``auto`` (CUDA, then MPS, then CPU) or check that the device asked for exists."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: '{name}' is not a device; allowed: auto, cpu, cuda, cuda:N, mps") from None
+    available = {
+        "cpu": lambda: True,
+        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available,
+    }
+    if device.type not in available or not available[device.type]():
+        raise UserError(f"device: '{name}' is not available on this machine; 'auto' takes the best there is")
+    return device
+
+
+def start_runtime(seed: int, device: str = "auto", num_threads: int | None = None) -> Runtime:
+    """Seed every generator, set the CPU threads and choose the device. Call before any model is made.
+
+    Args:
+        seed: one number from which python, numpy and torch are seeded.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        num_threads: CPU threads of torch; None leaves what torch or OMP_NUM_THREADS chose.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # libraries that still draw from numpy's global generator
+    torch.manual_seed(seed)
+    return Runtime(choose_device(device), seed)
+
+
+def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The global random state as (tensors, JSON): torch on CPU and CUDA, python, numpy."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return tensors, {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
+    }
+
+
+def restore_random_state(tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Undo `random_state`."""
+    torch.set_rng_state(tensors["torch"])
+    for name, value in tensors.items():
+        if name.startswith("cuda.") and int(name[5:]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(value, int(name[5:]))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def peak_memory_mib(device: torch.device | None = None) -> dict[str, float]:
+    """Peak memory of this process in MiB: resident (``cpu``) and, on CUDA, allocated (``cuda``)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS, KiB on Linux
+    peak = {"cpu": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
+    if device is not None and device.type == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return peak
+
+
+def hardware(device: torch.device) -> str:
+    """One line that says what a run ran on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {os.cpu_count()} cores"

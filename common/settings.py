@@ -1,0 +1,75 @@
+"""Settings as data: a dataclass says each field's type and range, one function checks a mapping against it."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from common.errors import UserError, nearest
+
+Settings = TypeVar("Settings")
+
+
+def setting(
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with the values it allows: ``minimum <= x``, ``above < x``, ``x <= maximum``, `choices`."""
+    return dataclasses.field(metadata={"minimum": minimum, "above": above, "maximum": maximum, "choices": choices})
+
+
+def build_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Make the dataclass `cls` from `values`; each key, type and range is checked.
+
+    Raises:
+        UserError: an unknown key (naming the nearest valid one), a missing one, a value of the wrong type or
+            out of range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise UserError(f"unknown option '{key}'{nearest(str(key), fields)}")
+    missing = [name for name in fields if name not in values]
+    if missing:
+        raise UserError(f"option '{missing[0]}' is not set")
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _checked(name, values[name], hints[name], field.metadata) for name, field in fields.items()})
+
+
+def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None:
+        if type(None) in options:
+            return None
+        raise UserError(f"{name}: a value is needed")
+    kind = next(option for option in options if option is not type(None))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # a folder or a data set may be called 2024
+    origin = typing.get_origin(kind) or kind
+    if origin is tuple and isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, origin) or (isinstance(value, bool) and kind is not bool):
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list"}
+        raise UserError(f"{name}: {value!r} is not {kinds.get(origin, str(origin))}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: {value} is not a finite number")
+    choices = limits.get("choices")
+    if choices is not None and value not in choices:
+        raise UserError(f"{name}: '{value}' is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        for limit, holds, words in (
+            ("minimum", lambda bound: value >= bound, "at least"),
+            ("above", lambda bound: value > bound, "more than"),
+            ("maximum", lambda bound: value <= bound, "at most"),
+        ):
+            bound = limits.get(limit)
+            if bound is not None and not holds(bound):
+                raise UserError(f"{name}: {value} is out of range; it must be {words} {bound:g}")
+    return value
