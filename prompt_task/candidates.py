@@ -1,0 +1,108 @@
+"""The prompts that may be reported: collected during training, ranked by dev score, tested at the end."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from common.errors import UserError
+from common.files import write_text_atomic
+from common.progress import Progress
+from prompt_task.prompt_policy import PromptPolicy
+from prompt_task.prompt_scorer import PromptScorer, PromptScores
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = (
+    "prompt", "token_ids", "train_score", "dev_score", "test_accuracy",
+    "train_accuracy", "dev_accuracy", "test_score", "error",
+)  # fmt: skip
+
+
+@dataclass
+class Candidate:
+    """One prompt with its figures; None where it was not scored."""
+
+    prompt: str
+    token_ids: tuple[int, ...] | None = None
+    train_score: float | None = None
+    train_accuracy: float | None = None
+    dev_score: float | None = None
+    dev_accuracy: float | None = None
+    test_score: float | None = None
+    test_accuracy: float | None = None
+    error: str | None = None
+
+
+class CandidateTable:
+    """Distinct candidate prompts; each is scored on train and dev once."""
+
+    def __init__(self, policy: PromptPolicy, train_scorer: PromptScorer, dev_scorer: PromptScorer):
+        self.policy = policy
+        self.train_scorer = train_scorer
+        self.dev_scorer = dev_scorer
+        self._by_prompt: dict[str, Candidate] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_prompt)
+
+    def add(self, tokens: torch.Tensor) -> None:
+        """Add prompts (N, T). Two token sequences with one text are one prompt to the task LM."""
+        for row, text in zip(tokens, self.policy.texts(tokens), strict=True):
+            if text in self._by_prompt:
+                continue
+            candidate = Candidate(text, tuple(row.tolist()))
+            self._by_prompt[text] = candidate
+            for scorer, split in ((self.train_scorer, "train"), (self.dev_scorer, "dev")):
+                score_candidates(scorer, [candidate], split)
+
+    def best(self, count: int | None = None) -> list[Candidate]:
+        """Candidates by dev score, best first; those that could not be scored come last."""
+        ordered = sorted(self._by_prompt.values(), key=lambda c: (c.dev_score is None, -(c.dev_score or 0.0)))
+        return ordered[:count]
+
+    def state(self) -> list[dict[str, Any]]:
+        """For a checkpoint."""
+        return [vars(candidate) for candidate in self._by_prompt.values()]
+
+    def load_state(self, rows: list[dict[str, Any]]) -> None:
+        """Undo `state`."""
+        rows = [row | {"token_ids": tuple(row["token_ids"])} for row in rows]
+        self._by_prompt = {row["prompt"]: Candidate(**row) for row in rows}
+
+
+def score_candidates(scorer: PromptScorer, candidates: list[Candidate], split: str, show_progress: bool = False) -> None:
+    """Fill in score and accuracy on one split. A prompt that cannot be scored keeps the reason and is reported."""
+    prompts = [candidate.prompt for candidate in candidates]
+    with Progress(len(prompts) * len(scorer.examples), f"testing {len(prompts)} prompts", "text") as bar:
+        on_pairs = bar.update if show_progress else None
+        try:
+            _fill(candidates, scorer.score(prompts, on_pairs=on_pairs), split)
+            return
+        except UserError:
+            if len(candidates) == 1:
+                logger.debug("prompt %r cannot be scored on %s", prompts[0], split)
+        for candidate in candidates:
+            try:
+                _fill([candidate], scorer.score([candidate.prompt], on_pairs=on_pairs), split)
+            except UserError as error:
+                candidate.error = f"{split}: {error}"
+                logger.warning("a candidate cannot be scored: %s", error)
+
+
+def _fill(candidates: list[Candidate], scores: PromptScores, split: str) -> None:
+    for candidate, score, accuracy in zip(candidates, scores.score, scores.accuracy, strict=True):
+        setattr(candidate, f"{split}_score", float(score))
+        setattr(candidate, f"{split}_accuracy", float(accuracy))
+
+
+def write_candidates(path: Path, candidates: list[Candidate]) -> None:
+    """Write ``prompts.csv``, in the order given; texts are quoted, so that any prompt survives."""
+    rows = [{name: getattr(candidate, name) for name in COLUMNS} for candidate in candidates]
+    for row in rows:
+        row["token_ids"] = " ".join(map(str, row["token_ids"])) if row["token_ids"] else ""
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    write_text_atomic(path, table.to_csv(index=False, quoting=2, lineterminator="\n"))

@@ -1,0 +1,161 @@
+"""From the words after a command to checked settings. Every mistake is found before a model is loaded."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.errors import UserError, nearest
+from prompt_task.few_shot_data import DatasetSpec
+from prompt_task.settings import FewShotSettings
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A checked command line.
+
+    Attributes:
+        settings: the options.
+        spec: the data set.
+        extra: options that only this command knows.
+        options: all of them as plain data, for the run folder.
+    """
+
+    settings: FewShotSettings
+    spec: DatasetSpec
+    extra: dict[str, Any]
+    options: dict[str, Any]
+
+
+def read_command(words: Sequence[str], extra: dict[str, Any] | None = None) -> Command:
+    """Compose the configuration of ``[--config-name NAME] [--config-dir DIR] key=value ...`` and check it.
+
+    Args:
+        words: the command line without the program's name.
+        extra: further keys that the command takes, with their defaults.
+
+    Raises:
+        UserError: an unknown key (naming the nearest), an unknown data set or configuration, a value of the wrong
+            type or out of range.
+    """
+    config_name, config_dirs, overrides = _split(words)
+    _check_name(config_name, "--config-name", CONFIGS, skip=("dataset",))
+    values = _compose(config_name, config_dirs, overrides, extra or {})
+    return command_from(values, extra or {})
+
+
+def command_from(values: dict[str, Any], extra: dict[str, Any]) -> Command:
+    """Check a composed configuration."""
+    values = {key: value for key, value in values.items() if key != "hydra"}
+    own = {key: values.pop(key) for key in extra}
+    options = dict(values) | own
+    dataset = values.pop("dataset", None)
+    if not isinstance(dataset, dict):
+        raise UserError("dataset: must name a file of configs/dataset")
+    spec = DatasetSpec.from_mapping(dataset)
+    return Command(FewShotSettings.from_mapping(values), spec, own, options)
+
+
+def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
+    config_name, config_dirs, overrides = "fsc_config", [], []
+    waiting = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if waiting or name in ("--config-name", "-cn", "--config-dir", "-cd"):
+            if not waiting and not equals:
+                waiting = name
+                continue
+            name, value = (waiting, word) if waiting else (name, value)
+            waiting = ""
+            if name in ("--config-name", "-cn"):
+                config_name = value.removesuffix(".yaml")
+            else:
+                config_dirs.append(value)
+        elif word.startswith("-"):
+            flags = ("--config-name", "--config-dir", "--multirun", "--help", "--cfg")
+            raise UserError(f"unknown flag '{word}'{nearest(word, flags)} (options are set as key=value)")
+        elif not equals and not word.startswith("~"):
+            raise UserError(f"'{word}' is not of the form key=value")
+        else:
+            overrides.append(word)
+    if waiting:
+        raise UserError(f"{waiting} needs a value")
+    return config_name, config_dirs, overrides
+
+
+def _check_name(name: str, what: str, folder: Path, skip: Sequence[str] = ()) -> None:
+    known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in skip)
+    if name not in known:
+        raise UserError(f"{what}: there is no '{name}' in {folder}{nearest(name, known)} (there are: {', '.join(known)})")
+
+
+def _compose(config_name: str, config_dirs: list[str], overrides: list[str], extra: dict[str, Any]) -> dict[str, Any]:
+    for folder in config_dirs:
+        if not Path(folder).is_dir():
+            raise UserError(f"--config-dir: '{folder}' is not a folder")
+    search = [f"file://{Path(folder).resolve()}" for folder in config_dirs]
+    own = [f"hydra.searchpath=[{','.join(search)}]"] if search else []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base=None):
+            known = compose(config_name, overrides=own)
+            OmegaConf.set_struct(known, False)
+            _check_overrides(overrides, [str(key) for key in known], extra, config_dirs)
+            plain = [word for word in overrides if word.split("=", 1)[0].lstrip("+~") not in extra]
+            config = compose(config_name, overrides=own + plain)
+            values = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_first_line(error)) from None
+    assert isinstance(values, dict)
+    values = {str(key): value for key, value in values.items()}
+    return values | extra | _extra_values(overrides, extra)
+
+
+def _extra_values(overrides: list[str], extra: dict[str, Any]) -> dict[str, Any]:
+    """A command's own keys are taken as they were typed: no parser of options comes between."""
+    pairs = (word.split("=", 1) for word in overrides if "=" in word)
+    return {key: value for key, value in pairs if key in extra}
+
+
+def _check_overrides(overrides: list[str], known: list[str], extra: dict[str, Any], config_dirs: list[str]) -> None:
+    names = [*known, *extra]
+    parser = OverridesParser.create()
+    for word in overrides:
+        key = word.split("=", 1)[0].lstrip("+~")
+        top = re.split(r"[./@]", key)[0]
+        if top not in names and top != "hydra":
+            raise UserError(f"unknown option '{key}'{nearest(key, names)}")
+        if key == "dataset" and not config_dirs:
+            _check_name(word.split("=", 1)[1], "dataset", CONFIGS / "dataset")
+        if key in extra:
+            continue
+        try:
+            parser.parse_override(word)
+        except HydraException as error:
+            raise UserError(f"{key}: cannot read the value of '{word}': {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def help_text(program: str, config: Path = CONFIGS / "fsc_config.yaml") -> str:
+    """What ``--help`` prints: usage and the configuration file, in which every key is explained."""
+    return (
+        f"usage: {program} [--config-name NAME] [--config-dir DIR] [key=value ...]\n"
+        f"       {program} --multirun key=value1,value2 ...\n\n"
+        f"--config-name NAME   a file of configs/ to start from, for example builtin\n"
+        f"--config-dir DIR     a folder with configurations of your own, such as DIR/dataset/mine.yaml\n"
+        f"--multirun           run every combination of the comma-separated values\n\n"
+        f"The options and their defaults:\n\n{config.read_text(encoding='utf-8')}"
+    )

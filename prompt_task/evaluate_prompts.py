@@ -1,0 +1,116 @@
+"""Score given prompts on any split with any task LM, exactly as they are spelled.
+
+    python prompt_task/evaluate_prompts.py dataset=sst-2 prompts='["guys filmmaker filmmaker rated Grade"]'
+    python prompt_task/evaluate_prompts.py dataset=agnews split=dev prompts_file=prompts.txt
+    python prompt_task/evaluate_prompts.py dataset=sst-2 prompts_file=RUN/prompts.csv output_file=scores.csv
+
+prompts       a JSON list of texts; blanks at either end count
+prompts_file  a .json list, a .csv with a column `prompt` (such as a run's prompts.csv), or one prompt a line
+split         test (default), dev or train
+output_file   where to write the table as CSV; nowhere by default
+All other options are those of run_fsc.py; of these the data, the task LM and the coefficients matter here.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from transformers.utils import logging as transformers_logging
+
+from common.errors import UserError, nearest, run_command
+from common.progress import set_quiet
+from common.runtime import start_runtime
+from prompt_task.candidates import Candidate, score_candidates, write_candidates
+from prompt_task.command_line import read_command
+from prompt_task.few_shot_data import load_few_shot_splits
+from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.task_lm import load_task_lm
+
+OWN_OPTIONS: dict[str, Any] = {"prompts": None, "prompts_file": None, "split": "test", "output_file": None}
+SPLITS = ("test", "dev", "train")
+
+
+def read_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
+    """The prompts of the command line or a file, verbatim.
+
+    Raises:
+        UserError: both or neither is given, or what is given cannot be read as prompts.
+    """
+    if (prompts is None) == (prompts_file is None):
+        raise UserError('give either prompts=\'["...", ...]\' (a JSON list) or prompts_file=FILE')
+    if prompts is not None:
+        return _texts(prompts, "prompts")
+    path = Path(str(prompts_file))
+    try:
+        content = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return _texts(content, str(path))
+        if path.suffix == ".csv":
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            if "prompt" not in table:
+                raise UserError(f"prompts_file: '{path}' has no column 'prompt' (it has: {', '.join(table.columns)})")
+            found = [str(prompt) for prompt in table["prompt"]]
+        else:
+            found = [line for line in content.split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise UserError(f"prompts_file: cannot read '{path}': {error}") from None
+    if not found:
+        raise UserError(f"prompts_file: '{path}' holds no prompt")
+    return found
+
+
+def _texts(text: str, where: str) -> list[str]:
+    try:
+        prompts = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not a JSON list of texts ({error})") from None
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise UserError(f"{where}: must be a JSON list of at least one text")
+    return prompts
+
+
+def main() -> int:
+    """Read the command line, score, print and write the table."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    transformers_logging.disable_progress_bar()
+    words = sys.argv[1:]
+    if "--help" in words or "-h" in words:
+        print(__doc__)
+        return 0
+    command = read_command(words, OWN_OPTIONS)
+    settings, spec, own = command.settings, command.spec, command.extra
+    if own["split"] not in SPLITS:
+        raise UserError(f"split: '{own['split']}' is not one of {', '.join(SPLITS)}{nearest(own['split'], SPLITS)}")
+    prompts = read_prompts(own["prompts"], own["prompts_file"])
+    splits = load_few_shot_splits(spec, settings.base_path, settings.num_shots, settings.dataset_seed)
+    set_quiet(settings.quiet)
+    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads)
+    task_lm = load_task_lm(
+        settings.task_lm, spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
+        settings.scoring_tokens_per_batch, settings.sentence_cache_mib,
+    )  # fmt: skip
+    scorer = PromptScorer(
+        task_lm, getattr(splits, own["split"]), settings.correct_coeff, settings.incorrect_coeff,
+        standardize=settings.compute_zscore,
+    )  # fmt: skip
+    candidates = [Candidate(prompt) for prompt in dict.fromkeys(prompts)]
+    score_candidates(scorer, candidates, own["split"], show_progress=True)
+    print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.task_lm}")
+    print("accuracy     score  prompt")
+    for c in candidates:
+        accuracy, score = getattr(c, f"{own['split']}_accuracy"), getattr(c, f"{own['split']}_score")
+        figures = f"{accuracy:8.2%}  {score:8.3f}" if accuracy is not None else f"{'failed':>8}  {'':8}"
+        print(f"{figures}  {c.prompt!r}{'  ' + c.error if c.error else ''}")
+    if task_lm.sentences_cut:
+        print(f"{task_lm.sentences_cut} texts were longer than the task LM reads and were cut at the sentence's end")
+    if own["output_file"] is not None:
+        write_candidates(Path(own["output_file"]), candidates)
+        print(own["output_file"])
+    return 1 if all(c.error for c in candidates) else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

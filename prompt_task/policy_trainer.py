@@ -1,0 +1,163 @@
+"""Trains the prompt policy with the learned token rewards: REINFORCE + maximum entropy, reward relearnt on the way."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.errors import UserError
+from common.plateau import Plateau
+from common.policy_losses import negative_entropy, reinforce_loss, token_weights
+from common.progress import Progress
+from common.runtime import Runtime
+from common.tracking import MetricsLog
+from prompt_task.candidates import CandidateTable
+from prompt_task.prompt_policy import PromptPolicy
+from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.reward_trainer import RewardTrainer, prompt_token_rewards
+from prompt_task.settings import FewShotSettings
+
+
+class PolicyTrainer:
+    """Alternates policy steps with rounds of reward learning, validates, and collects candidate prompts."""
+
+    def __init__(
+        self,
+        policy: PromptPolicy,
+        reward_trainer: RewardTrainer,
+        train_scorer: PromptScorer,
+        dev_scorer: PromptScorer,
+        candidates: CandidateTable,
+        settings: FewShotSettings,
+        runtime: Runtime,
+        log: MetricsLog,
+    ):
+        self.policy = policy
+        self.reward_trainer = reward_trainer
+        self.reward_model = reward_trainer.reward_model
+        self.train_scorer = train_scorer
+        self.dev_scorer = dev_scorer
+        self.candidates = candidates
+        self.settings = settings
+        self.runtime = runtime
+        self.log = log
+        self.generator = runtime.generator(stream=2)
+        self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
+        self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
+        self.steps_done = 0
+
+    def train(self, save: Callable[[int], None] = lambda step: None) -> None:
+        """Run to the last step or to early stop, then put the best weights into the policy and add their samples.
+
+        `save` is called where a checkpoint is due.
+        """
+        settings = self.settings
+        with Progress(settings.max_train_steps, "policy learning", initial=self.steps_done) as bar:
+            while self.steps_done < settings.max_train_steps and not self.plateau.should_stop:
+                if self._reward_is_due():
+                    self.reward_trainer.run_round()
+                step = self.steps_done + 1
+                loss = self._step(step)
+                self.steps_done = step
+                bar.update(1, loss=f"{loss:.3f}")
+                if step % settings.early_stop_eval_period == 0:
+                    self._validate(step)
+                if step % settings.eval_steps == 0 and self._collects(step):
+                    self.candidates.add(self.policy.greedy().unsqueeze(0))
+                if settings.save_steps and step % settings.save_steps == 0:
+                    save(step)
+        self.plateau.restore_best()
+        last = self.policy.sample(
+            settings.prompt_infer_batch_size, self.generator, settings.top_k, settings.top_p
+        )
+        self.candidates.add(last.tokens)
+
+    def _reward_is_due(self) -> bool:
+        """Before step 1, and every `reward_retrain_period` steps while less than half of all steps are done."""
+        period, done = self.settings.reward_retrain_period, self.steps_done
+        in_first_half = done == 0 or 2 * done < self.settings.max_train_steps
+        return done % period == 0 and in_first_half and self.reward_trainer.rounds_done == done // period
+
+    def _collects(self, step: int) -> bool:
+        return step > self.settings.max_train_steps - self.settings.candidate_steps or self.plateau.countdown <= 2
+
+    def _step(self, step: int) -> float:
+        settings = self.settings
+        rollout = self.policy.sample(
+            settings.num_reinforce_samples, self.generator, settings.top_k, settings.top_p, with_logits=True
+        )
+        assert rollout.logits is not None
+        tokens = rollout.tokens.to(rollout.logits.device)
+        mask = torch.ones_like(tokens, dtype=torch.bool)  # every prompt has exactly prompt_length tokens
+        with torch.no_grad():
+            rewards = prompt_token_rewards(self.reward_model.eval(), self.policy.source_ids, rollout.tokens)
+        weights = token_weights(rewards, mask, settings.token_guidance)
+        policy_loss = reinforce_loss(rollout.logits, tokens, weights, mask)
+        entropy_loss = negative_entropy(rollout.logits, mask)
+        loss = policy_loss + settings.max_entropy_coeff * entropy_loss
+        if not math.isfinite(loss.item()):
+            raise UserError(f"policy step {step}: the loss is {loss.item()}; a lower learning_rate may help")
+        self.optimizer.zero_grad()
+        loss.backward()
+        figures = {
+            "policy/loss": loss.item(),
+            "policy/reinforce_loss": policy_loss.item(),
+            "policy/entropy": -entropy_loss.item(),
+            "policy/token_reward": rewards.mean().item(),
+        }
+        if settings.clip_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.adaptor.parameters(), settings.clip_norm)
+            figures["policy/gradient_norm"] = norm.item()
+        self.optimizer.step()
+        if step % settings.log_every == 0 or step == 1:
+            self._log(step, rollout.tokens, figures)
+        return figures["policy/loss"]
+
+    def _log(self, step: int, tokens: torch.Tensor, figures: dict[str, float]) -> None:
+        """One log line; only here are sampled prompts scored, and only so many as reward learning samples."""
+        shown = tokens[: self.settings.prompt_train_batch_size]
+        scores = self.train_scorer.score(self.policy.texts(shown))
+        figures |= {
+            "policy/train_score": scores.score.mean().item(),
+            "policy/train_accuracy": scores.accuracy.mean().item(),
+            "policy/distinct_prompts": len(torch.unique(tokens, dim=0)) / len(tokens),
+            "policy/learning_rate": self.plateau.learning_rate,
+            "perf/prompts_scored": float(self.train_scorer.prompts_scored + self.dev_scorer.prompts_scored),
+        }
+        self.log.log("policy", self.reward_trainer.rounds_done - 1, step, **figures)
+
+    def _validate(self, step: int) -> None:
+        """Score sampled prompts on dev. The same random numbers each time, so that only the policy differs."""
+        settings = self.settings
+        generator = self.runtime.generator(stream=3)
+        tokens = self.policy.sample(settings.num_validation_prompts, generator, settings.top_k, settings.top_p).tokens
+        scores = self.dev_scorer.score(self.policy.texts(tokens))
+        figures = {
+            "eval/dev_score": scores.score.mean().item(),
+            "eval/dev_accuracy": scores.accuracy.mean().item(),
+            "eval/best_dev_score": scores.score.max().item(),
+        }
+        self.plateau.update(figures["eval/dev_score"], step)
+        figures["eval/countdown"] = float(self.plateau.countdown)
+        self.log.log("eval", self.reward_trainer.rounds_done - 1, step, **figures)
+
+    def save_state(self, state: StateTree) -> None:
+        """Add everything that going on needs to a checkpoint."""
+        state.put("policy/weights", dict(self.policy.adaptor.state_dict()))
+        state.put("policy/optimizer", *optimizer_state(self.optimizer))
+        state.put("policy/plateau", *self.plateau.state())
+        state.put("policy/generator", {"state": self.generator.get_state()})
+        state.put("policy/candidates", {}, self.candidates.state())
+        progress: dict[str, Any] = {"steps_done": self.steps_done}
+        state.put("policy/progress", {}, progress)
+
+    def load_state(self, state: StateTree) -> None:
+        """Undo `save_state`."""
+        self.policy.adaptor.load_state_dict(state.get("policy/weights")[0])
+        load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
+        self.plateau.load_state(*state.get("policy/plateau"))
+        self.generator.set_state(state.get("policy/generator")[0]["state"])
+        self.candidates.load_state(state.get("policy/candidates")[1])
+        self.steps_done = state.get("policy/progress")[1]["steps_done"]

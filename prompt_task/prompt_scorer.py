@@ -1,0 +1,142 @@
+"""The sequence-level preference of prompts: how well each lets the task LM classify labelled examples."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prompt_task.few_shot_data import Example
+from prompt_task.task_lm import TaskLM
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Scores of P prompts on E examples.
+
+    Attributes:
+        score: (P,) the preference: mean over examples of the scaled gap.
+        accuracy: (P,) share of examples whose label is the one most probable class.
+    """
+
+    score: torch.Tensor
+    accuracy: torch.Tensor
+
+
+def label_gaps(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """p(label) - max p(other), (..., E). A tie with another class is 0, which is not correct.
+
+    Args:
+        probabilities: (..., E, C) class probabilities.
+        labels: (E,) label of each example.
+    """
+    index = labels.expand(probabilities.shape[:-1]).unsqueeze(-1)
+    own = probabilities.gather(-1, index).squeeze(-1)
+    others = probabilities.scatter(-1, index, -torch.inf).amax(-1)
+    return own - others
+
+
+def preference(
+    gaps: torch.Tensor, correct_coeff: float, incorrect_coeff: float, standardize: bool = False
+) -> PromptScores:
+    """Turn gaps (P, E) into one score a prompt: gap x `correct_coeff` where positive, else x `incorrect_coeff`.
+
+    With `standardize` the scaled gaps of each example are brought to mean 0 and deviation 1 over the prompts that
+    are scored together, so that an example on which all prompts differ widely does not decide the order alone.
+    """
+    correct = gaps > 0
+    scaled = gaps * torch.where(correct, correct_coeff, incorrect_coeff)
+    if standardize:
+        scaled = (scaled - scaled.mean(0)) / (scaled.std(0, correction=0) + 1e-4)
+    return PromptScores(scaled.mean(-1), correct.float().mean(-1))
+
+
+class PromptScorer:
+    """Scores prompts on one split and remembers the class probabilities of each (prompt, example).
+
+    A random part of the examples, as reward learning takes at each step, is then a selection from what is known;
+    only what has not been asked before goes to the task LM.
+
+    Args:
+        task_lm: gives class probabilities.
+        examples: the split.
+        correct_coeff, incorrect_coeff: scale of positive and other gaps.
+        standardize: see `preference`.
+        max_prompts: prompts that are remembered; the one not asked for the longest time is forgotten first.
+    """
+
+    def __init__(
+        self,
+        task_lm: TaskLM,
+        examples: Sequence[Example],
+        correct_coeff: float = 200.0,
+        incorrect_coeff: float = 180.0,
+        standardize: bool = False,
+        max_prompts: int = 50_000,
+    ):
+        self.task_lm = task_lm
+        self.examples = list(examples)
+        self.labels = torch.tensor([example.label for example in examples])
+        self.correct_coeff = correct_coeff
+        self.incorrect_coeff = incorrect_coeff
+        self.standardize = standardize
+        self.max_prompts = max_prompts
+        self.prompts_scored = 0  # prompts sent to the task LM: the budget of a run
+        self.pairs_scored = 0  # (prompt, example) pairs sent to the task LM
+        self._known: OrderedDict[str, torch.Tensor] = OrderedDict()  # prompt -> (E, C), NaN where not asked yet
+
+    def probabilities(
+        self, prompts: Sequence[str], indices: torch.Tensor | None = None, on_pairs: Callable[[int], None] | None = None
+    ) -> torch.Tensor:
+        """Class probabilities (P, E, C) of prompts on the examples `indices` (all by default).
+
+        `on_pairs` is told the number of pairs just computed, for a progress bar.
+        """
+        chosen = torch.arange(len(self.examples)) if indices is None else indices
+        distinct = list(dict.fromkeys(prompts))
+        for prompt in distinct:
+            if prompt not in self._known:
+                self._known[prompt] = torch.full((len(self.examples), self.task_lm.num_classes), torch.nan)
+                self.prompts_scored += 1
+            self._known.move_to_end(prompt)
+        missing = [(p, int(e)) for p in distinct for e in chosen[self._known[p][chosen, 0].isnan()]]
+        if missing:
+            self.pairs_scored += len(missing)
+            # In slices, so that a table over a large test file keeps a progress bar moving; by example, so that
+            # a left-to-right task LM meets each sentence in one slice.
+            missing.sort(key=lambda pair: pair[1])
+            slice_length = max(len(missing) if on_pairs is None else 8 * len(distinct), 1)
+            for start in range(0, len(missing), slice_length):
+                part = missing[start : start + slice_length]
+                found = self.task_lm.class_probabilities([(self.examples[e].text, p) for p, e in part])
+                for (prompt, example), row in zip(part, found, strict=True):
+                    self._known[prompt][example] = row
+                if on_pairs is not None:
+                    on_pairs(len(part))
+        table = torch.stack([self._known[prompt][chosen] for prompt in prompts])
+        while len(self._known) > max(self.max_prompts, len(distinct)):
+            self._known.popitem(last=False)
+        return table
+
+    def score(
+        self, prompts: Sequence[str], indices: torch.Tensor | None = None, on_pairs: Callable[[int], None] | None = None
+    ) -> PromptScores:
+        """Preference and accuracy of each prompt on the examples `indices` (all by default)."""
+        labels = self.labels if indices is None else self.labels[indices]
+        gaps = label_gaps(self.probabilities(prompts, indices, on_pairs), labels)
+        standardize = self.standardize and len(prompts) > 1
+        return preference(gaps, self.correct_coeff, self.incorrect_coeff, standardize)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What is remembered, for a checkpoint: a later rounding of the same number could turn a ranking."""
+        prompts = list(self._known)
+        tensors = {"known": torch.stack(list(self._known.values()))} if prompts else {}
+        counts = {"prompts_scored": self.prompts_scored, "pairs_scored": self.pairs_scored}
+        return tensors, {"prompts": prompts, **counts}
+
+    def load_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        """Undo `state`."""
+        rows = tensors["known"].unbind() if values["prompts"] else ()
+        self._known = OrderedDict((p, row.clone()) for p, row in zip(values["prompts"], rows, strict=True))
+        self.prompts_scored, self.pairs_scored = values["prompts_scored"], values["pairs_scored"]

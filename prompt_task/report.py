@@ -1,0 +1,102 @@
+"""The page of one prompt run: figures, curves, and each candidate prompt coloured by its learned token rewards."""
+
+from typing import Any
+
+import torch
+import yaml
+
+from common.report import Report, TokenRewards, curves_from_metrics
+from common.run_folder import RunFolder
+from common.token_reward_model import TokenRewardModel
+from common.tracking import read_metrics
+from prompt_task.candidates import Candidate
+from prompt_task.prompt_policy import PromptPolicy
+from prompt_task.reward_trainer import prompt_token_rewards
+
+CURVES = (
+    ("eval/dev_score", "eval/best_dev_score"),
+    ("eval/dev_accuracy", "policy/train_accuracy"),
+    "policy/entropy",
+    "policy/loss",
+    ("reward/loss", "reward/dev_loss"),
+    ("reward/rank_accuracy", "reward/dev_rank_accuracy"),
+    "policy/token_reward",
+    "policy/distinct_prompts",
+)
+TITLES = {
+    "eval/dev_score": "Score of sampled prompts on dev",
+    "eval/dev_accuracy": "Accuracy of sampled prompts",
+    "policy/entropy": "Policy entropy (nats a token)",
+    "reward/loss": "ListMLE loss of the reward model",
+    "reward/rank_accuracy": "Rank accuracy of the reward model",
+}
+
+
+@torch.no_grad()
+def candidate_token_rewards(
+    candidates: list[Candidate], policy: PromptPolicy, reward_model: TokenRewardModel
+) -> list[TokenRewards]:
+    """Token texts and learned rewards of candidates that the policy wrote."""
+    own = [c for c in candidates if c.token_ids]
+    if not own:
+        return []
+    tokens = torch.tensor([c.token_ids for c in own])
+    rewards = prompt_token_rewards(reward_model.eval(), policy.source_ids, tokens).tolist()
+    return [
+        TokenRewards(
+            policy.token_texts(row),
+            reward,
+            caption=f"candidate {rank}",
+            columns={"dev score": c.dev_score, "dev accuracy": c.dev_accuracy, "test accuracy": c.test_accuracy},
+        )
+        for rank, (c, row, reward) in enumerate(zip(own, tokens, rewards, strict=True), start=1)
+    ]
+
+
+def write_run_report(
+    folder: RunFolder,
+    results: dict[str, Any],
+    best: list[Candidate],
+    empty: Candidate,
+    policy: PromptPolicy,
+    reward_model: TokenRewardModel,
+) -> None:
+    """Write ``report.html`` of a finished run."""
+    facts = {
+        "test accuracy": f"{results['test_accuracy']:.1%}",
+        "with an empty prompt": "-" if empty.test_accuracy is None else f"{empty.test_accuracy:.1%}",
+        "prompts scored": results["prompts_scored"],
+        "policy steps": results["policy_steps"],
+        "wall time": f"{results['wall_seconds'] / 60:.1f} min",
+    }
+    subtitle = (
+        f"task LM {results['task_lm']}, policy {results['policy_lm']}, guidance {results['guidance']}, "
+        f"aggregation {results['agg_func']}, data split {results['dataset_seed']}, seed {results['seed']}"
+    )
+    report = Report(f"Few-shot prompts for {results['dataset']}", subtitle, facts)
+    report.add_token_rewards(
+        "Candidate prompts and their learned token rewards",
+        candidate_token_rewards(best, policy, reward_model),
+        note="Best by dev score first. A token's colour is the reward that the last reward model gives it; "
+        f"the result is the mean test accuracy of the first {len(results['reported_prompts'])}.",
+    )
+    rows = [
+        {
+            "prompt": c.prompt or "(empty)",
+            "train accuracy": c.train_accuracy,
+            "dev accuracy": c.dev_accuracy,
+            "test accuracy": c.test_accuracy,
+            "dev score": c.dev_score,
+            "error": c.error,
+        }
+        for c in [*best, empty]
+    ]
+    if all(row["error"] is None for row in rows):
+        for row in rows:
+            del row["error"]
+    report.add_table("Tested prompts", rows, note="The last row is the prompt of no words, where a run starts from.")
+    report.add_curves("Training", curves_from_metrics(read_metrics(folder.metrics), CURVES, TITLES))
+    options = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
+    report.add_details("Options", options)
+    report.add_details("Environment", results["environment"]["packages"] | {"hardware": results["hardware"]})
+    report.write(folder.report)

@@ -1,0 +1,250 @@
+"""Learns token rewards from ranked prompts: one round = a policy held still, a reward model fitted to its prompts.
+
+A step samples prompts, scores them with the task LM, draws ranking sets from them, aggregates the token rewards of
+each prompt to a score and takes the ListMLE loss against the ranking.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from common.aggregation import aggregate_token_rewards
+from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.grounding_loss import list_mle_loss, rank_accuracy
+from common.plateau import Plateau
+from common.progress import Progress
+from common.runtime import Runtime
+from common.token_reward_model import TokenRewardModel
+from common.tracking import MetricsLog
+from prompt_task.prompt_policy import PromptPolicy
+from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.settings import FewShotSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RankedPrompts:
+    """Prompts with their preference and the ranking sets drawn from them.
+
+    Attributes:
+        tokens: (N, T) token ids.
+        preferences: (N,) score of each prompt, higher is better.
+        sets: (B, K) indices into the prompts.
+    """
+
+    tokens: torch.Tensor
+    preferences: torch.Tensor
+    sets: torch.Tensor
+
+
+def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Token rewards (N, T) of prompts (N, T) that follow the source text (S,). Equal prompts are computed once."""
+    distinct, row = torch.unique(tokens, dim=0, return_inverse=True)
+    device = source_ids.device
+    source = source_ids.expand(len(distinct), -1)
+    rewards = model(torch.cat([source, distinct.to(device)], 1))  # (U, S + T)
+    return rewards[:, source.shape[1] :][row.to(device)]
+
+
+def draw_sets(count: int, sets: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw `sets` ranking sets of `size` different prompts out of `count`: (B, K)."""
+    return torch.rand(sets, count, generator=generator).argsort(-1)[:, :size]
+
+
+def mean_figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each figure over rows; a row in which it is undefined (NaN: nothing to rank) does not count."""
+    means = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if not math.isnan(row[name])]
+        means[name] = sum(values) / len(values) if values else math.nan
+    return means
+
+
+class RewardTrainer:
+    """Fits the token reward model to the preference over what the policy writes now."""
+
+    def __init__(
+        self,
+        reward_model: TokenRewardModel,
+        policy: PromptPolicy,
+        train_scorer: PromptScorer,
+        dev_scorer: PromptScorer,
+        settings: FewShotSettings,
+        runtime: Runtime,
+        log: MetricsLog,
+    ):
+        self.reward_model = reward_model
+        self.policy = policy
+        self.train_scorer = train_scorer
+        self.dev_scorer = dev_scorer
+        self.settings = settings
+        self.log = log
+        self.generator = runtime.generator(stream=1)
+        self.rounds_done = 0
+        self.steps_done = 0  # optimizer steps over all rounds
+        self.steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
+        self._round: _Round | None = None
+
+    def run_round(self, on_epoch: Callable[[], None] = lambda: None) -> None:
+        """One round: warm weights, fresh optimizer; ends with the best weights on dev in the model.
+
+        `on_epoch` is called after each epoch; state taken there lets `run_round` go on from the next one.
+        """
+        settings = self.settings
+        current = self._round or self._begin_round()
+        total = settings.rew_num_train_epochs * self.steps_per_epoch
+        done = current.epochs_done * self.steps_per_epoch
+        title = f"reward learning, round {self.rounds_done + 1}"
+        with Progress(total, title, initial=done) as bar:
+            while current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
+                self.reward_model.train()
+                steps = []
+                for _ in range(self.steps_per_epoch):
+                    steps.append(self._step(current))
+                    bar.update(1, loss=f"{steps[-1]['reward/loss']:.3f}")
+                current.epochs_done += 1
+                self._end_epoch(current, mean_figures(steps))
+                on_epoch()
+        if not current.plateau.restore_best():
+            logger.warning("no validation of the reward model gave a number; its last weights are used")
+        self.reward_model.eval()
+        self._round = None
+        self.rounds_done += 1
+
+    def _begin_round(self) -> "_Round":
+        settings = self.settings
+        optimizer = torch.optim.Adam(self.reward_model.parameters(), lr=settings.rew_learning_rate)
+        plateau = Plateau(settings.plateau(higher_is_better=False), optimizer, self.reward_model)
+        # The policy stands still during a round, so one sample of its prompts serves every validation of the round:
+        # their losses can be compared, and each prompt is scored on dev once.
+        validation = [self._ranked(self.dev_scorer, None) for _ in range(settings.rew_validation_batches)]
+        self._round = _Round(optimizer, plateau, validation, self._sample_pool())
+        return self._round
+
+    def _sample_pool(self) -> torch.Tensor | None:
+        """With `reward_pool_size`, the prompts (P, T) from which the whole round draws, scored on all of train."""
+        size = self.settings.reward_pool_size
+        if not size:
+            return None
+        pool = self._sample(size)
+        texts = self.policy.texts(pool)
+        chunk = self.settings.prompt_train_batch_size
+        with Progress(len(texts), "scoring the prompt pool", "prompt") as bar:
+            for start in range(0, len(texts), chunk):
+                self.train_scorer.probabilities(texts[start : start + chunk])
+                bar.update(len(texts[start : start + chunk]))
+        return pool
+
+    def _sample(self, count: int) -> torch.Tensor:
+        return self.policy.sample(count, self.generator, self.settings.top_k, self.settings.top_p).tokens
+
+    def _ranked(self, scorer: PromptScorer, pool: torch.Tensor | None, share: float = 1.0) -> RankedPrompts:
+        """Sample prompts, score them on a random share of the scorer's examples, draw ranking sets."""
+        settings = self.settings
+        count = settings.prompt_train_batch_size
+        if pool is None:
+            tokens = self._sample(count)
+        else:
+            tokens = pool[torch.randperm(len(pool), generator=self.generator)[:count]]
+        examples = len(scorer.examples)
+        chosen = None
+        if share < 1.0:
+            kept = max(1, round(share * examples))
+            chosen = torch.randperm(examples, generator=self.generator)[:kept].sort().values
+        scores = scorer.score(self.policy.texts(tokens), chosen).score
+        sets = draw_sets(count, settings.reward_learning_batch_size, settings.reward_learning_samples, self.generator)
+        return RankedPrompts(tokens, scores, sets)
+
+    def _step(self, current: "_Round") -> dict[str, float]:
+        settings = self.settings
+        batches = []
+        for _ in range(settings.rew_gradient_accumulation_steps):
+            ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
+            loss, accuracy, rewards = self._loss(ranked)
+            (loss / settings.rew_gradient_accumulation_steps).backward()
+            batches.append(
+                {
+                    "reward/loss": loss.item(),
+                    "reward/rank_accuracy": accuracy,
+                    "reward/token_mean": rewards.mean().item(),
+                    "reward/token_std": rewards.std(correction=0).item(),
+                    "reward/distinct_prompts": len(torch.unique(ranked.tokens, dim=0)) / len(ranked.tokens),
+                }
+            )
+        figures = mean_figures(batches)
+        if settings.clip_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.reward_model.parameters(), settings.clip_norm)
+            figures["reward/gradient_norm"] = norm.item()
+        current.optimizer.step()
+        current.optimizer.zero_grad()
+        self.steps_done += 1
+        return figures
+
+    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, float, torch.Tensor]:
+        """ListMLE loss of the ranking sets, their rank accuracy, and the token rewards (N, T)."""
+        rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, ranked.tokens)
+        per_set = rewards[ranked.sets.to(rewards.device)]  # (B, K, T)
+        mask = torch.ones_like(per_set, dtype=torch.bool)
+        scores = aggregate_token_rewards(per_set, mask, self.settings.agg_func, self.settings.soft_maxmin_temp)
+        preferences = ranked.preferences[ranked.sets].to(scores.device)
+        loss = list_mle_loss(scores, preferences, generator=self.generator)
+        return loss, float(rank_accuracy(scores.detach(), preferences)), rewards.detach()
+
+    def _end_epoch(self, current: "_Round", figures: dict[str, float]) -> None:
+        self.reward_model.eval()
+        with torch.no_grad():
+            results = [self._loss(ranked)[:2] for ranked in current.validation]
+        dev = [{"reward/dev_loss": loss.item(), "reward/dev_rank_accuracy": accuracy} for loss, accuracy in results]
+        figures |= mean_figures(dev)
+        figures["reward/learning_rate"] = current.plateau.learning_rate
+        step = current.epochs_done * self.steps_per_epoch
+        current.plateau.update(figures["reward/dev_loss"], step)
+        self.log.log("reward", self.rounds_done, step, **figures)
+
+    def save_state(self, state: StateTree) -> None:
+        """Add everything that going on needs to a checkpoint, also from the middle of a round."""
+        state.put("reward/generator", {"state": self.generator.get_state()})
+        values: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done, "round": None}
+        if self._round is not None:
+            current = self._round
+            values["round"] = {"epochs_done": current.epochs_done, "has_pool": current.pool is not None}
+            state.put("reward/optimizer", *optimizer_state(current.optimizer))
+            state.put("reward/plateau", *current.plateau.state())
+            batches = {f"{i}.{k}": v for i, batch in enumerate(current.validation) for k, v in vars(batch).items()}
+            state.put("reward/validation", batches, len(current.validation))
+            state.put("reward/pool", {} if current.pool is None else {"tokens": current.pool})
+        state.put("reward/progress", {}, values)
+
+    def load_state(self, state: StateTree) -> None:
+        """Undo `save_state`."""
+        self.generator.set_state(state.get("reward/generator")[0]["state"])
+        values = state.get("reward/progress")[1]
+        self.rounds_done, self.steps_done = values["rounds_done"], values["steps_done"]
+        self._round = None
+        if values["round"] is None:
+            return
+        optimizer = torch.optim.Adam(self.reward_model.parameters(), lr=self.settings.rew_learning_rate)
+        load_optimizer_state(optimizer, *state.get("reward/optimizer"))
+        plateau = Plateau(self.settings.plateau(higher_is_better=False), optimizer, self.reward_model)
+        plateau.load_state(*state.get("reward/plateau"))
+        batches, count = state.get("reward/validation")
+        names = ("tokens", "preferences", "sets")
+        validation = [RankedPrompts(*(batches[f"{i}.{name}"] for name in names)) for i in range(count)]
+        pool = state.get("reward/pool")[0].get("tokens")
+        self._round = _Round(optimizer, plateau, validation, pool, values["round"]["epochs_done"])
+
+
+@dataclass
+class _Round:
+    """The state of a round under way."""
+
+    optimizer: torch.optim.Optimizer
+    plateau: Plateau
+    validation: list[RankedPrompts]
+    pool: torch.Tensor | None
+    epochs_done: int = 0

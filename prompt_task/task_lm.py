@@ -1,0 +1,456 @@
+"""The frozen task LM: probability of each class for (sentence, prompt) pairs, read off its verbalizers.
+
+A task LM is asked the same small question thousands of times, so everything that is not part of the answer is
+left out: one position of each text meets the LM head, the head has one column a class, texts are batched with
+others of their length, and a left-to-right LM reads each sentence once and keeps its keys and values.
+"""
+
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from common.errors import UserError
+from common.pretrained import load_pretrained, load_tokenizer
+from common.runtime import DTYPES
+from prompt_task.few_shot_data import DatasetSpec, fill_template
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[str, str]  # (sentence, prompt)
+PROBE: tuple[Pair, ...] = (("a short sentence", " and a prompt"), ("another one , a little longer", "read"))
+
+
+def load_task_lm(
+    name: str,
+    spec: DatasetSpec,
+    device: torch.device,
+    is_mask_lm: bool | None = None,
+    dtype: str = "float32",
+    tokens_per_batch: int | None = None,
+    sentence_cache_mib: int = 1024,
+) -> "TaskLM":
+    """Load a masked or left-to-right task LM for one data set.
+
+    Args:
+        name: hub id, folder, or ``builtin/...``.
+        spec: the data set, for its verbalizers and templates.
+        is_mask_lm: which of the two; None reads it off the model's configuration.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of the frozen weights.
+        tokens_per_batch: bound on the tokens in one forward pass; None chooses by device.
+        sentence_cache_mib: memory for the keys and values that a left-to-right LM keeps of sentences it has read.
+
+    Raises:
+        UserError: the model cannot be loaded, lacks its LM head, or a verbalizer is not one token of it.
+    """
+    config = load_pretrained(AutoConfig, name)
+    if is_mask_lm is None:
+        is_mask_lm = looks_masked(config)
+    tokenizer = load_tokenizer(AutoTokenizer, name)
+    auto_class = AutoModelForMaskedLM if is_mask_lm else AutoModelForCausalLM
+    model = load_pretrained(auto_class, name, dtype=DTYPES[dtype], complete=True)
+    return make_task_lm(model, tokenizer, spec, device, is_mask_lm, tokens_per_batch, sentence_cache_mib)
+
+
+def make_task_lm(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: DatasetSpec,
+    device: torch.device,
+    is_mask_lm: bool,
+    tokens_per_batch: int | None = None,
+    sentence_cache_mib: int = 1024,
+) -> "TaskLM":
+    """`load_task_lm` for a model and tokenizer in memory. The model is changed: it belongs to the task LM now."""
+    budget = tokens_per_batch or (2048 if device.type == "cpu" else 16384)
+    if is_mask_lm:
+        return MaskedTaskLM(model, tokenizer, spec, device, budget)
+    return LeftToRightTaskLM(model, tokenizer, spec, device, budget, sentence_cache_mib)
+
+
+def looks_masked(config: Any) -> bool:
+    """Whether a model's configuration is that of a masked LM."""
+    architectures = getattr(config, "architectures", None) or []
+    if any("MaskedLM" in name for name in architectures):
+        return True
+    if any("CausalLM" in name or "LMHead" in name for name in architectures):
+        return False
+    return "bert" in str(getattr(config, "model_type", "")).lower()
+
+
+class TaskLM(ABC):
+    """What both kinds of task LM share: verbalizers, fitting texts to the context, the narrowed LM head."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: DatasetSpec,
+        device: torch.device,
+        tokens_per_batch: int,
+    ):
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.device = device
+        self.tokens_per_batch = tokens_per_batch
+        self.max_tokens = context_length(model, tokenizer)
+        self.sentences_cut = 0
+        self.verbalizer_ids = verbalizer_ids(tokenizer, spec.verbalizers, spec.name)
+        self.model = model.to(device).eval().requires_grad_(False)
+        self._readout = _Readout(self.model, self.verbalizer_ids)
+        self._narrow_checked()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.verbalizer_ids)
+
+    @abstractmethod
+    def fill(self, sentence: str, prompt: str) -> str:
+        """The text that the task LM reads, both parts verbatim."""
+
+    @abstractmethod
+    def _logits(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        """Verbalizer logits of pairs in their order, (N, C)."""
+
+    @torch.no_grad()
+    def class_probabilities(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        """Softmax over the verbalizer logits of each (sentence, prompt) pair: (N, C), float32, on the CPU.
+
+        Raises:
+            UserError: a prompt leaves no room for any sentence in the model's context.
+        """
+        if not pairs:
+            return torch.empty(0, self.num_classes)
+        return self._logits(pairs).float().softmax(-1).cpu()
+
+    def _encode(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[str]]:
+        """Token ids of the filled template, and the sentence of each pair, cut at its end where it was too long."""
+        texts = [self.fill(sentence, prompt) for sentence, prompt in pairs]
+        ids = self._tokenize(texts)
+        sentences = [sentence for sentence, _ in pairs]
+        for i, row in enumerate(ids):
+            if len(row) > self.max_tokens:
+                sentences[i], ids[i] = self._shorten(*pairs[i], excess=len(row) - self.max_tokens)
+        return ids, sentences
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, verbose=False)["input_ids"]  # type: ignore[return-value]
+
+    def _shorten(self, sentence: str, prompt: str, excess: int) -> tuple[str, list[int]]:
+        """Cut the sentence, never the prompt or the mask, until the filled template fits the context."""
+        self.sentences_cut += 1
+        encoding = self.tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = [end for _, end in encoding["offset_mapping"]]
+        for keep in range(len(ends) - excess, 0, -1):
+            shorter = sentence[: ends[keep - 1]]
+            ids = self._tokenize([self.fill(shorter, prompt)])[0]
+            if len(ids) <= self.max_tokens:
+                return shorter, ids
+        raise UserError(f"prompt {prompt!r} leaves no room for a sentence in the task LM's {self.max_tokens} tokens")
+
+    def _narrow_checked(self) -> None:
+        """Narrow the LM head to the verbalizers and make sure that it says what the whole head says."""
+        whole = self._logits(PROBE)
+        self._readout.narrow()
+        if not torch.allclose(whole, self._logits(PROBE), rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
+            self._readout.widen()
+            logger.warning("this task LM's head cannot be narrowed to the verbalizers; all columns are computed")
+
+
+class _Readout:
+    """Runs a model with its LM head applied to one position a row and, once narrowed, one column a class.
+
+    It works on any architecture of transformers: a hook on the model's body passes on the hidden state of the
+    wanted position only, and the output embedding is replaced by its rows for the verbalizers.
+    """
+
+    def __init__(self, model: PreTrainedModel, columns: list[int]):
+        self.model = model
+        self.columns = columns
+        self.whole = model.get_output_embeddings()
+        self.narrowed = False
+        self._positions: torch.Tensor | None = None
+        if model.base_model is not model:
+            model.base_model.register_forward_hook(self._pick)
+
+    def _pick(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if self._positions is not None:
+            hidden = output.last_hidden_state  # (N, T, d)
+            rows = torch.arange(hidden.shape[0], device=hidden.device)
+            output.last_hidden_state = hidden[rows, self._positions].unsqueeze(1)
+        return output
+
+    def __call__(self, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Verbalizer logits (N, C) at `positions` (N,) of the input."""
+        self._positions = positions
+        try:
+            logits = self.model(**inputs).logits
+        finally:
+            self._positions = None
+        if logits.shape[1] > 1:  # a model without a separate body computed all positions
+            rows = torch.arange(logits.shape[0], device=logits.device)
+            logits = logits[rows, positions].unsqueeze(1)
+        return logits[:, 0] if self.narrowed else logits[:, 0, self.columns]
+
+    def narrow(self) -> None:
+        head = self.whole
+        if not isinstance(head, nn.Linear):
+            return
+        narrow = nn.Linear(head.in_features, len(self.columns), bias=head.bias is not None)
+        narrow = narrow.to(head.weight.device, head.weight.dtype).requires_grad_(False)
+        narrow.weight.copy_(head.weight[self.columns])
+        if head.bias is not None:
+            narrow.bias.copy_(head.bias[self.columns])
+        self.model.set_output_embeddings(narrow)
+        self.narrowed = True
+
+    def widen(self) -> None:
+        self.model.set_output_embeddings(self.whole)
+        self.narrowed = False
+
+
+class MaskedTaskLM(TaskLM):
+    """A masked LM: the class is read at the template's mask."""
+
+    def fill(self, sentence: str, prompt: str) -> str:
+        return fill_template(self.spec.masked_template, sentence, prompt, self._mask_token)
+
+    @property
+    def _mask_token(self) -> str:
+        if self.tokenizer.mask_token is None:
+            raise UserError(f"the task LM's tokenizer '{self.tokenizer.name_or_path}' has no mask token")
+        return str(self.tokenizer.mask_token)
+
+    def _mask_position(self, ids: list[int], sentence: str, prompt: str) -> int:
+        # A sentence or a prompt may itself spell the mask token; the template's own is known by its rank.
+        before = self.spec.masked_template.split("<mask>")[0]
+        rank = fill_template(before, sentence, prompt, None).count(self._mask_token)
+        found = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
+        if rank >= len(found):
+            raise UserError(f"the task LM's tokenizer does not see the mask in {self.fill(sentence, prompt)!r}")
+        return found[rank]
+
+    def _logits(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        ids, sentences = self._encode(pairs)
+        logits = torch.empty(len(pairs), self.num_classes, device=self.device)
+        for rows in batches_by_length([len(row) for row in ids], self.tokens_per_batch):
+            batch, mask = pad_right([ids[i] for i in rows], self.tokenizer.pad_token_id or 0, self.device)
+            positions = [self._mask_position(ids[i], sentences[i], pairs[i][1]) for i in rows]
+            at = torch.tensor(positions, device=self.device)
+            logits[rows] = self._readout(at, input_ids=batch, attention_mask=mask).float()
+        return logits
+
+
+class LeftToRightTaskLM(TaskLM):
+    """A left-to-right LM: the class is the next token after the filled template.
+
+    The text up to the prompt is read once a sentence; its keys and values serve every prompt. Where joint
+    tokenization of sentence and prompt differs from that of the sentence alone, only the tokens that both have
+    in common are taken from the cache, so that probabilities are those of the whole text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: DatasetSpec,
+        device: torch.device,
+        tokens_per_batch: int,
+        sentence_cache_mib: int,
+    ):
+        self._states: dict[tuple[int, ...], torch.Tensor] = {}  # prefix ids -> (layers, 2, heads, T, d)
+        self._free_bytes = sentence_cache_mib * 2**20
+        self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        self.reuses_sentences = False
+        super().__init__(model, tokenizer, spec, device, tokens_per_batch)
+        with torch.no_grad():
+            self.reuses_sentences = self._reuse_is_exact()
+        if not self.reuses_sentences:
+            logger.warning("this task LM's keys and values cannot be reused between prompts; every text is read whole")
+
+    def fill(self, sentence: str, prompt: str) -> str:
+        return fill_template(self.spec.left_to_right_template, sentence, prompt, None)
+
+    def _prefix(self, sentence: str) -> str:
+        """The text before the prompt. The blank between them belongs to the prompt's first token in most tokenizers."""
+        before = self.spec.left_to_right_template.split("{prompt}")[0].rstrip(" ")
+        return fill_template(before, sentence, "", None)
+
+    def _logits(self, pairs: Sequence[Pair]) -> torch.Tensor:
+        ids, sentences = self._encode(pairs)
+        if not self.reuses_sentences:
+            return self._read_whole(ids)
+        prefix_of = dict(zip(set(sentences), self._tokenize([self._prefix(s) for s in set(sentences)]), strict=True))
+        prefixes = [tuple(prefix_of[sentence]) for sentence in sentences]
+        shared = [common_length(p, row) for p, row in zip(prefixes, ids, strict=True)]
+        logits = torch.empty(len(pairs), self.num_classes, device=self.device)
+        for group in self._sentence_groups(prefixes):
+            states = self._read_prefixes(sorted({prefixes[i] for i in group}, key=lambda p: (len(p), p)))
+            suffix_lengths = [len(ids[i]) - shared[i] for i in group]
+            # Rows are bounded by the keys and values they drag along too, eight tokens of which count as one read.
+            weights = [new + shared[i] // 8 for new, i in zip(suffix_lengths, group, strict=True)]
+            for picked in batches_by_length(weights, self.tokens_per_batch):
+                rows = [group[j] for j in picked]
+                logits[rows] = self._read_suffixes(
+                    [states[prefixes[i]] for i in rows], [shared[i] for i in rows], [ids[i] for i in rows]
+                )
+        return logits
+
+    def _read_whole(self, ids: list[list[int]]) -> torch.Tensor:
+        logits = torch.empty(len(ids), self.num_classes, device=self.device)
+        for rows in batches_by_length([len(row) for row in ids], self.tokens_per_batch):
+            batch, mask = pad_right([ids[i] for i in rows], self.tokenizer.pad_token_id or 0, self.device)
+            last = mask.sum(-1) - 1
+            inputs = {"input_ids": batch, "attention_mask": mask, "use_cache": False}
+            logits[rows] = self._readout(last, **inputs).float()
+        return logits
+
+    def _sentence_groups(self, prefixes: list[tuple[int, ...]]) -> Iterator[list[int]]:
+        """Pair indices by sentence, as many sentences a group as are read in one pass of new sentences."""
+        pairs_of: dict[tuple[int, ...], list[int]] = {}
+        for i, prefix in enumerate(prefixes):
+            pairs_of.setdefault(prefix, []).append(i)
+        order = sorted(pairs_of, key=lambda p: (len(p), p))
+        for rows in batches_by_length([max(len(p), 1) for p in order], self.tokens_per_batch):
+            yield [i for r in rows for i in pairs_of[order[r]]]
+
+    def _read_prefixes(self, prefixes: list[tuple[int, ...]]) -> dict[tuple[int, ...], torch.Tensor]:
+        """Keys and values of each prefix; those that fit the memory set aside are kept for the next call."""
+        states = {prefix: self._states[prefix] for prefix in prefixes if prefix in self._states}
+        missing = [prefix for prefix in prefixes if prefix not in states and prefix]
+        if missing:
+            batch, mask = pad_right([list(p) for p in missing], self.tokenizer.pad_token_id or 0, self.device)
+            cache = self.model.base_model(input_ids=batch, attention_mask=mask, use_cache=True).past_key_values
+            stacked = torch.stack([torch.stack([keys, values]) for keys, values, *_ in cache])  # (layers, 2, N, h, T, d)
+            for row, prefix in enumerate(missing):
+                state = stacked[:, :, row, :, : len(prefix)].clone()
+                states[prefix] = state
+                size = state.numel() * state.element_size()
+                if size <= self._free_bytes:
+                    self._free_bytes -= size
+                    self._states[prefix] = state
+        if () in prefixes:
+            some = next(iter(states.values()), None)
+            shape = some.shape if some is not None else (0, 2, 0, 0, 0)
+            states[()] = torch.empty(*shape[:3], 0, shape[4], device=self.device)
+        return states
+
+    def _read_suffixes(self, states: list[torch.Tensor], shared: list[int], ids: list[list[int]]) -> torch.Tensor:
+        """Verbalizer logits (N, C) of texts whose first `shared` tokens are read from the cached states."""
+        longest = max(shared)
+        if longest == 0:
+            return self._read_whole(ids)
+        layers, _, heads, _, width = states[shared.index(longest)].shape
+        past = torch.zeros(layers, 2, len(ids), heads, longest, width, dtype=states[0].dtype, device=self.device)
+        for row, (state, length) in enumerate(zip(states, shared, strict=True)):
+            if length:
+                past[:, :, row, :, :length] = state[:, :, :, :length]
+        batch, new_mask = pad_right(
+            [row[length:] for row, length in zip(ids, shared, strict=True)],
+            self.tokenizer.pad_token_id or 0,
+            self.device,
+        )
+        lengths = torch.tensor(shared, device=self.device).unsqueeze(1)
+        past_mask = (torch.arange(longest, device=self.device) < lengths).to(new_mask.dtype)
+        inputs: dict[str, Any] = {
+            "input_ids": batch,
+            "attention_mask": torch.cat([past_mask, new_mask], 1),
+            "past_key_values": DynamicCache([(layer[0], layer[1]) for layer in past]),
+            "use_cache": True,
+        }
+        if self._takes_positions:
+            inputs["position_ids"] = lengths + torch.arange(batch.shape[1], device=self.device)
+        return self._readout(new_mask.sum(-1) - 1, **inputs).float()
+
+    def _reuse_is_exact(self) -> bool:
+        """Whether this model gives the same logits from cached sentences; recurrent ones, for example, do not."""
+        whole = self._logits(PROBE)
+        self.reuses_sentences = True
+        try:
+            cached = self._logits(PROBE)
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            logger.debug("reuse of keys and values failed: %s", error)
+            return False
+        return torch.allclose(whole, cached, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+
+
+def verbalizer_ids(tokenizer: PreTrainedTokenizerBase, verbalizers: Sequence[str], dataset: str) -> list[int]:
+    """The token of each verbalizer, in the order of the labels.
+
+    Raises:
+        UserError: a verbalizer is not exactly one known token, or two classes share one.
+    """
+    found: list[int] = []
+    for word in verbalizers:
+        ids = tokenizer.encode(word, add_special_tokens=False)
+        if len(ids) != 1:  # tokenizers that put a blank of their own before a text need a word before it
+            context = tokenizer.encode("a", add_special_tokens=False)
+            joint = tokenizer.encode("a" + word, add_special_tokens=False)
+            ids = joint[len(context) :] if joint[: len(context)] == context else ids
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+            pieces = tokenizer.convert_ids_to_tokens(ids)
+            raise UserError(
+                f"dataset {dataset}: the verbalizer {word!r} is not one token of the task LM "
+                f"'{tokenizer.name_or_path}' (it reads {pieces}); choose verbalizers that are"
+            )
+        if ids[0] in found:
+            other = verbalizers[found.index(ids[0])]
+            raise UserError(f"dataset {dataset}: the verbalizers {other!r} and {word!r} are the same token")
+        found.append(ids[0])
+    return found
+
+
+def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the model can read at once."""
+    limits = [tokenizer.model_max_length]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions:
+        # RoBERTa-like models number positions from behind the padding index and so lose that many.
+        embeddings = getattr(model.base_model, "embeddings", None)
+        table = getattr(embeddings, "position_embeddings", None)
+        offset = getattr(table, "padding_idx", None)
+        limits.append(positions - (0 if offset is None else offset + 1))
+    return int(min(limits))
+
+
+def common_length(prefix: Sequence[int], ids: Sequence[int]) -> int:
+    """Length of the common beginning of two token sequences, short of the last token of `ids`."""
+    length = 0
+    for a, b in zip(prefix, ids[:-1], strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Indices in order of length, cut so that rows x longest stays within the budget (one row at least)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[i] > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def pad_right(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both (N, T), of rows padded to the longest."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids, mask
