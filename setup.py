@@ -49,7 +49,7 @@ setup(
     python_requires=">=3.11",
     # `configs` holds YAML only; as a package it lands beside the runners, which look for it at ../configs.
     packages=[*find_packages(include=["common*", "prompt_task*", "sum_task*"]), "configs"],
-    package_data={"common": ["builtin/**/*"], "configs": ["**/*.yaml"]},
+    package_data={"common": ["builtin/**/*", "*.html.j2"], "configs": ["**/*.yaml"]},
     include_package_data=False,
     install_requires=DEPENDENCIES,
     extras_require={"dev": DEVELOPMENT, "wandb": ["wandb>=0.20,<1"]},

@@ -81,7 +81,8 @@ class TokenRewardConfig(PreTrainedConfig):
         bound: one of :data:`BOUNDS`.
         head_hidden_size: width of the head's hidden layer.
         head_init_gain: gain of the head's Xavier-uniform initialisation; its biases start at minus this number.
-            At the published 1e-4 all rewards are equal to the last bit for the first dozens of steps.
+            With the published gain of 1e-4 and learning rate, all rewards are equal to the last bit for the first
+            dozens of steps.
     """
 
     model_type = "token_reward"
@@ -122,7 +123,8 @@ class TokenRewardModel(PreTrainedModel):
     with a fresh head, and :meth:`from_pretrained` loads what :meth:`save_pretrained` saved, head included.
 
     Example:
-        >>> model = TokenRewardModel.from_backbone("distilgpt2").eval()
+        >>> tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+        >>> model = TokenRewardModel.from_backbone("HuggingFaceTB/SmolLM2-135M")
         >>> batch = tokenizer(["a fine film", "dull"], padding=True, return_tensors="pt")
         >>> rewards = model(**batch)                                               # (2, T)
         >>> scores = aggregate_token_rewards(rewards[None], batch.attention_mask[None], "sum")  # (1, 2)
@@ -131,7 +133,6 @@ class TokenRewardModel(PreTrainedModel):
     config_class = TokenRewardConfig
     config: TokenRewardConfig
     base_model_prefix = "backbone"
-    supports_gradient_checkpointing = True
 
     def __init__(self, config: TokenRewardConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -169,7 +170,7 @@ class TokenRewardModel(PreTrainedModel):
         """
         backbone = load_pretrained(AutoModel, name_or_path, complete=True, dtype=dtype)
         config = TokenRewardConfig(
-            backbone=backbone.config.to_dict(),
+            backbone=backbone.config.to_diff_dict(),  # as its own config.json has it, without the local path
             bound=bound,
             head_hidden_size=head_hidden_size,
             head_init_gain=head_init_gain,

@@ -6,6 +6,7 @@ everything between two tabs, so it can hold quotes and outer blanks but neither 
 
 import dataclasses
 import logging
+import os
 import re
 import shlex
 from collections import Counter
@@ -270,11 +271,11 @@ def read_text(path: str | Path) -> str:
 
 
 def prepare_command(spec: DatasetSpec, base_path: str, num_shots: int, dataset_seed: int) -> str:
-    """The command that builds a split."""
-    words = ["python", "scripts/prepare_fsc_data.py", f"--dataset={spec.name}", f"--base_path={base_path}"]
+    """The command that builds a split, to be typed in the current working directory."""
+    script = os.path.relpath(Path(__file__).resolve().parent.parent / "scripts" / "prepare_fsc_data.py")
+    words = ["python", script, f"--dataset={spec.name}", f"--base_path={base_path}", f"--dataset_seeds={dataset_seed}"]
     if num_shots != 16:
         words.append(f"--num_shots={num_shots}")
-    words.append(f"--dataset_seeds={dataset_seed}")
     if spec.hub_id is None:
         words += ["--train_file=TRAIN.csv", "--test_file=TEST.csv"]
     return shlex.join(words)
@@ -284,17 +285,25 @@ def _check_present(folder: Path, spec: DatasetSpec, base_path: str, num_shots: i
     missing = [f"{split}.tsv" for split in SPLITS if not (folder / f"{split}.tsv").is_file()]
     if not missing:
         return
-    known = folder
-    while not known.is_dir() and known != known.parent:
-        known = known.parent
-    entries = sorted(path.name for path in known.iterdir())
-    content = ", ".join(entries[:12]) + (", ..." if len(entries) > 12 else "") if entries else "nothing"
-    what = f"no file {folder / missing[0]}" if known == folder else f"no folder {folder}"
-    if known == folder or not base_path.startswith("builtin/"):
-        remedy = f"this builds the split: {prepare_command(spec, base_path, num_shots, dataset_seed)}"
+    command = prepare_command(spec, base_path, num_shots, dataset_seed)
+    root = Path(resolve(base_path))
+    if folder.is_dir():
+        what = f"no file {folder / missing[0]} ({_content(folder)})"
+        remedy = f"add it, or make all three files anew: {command} --overwrite"
+    elif root.is_dir():
+        nearest_folder = next(parent for parent in folder.parents if parent.is_dir())
+        what, remedy = f"no folder {folder} ({_content(nearest_folder)})", f"this makes it: {command}"
     else:
-        remedy = "base_path names the folder of your own data"
-    raise UserError(f"{what} ({known} holds {content}); {remedy}")
+        what, remedy = f"base_path: no folder {root.absolute()}", f"this makes it: {command}"
+    if str(root) != base_path:
+        remedy = "base_path says where your own data lies"
+    raise UserError(f"{what}; {remedy}")
+
+
+def _content(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"{folder} holds {shown or 'nothing'}"
 
 
 def _check_classes(path: Path, examples: Sequence[Example], spec: DatasetSpec, num_shots: int) -> None:
