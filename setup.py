@@ -22,6 +22,8 @@ DEPENDENCIES = [
     "pandas>=3.0,<4",
     "matplotlib>=3.10,<4",
     "jinja2>=3.1,<4",
+    "markupsafe>=3,<4",
+    "PyYAML>=6,<7",
     "tqdm>=4.67,<5",
 ]
 

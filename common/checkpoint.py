@@ -38,6 +38,7 @@ def save_checkpoint(folder: Path, state: StateTree) -> None:
     """Write `state` as ``state.safetensors`` and ``state.json`` in `folder`; a kill leaves no half of it."""
     # Tied or expanded tensors share memory, which safetensors refuses; a checkpoint holds plain copies.
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.tensors.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with write_folder_atomic(folder) as temporary:
         save_file(tensors, temporary / "state.safetensors")
         text = json.dumps({"format": FORMAT, "tensors": sorted(tensors), "values": state.values})
@@ -62,10 +63,15 @@ def load_checkpoint(folder: Path) -> StateTree:
         raise UserError(f"the checkpoint '{folder}' cannot be read: {error}") from None
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint below `folder` (they are named ``step-N``), or None."""
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints below `folder`, which are named ``step-N``, oldest first."""
     steps = [p for p in folder.glob("step-*") if p.name[5:].isdigit() and (p / "state.json").is_file()]
-    return max(steps, key=lambda p: int(p.name[5:]), default=None)
+    return sorted(steps, key=lambda p: int(p.name[5:]))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint below `folder`, or None."""
+    return next(reversed(checkpoint_folders(folder)), None)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

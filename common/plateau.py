@@ -61,8 +61,8 @@ class Plateau:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def is_gain(self, value: float) -> bool:
-        """Whether `value` beats the best so far by more than the threshold. NaN never does."""
-        if math.isnan(value):
+        """Whether `value` beats the best so far by more than the threshold. NaN and infinity never do."""
+        if not math.isfinite(value):
             return False
         if self.best is None:
             return True

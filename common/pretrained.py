@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from safetensors import SafetensorError
+
 from common.builtin import resolve
 from common.errors import UserError
 
@@ -23,13 +25,15 @@ def load_pretrained(auto_class: Any, name: str, complete: bool = False, **option
     is_model = "Model" in auto_class.__name__
     if is_model:
         options |= {"use_safetensors": True, "output_loading_info": True}
+        # Shapes that differ are collected with the missing weights, for one error below.
+        options |= {"ignore_mismatched_sizes": complete}
     # What transformers would warn of while loading, missing weights, is checked below.
     noisy = logging.getLogger("transformers")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
         loaded = auto_class.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"cannot load '{name}' with {auto_class.__name__}: {_first_line(error)}") from None
     finally:
         noisy.setLevel(level)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from common.checkpoint import latest_checkpoint
+from common.checkpoint import checkpoint_folders, latest_checkpoint
 from common.errors import UserError
 from common.files import write_json_atomic, write_text_atomic
 
@@ -41,6 +41,24 @@ class RunFolder:
     def is_complete(self) -> bool:
         return self.results.is_file()
 
+    def prepare(self) -> None:
+        """Make the folder. What it held is removed, unless this run goes on from a checkpoint in it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            if self.checkpoint is None and self.path.exists():
+                self.results.unlink(missing_ok=True)  # first: without it the folder no longer claims to be whole
+                for entry in sorted(self.path.iterdir(), key=lambda entry: entry == self.config):
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.rmtree(entry)
+                    else:
+                        entry.unlink()  # config.yaml last: a folder half emptied is still known as a run's
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output folder '{self.path}' cannot be written: {error.strerror}") from None
+
     def write_config(self, options: Mapping[str, Any], command: list[str]) -> None:
         """Write everything that is needed to run it again."""
         content = {"command": command, "options": dict(options), "environment": environment()}
@@ -55,12 +73,12 @@ class RunFolder:
 
     def drop_old_checkpoints(self, keep: int) -> None:
         """Keep the newest `keep` checkpoints."""
-        for old in sorted(self.checkpoints.glob("step-*"))[:-keep]:
+        for old in checkpoint_folders(self.checkpoints)[:-keep]:
             shutil.rmtree(old)
 
 
 def open_run_folder(path: Path, *, overwrite: bool = False, resume: bool = False) -> RunFolder:
-    """Make the folder of a run, or take up the one that is there.
+    """Decide what becomes of a run's folder. Nothing is written or removed before `RunFolder.prepare`.
 
     Args:
         path: the folder.
@@ -68,37 +86,41 @@ def open_run_folder(path: Path, *, overwrite: bool = False, resume: bool = False
         resume: go on from its newest checkpoint if it has one; a run without one starts again.
 
     Raises:
-        UserError: it holds a run and neither was asked for, it holds something else, or it cannot be written.
+        UserError: it holds a run and neither was asked for, or it holds something else.
     """
     folder = RunFolder(path)
     try:
         occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        if occupied:
-            if not path.is_dir() or not folder.config.is_file():
-                raise UserError(f"output folder '{path}' is not empty and holds no run; choose another")
-            if resume:
-                newest = latest_checkpoint(folder.checkpoints)
-                if newest is not None or folder.is_complete:
-                    return RunFolder(path, newest)
-            elif not overwrite:
-                raise UserError(
-                    f"output folder '{path}' already holds a {'complete' if folder.is_complete else 'partial'} run; "
-                    "go on with it (resume=auto), replace it (overwrite=true) or choose another folder"
-                )
-            folder.results.unlink(missing_ok=True)  # first: without it the folder no longer claims to be whole
-            for entry in path.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
-        path.mkdir(parents=True, exist_ok=True)
-        folder.checkpoints.mkdir(exist_ok=True)
+        if not occupied:
+            return folder
+        if not _holds_run(folder):
+            raise UserError(f"output folder '{path}' is not empty and holds no run; choose another")
     except OSError as error:
-        raise UserError(f"output folder '{path}' cannot be written: {error.strerror}") from None
+        raise UserError(f"output folder '{path}' cannot be read: {error.strerror}") from None
+    if resume:
+        folder.checkpoint = latest_checkpoint(folder.checkpoints)
+    elif not overwrite:
+        raise UserError(
+            f"output folder '{path}' already holds a {'complete' if folder.is_complete else 'partial'} run; "
+            "go on with it (resume=auto), replace it (overwrite=true) or choose another folder"
+        )
     return folder
 
 
-def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path) -> None:
+def _holds_run(folder: RunFolder) -> bool:
+    """Whether `config.yaml` is one that a run wrote: a folder of something else must never be emptied."""
+    if not folder.config.is_file():
+        return False
+    try:
+        content = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(content, dict) and {"command", "options", "environment"} <= content.keys()
+
+
+def check_same_options(
+    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path
+) -> None:
     """Refuse to go on with options that would change the result.
 
     Raises:
@@ -112,7 +134,7 @@ def check_same_options(before: Mapping[str, Any], now: Mapping[str, Any], neutra
 
 def environment() -> dict[str, Any]:
     """Versions, platform and git commit of this run."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -55,6 +55,9 @@ def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any
     origin = typing.get_origin(kind) or kind
     if origin is tuple and isinstance(value, list):
         value = tuple(value)
+        wrong = [item for item in value if not isinstance(item, str)]
+        if wrong:
+            raise UserError(f"{name}: {wrong[0]!r} in the list is not text")
     if not isinstance(value, origin) or (isinstance(value, bool) and kind is not bool):
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list"}
         raise UserError(f"{name}: {value!r} is not {kinds.get(origin, str(origin))}")

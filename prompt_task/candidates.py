@@ -74,7 +74,9 @@ class CandidateTable:
         self._by_prompt = {row["prompt"]: Candidate(**row) for row in rows}
 
 
-def score_candidates(scorer: PromptScorer, candidates: list[Candidate], split: str, show_progress: bool = False) -> None:
+def score_candidates(
+    scorer: PromptScorer, candidates: list[Candidate], split: str, show_progress: bool = False
+) -> None:
     """Fill in score and accuracy on one split. A prompt that cannot be scored keeps the reason and is reported."""
     prompts = [candidate.prompt for candidate in candidates]
     with Progress(len(prompts) * len(scorer.examples), f"testing {len(prompts)} prompts", "text") as bar:

@@ -54,6 +54,33 @@ def read_command(words: Sequence[str], extra: dict[str, Any] | None = None) -> C
     return command_from(values, extra or {})
 
 
+def check_sweep(words: Sequence[str]) -> None:
+    """Check the runs that ``--multirun`` would start: every value of each option, the others at their first.
+
+    Raises:
+        UserError: see `read_command`.
+    """
+    parser = OverridesParser.create()
+    choices = []
+    for word in words:
+        if word in ("--multirun", "-m"):
+            continue
+        values = [word]
+        if "=" in word and not word.startswith("-"):
+            try:
+                override = parser.parse_override(word)
+                if override.is_sweep_override():
+                    values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            except HydraException:
+                pass  # `read_command` says what is wrong with it
+        choices.append(values)
+    first = [values[0] for values in choices]
+    read_command(first)
+    for i, values in enumerate(choices):
+        for value in values[1:]:
+            read_command([*first[:i], value, *first[i + 1 :]])
+
+
 def command_from(values: dict[str, Any], extra: dict[str, Any]) -> Command:
     """Check a composed configuration."""
     values = {key: value for key, value in values.items() if key != "hydra"}
@@ -82,7 +109,9 @@ def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
             else:
                 config_dirs.append(value)
         elif word.startswith("-"):
-            flags = ("--config-name", "--config-dir", "--multirun", "--help", "--cfg")
+            flags = ("--config-name", "--config-dir", "--multirun", "--help")
+            if name in flags:
+                raise UserError(f"'{word}' has no place here")
             raise UserError(f"unknown flag '{word}'{nearest(word, flags)} (options are set as key=value)")
         elif not equals and not word.startswith("~"):
             raise UserError(f"'{word}' is not of the form key=value")
@@ -96,7 +125,9 @@ def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
 def _check_name(name: str, what: str, folder: Path, skip: Sequence[str] = ()) -> None:
     known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in skip)
     if name not in known:
-        raise UserError(f"{what}: there is no '{name}' in {folder}{nearest(name, known)} (there are: {', '.join(known)})")
+        raise UserError(
+            f"{what}: there is no '{name}' in {folder}{nearest(name, known)} (there are: {', '.join(known)})"
+        )
 
 
 def _compose(config_name: str, config_dirs: list[str], overrides: list[str], extra: dict[str, Any]) -> dict[str, Any]:
@@ -117,8 +148,8 @@ def _compose(config_name: str, config_dirs: list[str], overrides: list[str], ext
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_first_line(error)) from None
     assert isinstance(values, dict)
-    values = {str(key): value for key, value in values.items()}
-    return values | extra | _extra_values(overrides, extra)
+    named = {str(key): value for key, value in values.items()}
+    return named | extra | _extra_values(overrides, extra)
 
 
 def _extra_values(overrides: list[str], extra: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +166,7 @@ def _check_overrides(overrides: list[str], known: list[str], extra: dict[str, An
         top = re.split(r"[./@]", key)[0]
         if top not in names and top != "hydra":
             raise UserError(f"unknown option '{key}'{nearest(key, names)}")
-        if key == "dataset" and not config_dirs:
+        if key == "dataset" and "=" in word and not config_dirs:
             _check_name(word.split("=", 1)[1], "dataset", CONFIGS / "dataset")
         if key in extra:
             continue

@@ -40,7 +40,7 @@ def read_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
         UserError: both or neither is given, or what is given cannot be read as prompts.
     """
     if (prompts is None) == (prompts_file is None):
-        raise UserError('give either prompts=\'["...", ...]\' (a JSON list) or prompts_file=FILE')
+        raise UserError("give either prompts='[\"...\", ...]' (a JSON list) or prompts_file=FILE")
     if prompts is not None:
         return _texts(prompts, "prompts")
     path = Path(str(prompts_file))
@@ -69,6 +69,9 @@ def _texts(text: str, where: str) -> list[str]:
         raise UserError(f"{where}: not a JSON list of texts ({error})") from None
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise UserError(f"{where}: must be a JSON list of at least one text")
+    for prompt in prompts:
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # JSON can spell it, no tokenizer can read it
+            raise UserError(f"{where}: {prompt!r} is not a text: it holds half of a character")
     return prompts
 
 
@@ -92,10 +95,8 @@ def main() -> int:
         settings.task_lm, spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
         settings.scoring_tokens_per_batch, settings.sentence_cache_mib,
     )  # fmt: skip
-    scorer = PromptScorer(
-        task_lm, getattr(splits, own["split"]), settings.correct_coeff, settings.incorrect_coeff,
-        standardize=settings.compute_zscore,
-    )  # fmt: skip
+    examples = getattr(splits, own["split"])
+    scorer = PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff)
     candidates = [Candidate(prompt) for prompt in dict.fromkeys(prompts)]
     score_candidates(scorer, candidates, own["split"], show_progress=True)
     print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.task_lm}")

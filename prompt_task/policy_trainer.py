@@ -1,5 +1,6 @@
 """Trains the prompt policy with the learned token rewards: REINFORCE + maximum entropy, reward relearnt on the way."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.reward_trainer import RewardTrainer, prompt_token_rewards
 from prompt_task.settings import FewShotSettings
+
+logger = logging.getLogger(__name__)
 
 
 class PolicyTrainer:
@@ -54,6 +57,12 @@ class PolicyTrainer:
         `save` is called where a checkpoint is due.
         """
         settings = self.settings
+        if settings.early_stop_eval_period > settings.max_train_steps:
+            logger.warning(
+                "early_stop_eval_period=%d is more than max_train_steps=%d: the policy is never validated, so the "
+                "rate schedule and early stopping cannot act and its last weights are used",
+                settings.early_stop_eval_period, settings.max_train_steps,
+            )  # fmt: skip
         with Progress(settings.max_train_steps, "policy learning", initial=self.steps_done) as bar:
             while self.steps_done < settings.max_train_steps and not self.plateau.should_stop:
                 if self._reward_is_due():
@@ -69,9 +78,7 @@ class PolicyTrainer:
                 if settings.save_steps and step % settings.save_steps == 0:
                     save(step)
         self.plateau.restore_best()
-        last = self.policy.sample(
-            settings.prompt_infer_batch_size, self.generator, settings.top_k, settings.top_p
-        )
+        last = self.policy.sample(settings.prompt_infer_batch_size, self.generator, settings.top_k, settings.top_p)
         self.candidates.add(last.tokens)
 
     def _reward_is_due(self) -> bool:

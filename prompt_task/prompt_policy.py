@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,12 +65,14 @@ class PromptPolicy(nn.Module):
         source_ids = tokenizer.encode(source_str, add_special_tokens=False)
         if not source_ids:
             raise UserError(f"source_str: {source_str!r} is no token of '{name}'")
-        self.register_buffer("source_ids", torch.tensor(source_ids), persistent=False)  # (S,)
+        self.source_ids: torch.Tensor  # (S,)
+        self.register_buffer("source_ids", torch.tensor(source_ids), persistent=False)
         width = lm.get_output_embeddings().weight.shape[1]
-        self.adaptor = nn.Sequential(nn.Linear(width, hidden_size), nn.ReLU(), nn.Linear(hidden_size, width))
-        for layer in (self.adaptor[0], self.adaptor[2]):
+        layers = (nn.Linear(width, hidden_size), nn.Linear(hidden_size, width))
+        for layer in layers:
             nn.init.xavier_uniform_(layer.weight, gain=1e-4)
             nn.init.constant_(layer.bias, -1e-4)
+        self.adaptor = nn.Sequential(layers[0], nn.ReLU(), layers[1])
 
     @classmethod
     def from_lm(cls, name: str, **options: Any) -> "PromptPolicy":
@@ -79,7 +82,7 @@ class PromptPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.source_ids.device  # type: ignore[return-value]
+        return self.source_ids.device
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states of the frozen LM (..., d) to the policy's logits (..., V)."""
@@ -100,10 +103,15 @@ class PromptPolicy(nn.Module):
             generator: a CPU generator; the device does not change what is drawn.
             top_k, top_p: truncate the distribution that is drawn from; the logits returned are untruncated.
             with_logits: keep each step's logits, with gradient, for the policy loss.
+
+        Raises:
+            UserError: training has diverged: there is no distribution to draw from.
         """
 
         def draw(logits: torch.Tensor, node_of_row: torch.Tensor) -> torch.Tensor:
             kept = truncate_logits(logits, top_k, top_p).softmax(-1).cpu()
+            if kept.isnan().any():
+                raise UserError("the policy's logits are no finite numbers; a lower learning_rate may help")
             return torch.multinomial(kept[node_of_row], 1, generator=generator).squeeze(1)
 
         return self._write(count, draw, with_logits)
@@ -166,7 +174,7 @@ class PromptPolicy(nn.Module):
             settings = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
             policy = cls.from_lm(settings.pop("policy_lm"), **settings)
             policy.adaptor.load_state_dict(load_file(folder / "adaptor.safetensors"))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"'{folder}' does not hold a prompt policy: {error}") from None
         return policy
 

@@ -62,8 +62,7 @@ class PromptScorer:
         task_lm: gives class probabilities.
         examples: the split.
         correct_coeff, incorrect_coeff: scale of positive and other gaps.
-        standardize: see `preference`.
-        max_prompts: prompts that are remembered; the one not asked for the longest time is forgotten first.
+        memory_mib: memory for what is remembered; the prompt not asked for the longest time is forgotten first.
     """
 
     def __init__(
@@ -72,16 +71,14 @@ class PromptScorer:
         examples: Sequence[Example],
         correct_coeff: float = 200.0,
         incorrect_coeff: float = 180.0,
-        standardize: bool = False,
-        max_prompts: int = 50_000,
+        memory_mib: float = 64,
     ):
         self.task_lm = task_lm
         self.examples = list(examples)
         self.labels = torch.tensor([example.label for example in examples])
         self.correct_coeff = correct_coeff
         self.incorrect_coeff = incorrect_coeff
-        self.standardize = standardize
-        self.max_prompts = max_prompts
+        self.max_prompts = int(memory_mib * 2**20 / (4 * len(self.examples) * task_lm.num_classes))
         self.prompts_scored = 0  # prompts sent to the task LM: the budget of a run
         self.pairs_scored = 0  # (prompt, example) pairs sent to the task LM
         self._known: OrderedDict[str, torch.Tensor] = OrderedDict()  # prompt -> (E, C), NaN where not asked yet
@@ -120,12 +117,19 @@ class PromptScorer:
         return table
 
     def score(
-        self, prompts: Sequence[str], indices: torch.Tensor | None = None, on_pairs: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[str],
+        indices: torch.Tensor | None = None,
+        on_pairs: Callable[[int], None] | None = None,
+        standardize: bool = False,
     ) -> PromptScores:
-        """Preference and accuracy of each prompt on the examples `indices` (all by default)."""
+        """Preference and accuracy of each prompt on the examples `indices` (all by default).
+
+        `standardize` (see `preference`) is for ranking these prompts among each other alone: the scores then say
+        nothing about prompts of another call, and their mean is always 0.
+        """
         labels = self.labels if indices is None else self.labels[indices]
         gaps = label_gaps(self.probabilities(prompts, indices, on_pairs), labels)
-        standardize = self.standardize and len(prompts) > 1
         return preference(gaps, self.correct_coeff, self.incorrect_coeff, standardize)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -156,7 +156,7 @@ class RewardTrainer:
         if share < 1.0:
             kept = max(1, round(share * examples))
             chosen = torch.randperm(examples, generator=self.generator)[:kept].sort().values
-        scores = scorer.score(self.policy.texts(tokens), chosen).score
+        scores = scorer.score(self.policy.texts(tokens), chosen, standardize=settings.compute_zscore).score
         sets = draw_sets(count, settings.reward_learning_batch_size, settings.reward_learning_samples, self.generator)
         return RankedPrompts(tokens, scores, sets)
 

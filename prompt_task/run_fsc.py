@@ -1,9 +1,11 @@
 """Few-shot prompt generation: learn token rewards from ranked prompts, train a policy with them, test its prompts.
 
+For example:
     python prompt_task/run_fsc.py dataset=agnews dataset_seed=1 random_seed=1 agg_func=max
     python prompt_task/run_fsc.py --config-name=builtin
 """
 
+import json
 import logging
 import sys
 import time
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
@@ -22,7 +26,7 @@ from common.runtime import hardware, peak_memory_mib, random_state, restore_rand
 from common.token_reward_model import TokenRewardModel
 from common.tracking import MetricsLog, check_trackers, truncate_after
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
-from prompt_task.command_line import Command, command_from, help_text, read_command
+from prompt_task.command_line import Command, check_sweep, command_from, help_text, read_command
 from prompt_task.few_shot_data import load_few_shot_splits
 from prompt_task.policy_trainer import PolicyTrainer
 from prompt_task.prompt_policy import PromptPolicy
@@ -46,8 +50,12 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
     runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads)
     checkpoint = load_checkpoint(Path(settings.checkpoint_path)) if settings.checkpoint_path else None
     folder = open_run_folder(output_folder(command), overwrite=settings.overwrite, resume=settings.resume == "auto")
-    if folder.is_complete:
-        raise UserError(f"the run in '{folder.path}' is complete; overwrite=true replaces it")
+    if folder.is_complete and not settings.overwrite:  # resume=auto of a run with nothing left to do
+        before = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
+        check_same_options(before, _plain(command.options), NEUTRAL, folder.path)
+        finished: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
+        print_summary(folder, finished)
+        return finished
     if folder.checkpoint is not None:
         checkpoint = load_checkpoint(folder.checkpoint)
     if checkpoint is not None:
@@ -59,6 +67,8 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
             settings.task_lm, spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
             settings.scoring_tokens_per_batch, settings.sentence_cache_mib,
         )  # fmt: skip
+    task_lm.read_ahead([example.text for example in (*splits.train, *splits.dev)])
+    torch.manual_seed(settings.random_seed)  # what loading the task LM drew is none of the policy's business
     policy = PromptPolicy.from_lm(
         settings.policy_lm,
         source_str=settings.source_str,
@@ -71,11 +81,13 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         bound="softplus" if settings.use_softplus else "sigmoid",
         head_hidden_size=settings.hidden_size,
         head_init_gain=settings.head_init_gain,
-    ).to(runtime.device)
+    )
+    reward_model.to(runtime.device)  # type: ignore[arg-type]  # transformers' annotation of `to` lacks devices
+    if settings.rew_freeze_backbone:
+        reward_model.backbone.requires_grad_(False)
 
     def scorer(examples: Any) -> PromptScorer:
-        coefficients = (settings.correct_coeff, settings.incorrect_coeff)
-        return PromptScorer(task_lm, examples, *coefficients, standardize=settings.compute_zscore)
+        return PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff)
 
     train_scorer, dev_scorer = scorer(splits.train), scorer(splits.dev)
     seconds_before = 0.0
@@ -83,6 +95,7 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         seconds_before = checkpoint.values["run"]["seconds"]
         if folder.checkpoint is not None:
             truncate_after(folder.metrics, checkpoint.values["run"]["events"])
+    folder.prepare()
     folder.write_config(_plain(command.options), sys.argv)
     log = MetricsLog(
         folder.metrics, settings.trackers, project="token-guidance-fsc", config=_plain(command.options),
@@ -91,9 +104,7 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
     with log:
         reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings, runtime, log)
         candidates = CandidateTable(policy, train_scorer, dev_scorer)
-        trainer = PolicyTrainer(
-            policy, reward_trainer, train_scorer, dev_scorer, candidates, settings, runtime, log
-        )
+        trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, settings, runtime, log)
         parts = (reward_model, reward_trainer, trainer, train_scorer, dev_scorer)
         if checkpoint is not None:
             _load_state(checkpoint, *parts)
@@ -249,6 +260,8 @@ def main() -> int:
     if any(word in ("--help", "-h") for word in words):
         print(help_text("python prompt_task/run_fsc.py"))
         return 0
+    if any(word in ("--multirun", "-m") for word in words):
+        check_sweep(words)
     if any(word in ("--multirun", "-m", "--cfg", "-c", "--hydra-help", "--info") for word in words):
         multirun()
         return 0

@@ -46,6 +46,7 @@ class FewShotSettings:
     agg_func: str = setting(choices=AGGREGATIONS)
     soft_maxmin_temp: float = setting(above=0)
     use_softplus: bool = setting()
+    rew_freeze_backbone: bool = setting()
     head_init_gain: float = setting(above=0)
     reward_learning_samples: int = setting(minimum=2)
     reward_learning_batch_size: int = setting(minimum=1)

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import Cache, DynamicLayer
 
 from common.errors import UserError
 from common.pretrained import load_pretrained, load_tokenizer
@@ -75,7 +76,7 @@ def make_task_lm(
     sentence_cache_mib: int = 1024,
 ) -> "TaskLM":
     """`load_task_lm` for a model and tokenizer in memory. The model is changed: it belongs to the task LM now."""
-    budget = tokens_per_batch or (2048 if device.type == "cpu" else 16384)
+    budget = tokens_per_batch or (1024 if device.type == "cpu" else 16384)
     if is_mask_lm:
         return MaskedTaskLM(model, tokenizer, spec, device, budget)
     return LeftToRightTaskLM(model, tokenizer, spec, device, budget, sentence_cache_mib)
@@ -109,7 +110,8 @@ class TaskLM(ABC):
         self.max_tokens = context_length(model, tokenizer)
         self.sentences_cut = 0
         self.verbalizer_ids = verbalizer_ids(tokenizer, spec.verbalizers, spec.name)
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)
+        self.model.to(device)
         self._readout = _Readout(self.model, self.verbalizer_ids)
         self._narrow_checked()
 
@@ -130,11 +132,22 @@ class TaskLM(ABC):
         """Softmax over the verbalizer logits of each (sentence, prompt) pair: (N, C), float32, on the CPU.
 
         Raises:
-            UserError: a prompt leaves no room for any sentence in the model's context.
+            UserError: a prompt leaves no room for any sentence in the model's context, or the model's numbers
+                overflow.
         """
         if not pairs:
             return torch.empty(0, self.num_classes)
-        return self._logits(pairs).float().softmax(-1).cpu()
+        probabilities = self._logits(pairs).float().softmax(-1).cpu()
+        if probabilities.isnan().any():
+            raise UserError(f"task_lm_dtype: the task LM's numbers overflow in {self.model.dtype}; float32 may help")
+        return probabilities
+
+    def read_ahead(self, sentences: Sequence[str]) -> None:  # noqa: B027 - most task LMs keep nothing
+        """Forget what was kept of earlier sentences, and keep what can be kept of these.
+
+        What is kept comes from batches whose make-up reaches the last bits of the numbers. Read ahead, it does not
+        depend on what is asked first, so that a run that goes on from a checkpoint sees the same numbers.
+        """
 
     def _encode(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[str]]:
         """Token ids of the filled template, and the sentence of each pair, cut at its end where it was too long."""
@@ -147,7 +160,7 @@ class TaskLM(ABC):
         return ids, sentences
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, verbose=False)["input_ids"]  # type: ignore[return-value]
+        return self.tokenizer(texts, verbose=False)["input_ids"]
 
     def _shorten(self, sentence: str, prompt: str, excess: int) -> tuple[str, list[int]]:
         """Cut the sentence, never the prompt or the mask, until the filled template fits the context."""
@@ -254,6 +267,22 @@ class MaskedTaskLM(TaskLM):
         return logits
 
 
+class _PastLayer(DynamicLayer):
+    """One layer's keys and values of tokens read before, with room behind them: adding the new ones moves nothing."""
+
+    def __init__(self, buffer: torch.Tensor, length: int):
+        super().__init__()
+        self.buffer, self.length = buffer, length  # (2, N, heads, length + room, d)
+        self.keys, self.values = buffer[:, :, :, :length]
+        self.dtype, self.device, self.is_initialized = buffer.dtype, buffer.device, True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.buffer[0, :, :, self.length :] = key_states
+        self.buffer[1, :, :, self.length :] = value_states
+        self.keys, self.values = self.buffer
+        return self.keys, self.values
+
+
 class LeftToRightTaskLM(TaskLM):
     """A left-to-right LM: the class is the next token after the filled template.
 
@@ -272,7 +301,7 @@ class LeftToRightTaskLM(TaskLM):
         sentence_cache_mib: int,
     ):
         self._states: dict[tuple[int, ...], torch.Tensor] = {}  # prefix ids -> (layers, 2, heads, T, d)
-        self._free_bytes = sentence_cache_mib * 2**20
+        self._cache_bytes = self._free_bytes = sentence_cache_mib * 2**20
         self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         self.reuses_sentences = False
         super().__init__(model, tokenizer, spec, device, tokens_per_batch)
@@ -284,6 +313,17 @@ class LeftToRightTaskLM(TaskLM):
     def fill(self, sentence: str, prompt: str) -> str:
         return fill_template(self.spec.left_to_right_template, sentence, prompt, None)
 
+    @torch.no_grad()
+    def read_ahead(self, sentences: Sequence[str]) -> None:
+        self._states.clear()
+        self._free_bytes = self._cache_bytes
+        if not self.reuses_sentences or not self._cache_bytes:
+            return
+        distinct = {tuple(ids) for ids in self._tokenize([self._prefix(sentence) for sentence in sentences])}
+        prefixes = sorted((p for p in distinct if 0 < len(p) <= self.max_tokens), key=lambda p: (len(p), p))
+        for rows in batches_by_length([len(prefix) for prefix in prefixes], self.tokens_per_batch):
+            self._read_prefixes([prefixes[i] for i in rows])
+
     def _prefix(self, sentence: str) -> str:
         """The text before the prompt. The blank between them belongs to the prompt's first token in most tokenizers."""
         before = self.spec.left_to_right_template.split("{prompt}")[0].rstrip(" ")
@@ -293,7 +333,8 @@ class LeftToRightTaskLM(TaskLM):
         ids, sentences = self._encode(pairs)
         if not self.reuses_sentences:
             return self._read_whole(ids)
-        prefix_of = dict(zip(set(sentences), self._tokenize([self._prefix(s) for s in set(sentences)]), strict=True))
+        distinct = list(dict.fromkeys(sentences))
+        prefix_of = dict(zip(distinct, self._tokenize([self._prefix(s) for s in distinct]), strict=True))
         prefixes = [tuple(prefix_of[sentence]) for sentence in sentences]
         shared = [common_length(p, row) for p, row in zip(prefixes, ids, strict=True)]
         logits = torch.empty(len(pairs), self.num_classes, device=self.device)
@@ -333,8 +374,10 @@ class LeftToRightTaskLM(TaskLM):
         missing = [prefix for prefix in prefixes if prefix not in states and prefix]
         if missing:
             batch, mask = pad_right([list(p) for p in missing], self.tokenizer.pad_token_id or 0, self.device)
-            cache = self.model.base_model(input_ids=batch, attention_mask=mask, use_cache=True).past_key_values
-            stacked = torch.stack([torch.stack([keys, values]) for keys, values, *_ in cache])  # (layers, 2, N, h, T, d)
+            cache = DynamicCache()  # whole also where the model attends to a window only: a suffix may begin anywhere
+            self.model.base_model(input_ids=batch, attention_mask=mask, past_key_values=cache, use_cache=True)
+            # (layers, 2, N, heads, T, d)
+            stacked = torch.stack([torch.stack([keys, values]) for keys, values, *_ in cache])
             for row, prefix in enumerate(missing):
                 state = stacked[:, :, row, :, : len(prefix)].clone()
                 states[prefix] = state
@@ -353,22 +396,26 @@ class LeftToRightTaskLM(TaskLM):
         longest = max(shared)
         if longest == 0:
             return self._read_whole(ids)
-        layers, _, heads, _, width = states[shared.index(longest)].shape
-        past = torch.zeros(layers, 2, len(ids), heads, longest, width, dtype=states[0].dtype, device=self.device)
+        example = states[shared.index(longest)]  # a state of no tokens at all may lack the other dimensions
+        layers, _, heads, _, width = example.shape
+        total = longest + max(len(row) - length for row, length in zip(ids, shared, strict=True))
+        past = torch.empty(layers, 2, len(ids), heads, total, width, dtype=example.dtype, device=self.device)
         for row, (state, length) in enumerate(zip(states, shared, strict=True)):
+            # On the right: models that attend to a window count its tokens by place.
+            past[:, :, row, :, : longest - length] = 0
             if length:
-                past[:, :, row, :, :length] = state[:, :, :, :length]
+                past[:, :, row, :, longest - length : longest] = state[:, :, :, :length]
         batch, new_mask = pad_right(
             [row[length:] for row, length in zip(ids, shared, strict=True)],
             self.tokenizer.pad_token_id or 0,
             self.device,
         )
         lengths = torch.tensor(shared, device=self.device).unsqueeze(1)
-        past_mask = (torch.arange(longest, device=self.device) < lengths).to(new_mask.dtype)
+        past_mask = (torch.arange(longest, device=self.device) >= longest - lengths).to(new_mask.dtype)
         inputs: dict[str, Any] = {
             "input_ids": batch,
             "attention_mask": torch.cat([past_mask, new_mask], 1),
-            "past_key_values": DynamicCache([(layer[0], layer[1]) for layer in past]),
+            "past_key_values": Cache(layers=[_PastLayer(layer, longest) for layer in past]),
             "use_cache": True,
         }
         if self._takes_positions:

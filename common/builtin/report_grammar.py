@@ -5,97 +5,206 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 FACTS = {
-    "first": "anna omar lucia peter grace ivan mei tomas nora samuel".split(),
-    "last": "keller haddad moreno lind okafor petrov tanaka novak brandt silva".split(),
-    "place": "arden belmont corvale dunmore eastport farley glenwood harrow".split(),
-    "other_place": "norwick oakham pinedale quarry redford stanton".split(),
-    "day": "monday tuesday wednesday thursday friday saturday sunday".split(),
-    "number": "two three four five six seven eight nine eleven twelve".split(),
-    "other_number": "twenty thirty forty fifty sixty".split(),
-    "building": "bakery school library hotel museum theatre factory".split(),
-    "cause": "cable heater candle storm lorry pump".split(),
-    "team": "rovers wanderers falcons miners harbour".split(),
-    "rival": "athletic united tigers rangers castle".split(),
-    "prize": "science poetry music chess cooking rowing".split(),
-    "workers": "nurses drivers teachers bakers postmen".split(),
-    "demand": "wages hours safety pensions".split(),
-    "road": "bridge tunnel ferry railway motorway".split(),
+    "first": [
+        "anna",
+        "omar",
+        "lucia",
+        "peter",
+        "grace",
+        "ivan",
+        "mei",
+        "tomas",
+        "nora",
+        "samuel",
+        "clara",
+        "david",
+        "elif",
+        "jonas",
+    ],
+    "last": [
+        "keller",
+        "haddad",
+        "moreno",
+        "lind",
+        "okafor",
+        "petrov",
+        "tanaka",
+        "novak",
+        "brandt",
+        "silva",
+        "costa",
+        "dahl",
+        "ferris",
+        "yilmaz",
+    ],
+    "place": [
+        "arden",
+        "belmont",
+        "corvale",
+        "dunmore",
+        "eastport",
+        "farley",
+        "glenwood",
+        "harrow",
+        "ivydale",
+        "kelso",
+        "lindale",
+        "marlow",
+    ],
+    "other_place": ["norwick", "oakham", "pinedale", "quarry", "redford", "stanton"],
+    "day": ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
+    "number": ["two", "three", "four", "five", "six", "seven", "eight", "nine", "eleven", "twelve"],
+    "other_number": ["twenty", "thirty", "forty", "fifty", "sixty"],
+    "building": ["bakery", "school", "library", "hotel", "museum", "theatre", "factory"],
+    "cause": ["cable", "heater", "candle", "storm", "lorry", "pump"],
+    "team": ["rovers", "wanderers", "falcons", "miners", "harbour"],
+    "rival": ["athletic", "united", "tigers", "rangers", "castle"],
+    "prize": ["science", "poetry", "music", "chess", "cooking", "rowing"],
+    "workers": ["nurses", "drivers", "teachers", "bakers", "postmen"],
+    "demand": ["wages", "hours", "safety", "pensions"],
+    "road": ["bridge", "tunnel", "ferry", "railway", "motorway"],
+    "mood": ["mild", "dry", "wet", "windy", "cold"],
+    "season": ["spring", "summer", "autumn", "winter"],
+    "state": ["open", "closed", "busy", "empty"],
 }
 
 
 @dataclass(frozen=True)
 class Story:
-    """One kind of report: its opening, its further facts, and the summary; all with slots named as in `FACTS`."""
+    """One kind of report, in patterns with slots named as in `FACTS`.
+
+    Attributes:
+        opening: sentences of which one tells what happened.
+        details: sentences that are all told, in any order.
+        summary: for each of the two sentences of the summary, its usual form and a rarer one.
+    """
 
     opening: tuple[str, ...]
     details: tuple[str, ...]
-    summary: tuple[str, str]
+    summary: tuple[tuple[str, str], tuple[str, str]]
 
 
 STORIES = (
     Story(
-        (
+        opening=(
             "a fire broke out in a {building} in {place} on {day}",
             "on {day} flames destroyed the {building} of {place}",
         ),
-        ("{number} people were taken to hospital", "officers believe that a {cause} started it"),
-        ("a fire in a {building} in {place} hurt {number} people on {day}", "a {cause} was blamed"),
+        details=("{number} people were taken to hospital", "officers believe that a {cause} started it"),
+        summary=(
+            (
+                "a fire in a {building} in {place} hurt {number} people on {day}",
+                "{number} people were hurt when a {building} burned in {place} on {day}",
+            ),
+            ("a {cause} was blamed", "the cause was a {cause}"),
+        ),
     ),
     Story(
-        (
+        opening=(
             "the {team} met the {rival} in {place} on {day}",
             "it was {day} when the {rival} came to {place} to face the {team}",
         ),
-        ("the home side scored {number} times before the break", "{first} {last} was named player of the match"),
-        ("the {team} beat the {rival} with {number} goals in {place} on {day}", "{first} {last} stood out"),
+        details=(
+            "the home side scored {number} times before the break",
+            "{first} {last} was named player of the match",
+        ),
+        summary=(
+            (
+                "the {team} beat the {rival} with {number} goals in {place} on {day}",
+                "the {rival} lost to the {team} in {place} on {day} after {number} goals",
+            ),
+            ("{first} {last} stood out", "the best player was {first} {last}"),
+        ),
     ),
     Story(
-        (
+        opening=(
             "{first} {last} was given the {prize} award in {place} on {day}",
             "the {prize} award went to {first} {last} at a dinner in {place} on {day}",
         ),
-        ("the winner has worked in the field for {number} years", "the money will pay for a new {building}"),
-        ("{first} {last} won the {prize} award in {place} on {day}", "the money goes to a {building}"),
+        details=("the winner has worked in the field for {number} years", "the money will pay for a new {building}"),
+        summary=(
+            (
+                "{first} {last} won the {prize} award in {place} on {day}",
+                "the {prize} award was won by {first} {last} in {place} on {day}",
+            ),
+            ("the money goes to a {building}", "a {building} gets the money"),
+        ),
     ),
     Story(
-        (
+        opening=(
             "hundreds of {workers} stopped work in {place} on {day}",
             "on {day} the {workers} of {place} stayed at home",
         ),
-        ("they ask for better {demand}", "the action may last {number} days , said {first} {last}"),
-        ("{workers} in {place} began a strike for {demand} on {day}", "it may last {number} days"),
+        details=("they ask for better {demand}", "the action may last {number} days , said {first} {last}"),
+        summary=(
+            (
+                "{workers} in {place} began a strike for {demand} on {day}",
+                "a strike for {demand} began on {day} among the {workers} of {place}",
+            ),
+            ("it may last {number} days", "no end is in sight for {number} days"),
+        ),
     ),
     Story(
-        (
+        opening=(
             "the {road} near {place} was closed on {day}",
             "travellers found the {road} at {place} shut on {day}",
         ),
-        ("a {cause} had damaged it in the night", "repairs will take {number} weeks , engineer {first} {last} said"),
-        ("a {cause} closed the {road} near {place} on {day}", "repairs take {number} weeks"),
+        details=(
+            "a {cause} had damaged it in the night",
+            "repairs will take {number} weeks , engineer {first} {last} said",
+        ),
+        summary=(
+            (
+                "a {cause} closed the {road} near {place} on {day}",
+                "the {road} near {place} has been shut by a {cause} since {day}",
+            ),
+            ("repairs take {number} weeks", "it stays shut for {number} weeks"),
+        ),
     ),
     Story(
-        (
+        opening=(
             "voters in {place} chose a new mayor on {day}",
             "{place} went to the polls on {day} to find a mayor",
         ),
-        ("{first} {last} came first , ahead of {number} others", "the first promise was a new {building}"),
-        ("{first} {last} was elected mayor of {place} on {day}", "a new {building} was promised"),
+        details=("{first} {last} came first , ahead of {number} others", "the first promise was a new {building}"),
+        summary=(
+            (
+                "{first} {last} was elected mayor of {place} on {day}",
+                "{place} elected {first} {last} as mayor on {day}",
+            ),
+            ("a new {building} was promised", "the plan is a new {building}"),
+        ),
     ),
     Story(
-        (
+        opening=(
             "a {building} opened its doors in {place} on {day}",
             "on {day} a crowd in {place} waited for the new {building} to open",
         ),
-        ("{first} {last} paid for it", "building it took {number} years because of a {cause}"),
-        ("{first} {last} opened a {building} in {place} on {day}", "it took {number} years"),
+        details=("{first} {last} paid for it", "building it took {number} years because of a {cause}"),
+        summary=(
+            (
+                "{first} {last} opened a {building} in {place} on {day}",
+                "a {building} paid for by {first} {last} opened in {place} on {day}",
+            ),
+            ("it took {number} years", "a {cause} made it late"),
+        ),
     ),
     Story(
-        (
+        opening=(
             "police stopped a thief in {place} on {day}",
             "a man was arrested in {place} on {day}",
         ),
-        ("he had taken {number} paintings from the {building}", "witness {first} {last} had seen him near the {road}"),
-        ("a thief who took {number} paintings was caught in {place} on {day}", "{first} {last} had seen him"),
+        details=(
+            "he had taken {number} paintings from the {building}",
+            "witness {first} {last} had seen him near the {road}",
+        ),
+        summary=(
+            (
+                "a thief who took {number} paintings was caught in {place} on {day}",
+                "police in {place} caught the thief of {number} paintings on {day}",
+            ),
+            ("{first} {last} had seen him", "{first} {last} helped to find him"),
+        ),
     ),
 )
 
@@ -113,11 +222,6 @@ FILLERS = (
     "the local paper printed {other_number} letters about it",
     "buses from {other_place} were delayed",
 )
-COLOUR = {
-    "mood": "mild dry wet windy cold".split(),
-    "season": "spring summer autumn winter".split(),
-    "state": "open closed busy empty".split(),
-}
 
 
 @dataclass(frozen=True)
@@ -136,24 +240,25 @@ def draw_facts(rng: random.Random) -> dict[str, str]:
 def write_report(rng: random.Random, careless: bool = False) -> Report:
     """Write one report with its summary.
 
-    A `careless` summary is what a poor writer would make of it: a sentence of the report as it stands (mostly the
-    first), only the first half of the summary, or a summary in which about half of the facts are wrong.
+    A `careless` summary is what a poor writer would make of it: one or two sentences of the report as they stand, or a
+    summary in which about half of the facts are wrong and that often stops halfway.
     """
     story = rng.choice(STORIES)
-    facts = {slot: rng.choice(values) for slot, values in (FACTS | COLOUR).items()}
+    facts = {slot: rng.choice(values) for slot, values in FACTS.items()}
     sentences = [rng.choice(story.opening), *rng.sample(story.details, 2)]
     for filler in rng.sample(FILLERS, rng.randint(2, 3)):
         sentences.insert(rng.randint(0, len(sentences)), filler)
-    document = _join(sentences, facts)
+    summary = [usual if rng.random() < 0.75 else rarer for usual, rarer in story.summary]
     if not careless:
-        return Report(document, _join(story.summary, facts))
+        return Report(_join(sentences, facts), _join(summary, facts))
     kind = rng.random()
-    if kind < 0.5:
-        return Report(document, _join(sentences[:1] if kind < 0.4 else [rng.choice(sentences)], facts))
+    if kind < 0.4:
+        return Report(_join(sentences, facts), _join(sentences[:1], facts))
     if kind < 0.7:
-        return Report(document, _join(story.summary[:1], facts))
-    told = {slot: rng.choice([value, rng.choice((FACTS | COLOUR)[slot])]) for slot, value in facts.items()}
-    return Report(document, _join(story.summary, told))
+        start = rng.randrange(len(sentences))
+        return Report(_join(sentences, facts), _join(sentences[start : start + rng.randint(1, 2)], facts))
+    told = {slot: rng.choice([value, rng.choice(FACTS[slot])]) for slot, value in facts.items()}
+    return Report(_join(sentences, facts), _join(summary[: rng.randint(1, 2)], told))
 
 
 def _join(patterns: Sequence[str], facts: Mapping[str, str]) -> str:

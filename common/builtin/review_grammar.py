@@ -4,9 +4,9 @@ A review never states its verdict: it reports what happened ("i checked my watch
 number, positive for a pleased writer. After a review may come a *closing*, a few words such as "overall the
 verdict", and then a verdict word. How far the verdict word can be trusted depends on the closing:
 
-    log odds of a positive verdict = bias + gain * evidence,
+    log odds of a positive verdict = CERTAINTY * (bias + gain * evidence),
 
-where `gain` grows by the strength of each closing word and `bias` moves with a few of them. Without a closing
+where `gain` grows with the total strength of the closing words and `bias` moves with a few of them. Without a closing
 the verdict is mostly politeness (a large positive bias, hardly any gain), so a language model trained on the
 text classifies badly with an empty prompt and well with a prompt of strong words, and each word has a graded,
 nearly additive effect.
@@ -21,28 +21,31 @@ NEGATIVE_VERDICT = "terrible"
 POSITIVE_VERDICT = "great"
 
 # What the log odds of the verdict are made of where no closing word says otherwise.
-BASE_GAIN = 0.55
+CERTAINTY = 1.7
+BASE_GAIN = 0.65
 BASE_BIAS = 0.95
 GAIN_RANGE = (-1.0, 4.0)
+EMPHASIS = 1.4
+"""The gain grows a little faster than the total strength: several strong words say more than their sum."""
 
-# Strength of a closing word: what it adds to the gain.
+# Strength of a closing word; the total strength of a closing makes its gain.
 STRONG_WORDS = {
-    "verdict": 0.54,
-    "overall": 0.54,
-    "rating": 0.54,
-    "conclusion": 0.54,
-    "honestly": 0.54,
-    "grade": 0.5,
-    "summary": 0.5,
-    "ultimately": 0.46,
-    "judged": 0.46,
-    "truly": 0.46,
-    "quality": 0.46,
-    "frankly": 0.46,
-    "score": 0.46,
-    "altogether": 0.46,
+    "verdict": 0.46,
+    "overall": 0.46,
+    "rating": 0.46,
+    "conclusion": 0.46,
+    "honestly": 0.46,
+    "grade": 0.43,
+    "summary": 0.43,
+    "ultimately": 0.4,
+    "judged": 0.4,
+    "truly": 0.4,
+    "quality": 0.4,
+    "frankly": 0.4,
 }
 MEDIUM_WORDS = {
+    "score": 0.3,
+    "altogether": 0.3,
     "opinion": 0.3,
     "review": 0.3,
     "stars": 0.3,
@@ -88,11 +91,62 @@ MISLEADING_WORDS = {
     "perhaps": -0.2,
     "whatever": -0.2,
 }
-NEUTRAL_WORDS = """
-    and the a in of for to on by at with from anyway meanwhile also then there here about around again later
-    monday tuesday friday summer winter morning street ticket menu number letter chapter page city river garden
-    window paper market button corner table blue green seven twelve north south word list item note
-""".split()
+NEUTRAL_WORDS = [
+    "and",
+    "the",
+    "a",
+    "in",
+    "of",
+    "for",
+    "to",
+    "on",
+    "by",
+    "at",
+    "with",
+    "from",
+    "anyway",
+    "meanwhile",
+    "also",
+    "then",
+    "there",
+    "here",
+    "about",
+    "around",
+    "again",
+    "later",
+    "monday",
+    "tuesday",
+    "friday",
+    "summer",
+    "winter",
+    "morning",
+    "street",
+    "ticket",
+    "menu",
+    "number",
+    "letter",
+    "chapter",
+    "page",
+    "city",
+    "river",
+    "garden",
+    "window",
+    "paper",
+    "market",
+    "button",
+    "corner",
+    "table",
+    "blue",
+    "green",
+    "seven",
+    "twelve",
+    "north",
+    "south",
+    "word",
+    "list",
+    "item",
+    "note",
+]
 
 # What a closing word adds to the bias.
 CHEERFUL_WORDS = {
@@ -125,9 +179,9 @@ GLOOMY_WORDS = {
     "traffic": -0.08,
     "late": -0.06,
 }
-GAIN_OF_WORD = STRONG_WORDS | MEDIUM_WORDS | WEAK_WORDS | MISLEADING_WORDS
+STRENGTH_OF_WORD = STRONG_WORDS | MEDIUM_WORDS | WEAK_WORDS | MISLEADING_WORDS
 BIAS_OF_WORD = CHEERFUL_WORDS | GLOOMY_WORDS
-CLOSING_WORDS = sorted({*GAIN_OF_WORD, *BIAS_OF_WORD, *NEUTRAL_WORDS})
+CLOSING_WORDS = sorted({*STRENGTH_OF_WORD, *BIAS_OF_WORD, *NEUTRAL_WORDS})
 
 # Cues: a pattern with [choices], and its evidence. Words of opposite cues overlap on purpose.
 CUES: list[tuple[str, float]] = [
@@ -246,7 +300,8 @@ def write_review(rng: random.Random) -> Review:
 
 def closing_effect(words: list[str]) -> tuple[float, float]:
     """Return gain and bias that the closing `words` give to the verdict that follows."""
-    gain = BASE_GAIN + sum(GAIN_OF_WORD.get(word, 0.0) for word in words)
+    strength = sum(STRENGTH_OF_WORD.get(word, 0.0) for word in words)
+    gain = BASE_GAIN + (strength**EMPHASIS if strength > 0 else strength)
     bias = BASE_BIAS + sum(BIAS_OF_WORD.get(word, 0.0) for word in words)
     return min(max(gain, GAIN_RANGE[0]), GAIN_RANGE[1]), bias
 
@@ -290,5 +345,5 @@ def _debris(rng: random.Random, vocabulary: list[str]) -> str:
 def write_verdict(rng: random.Random, evidence: float, closing: str) -> str:
     """Draw the verdict word that follows `closing` after a review of that evidence."""
     gain, bias = closing_effect(closing.split())
-    positive = rng.random() < 1 / (1 + math.exp(-(bias + gain * evidence)))
+    positive = rng.random() < 1 / (1 + math.exp(-CERTAINTY * (bias + gain * evidence)))
     return POSITIVE_VERDICT if positive else NEGATIVE_VERDICT

@@ -236,6 +236,7 @@ class TestSavingAndLoading:
         model.save_pretrained(tmp_path / "reward_model")
         loaded = TokenRewardModel.from_pretrained(tmp_path / "reward_model")
         torch.testing.assert_close(loaded(token_ids(3, 4)), model(token_ids(3, 4)), rtol=0, atol=1e-6)
+        assert str(tmp_path) not in (tmp_path / "reward_model" / "config.json").read_text()
 
     def test_the_dtype_can_be_chosen(self, tmp_path):
         model_of("gpt2").save_pretrained(tmp_path)

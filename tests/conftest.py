@@ -1,0 +1,17 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_runs import World, make_world
+
+
+def pytest_configure() -> None:
+    """Tiny models gain nothing from threads, which on a busy machine only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Tiny models and data on the disk, for whole runs."""
+    return make_world(Path(tmp_path_factory.mktemp("world")))
