@@ -195,7 +195,10 @@ def collect(output: Path, seeds: list[int], methods: list[str]) -> list[dict[str
 
 def write_table(output: Path, rows: list[dict[str, Any]], overrides: list[str]) -> None:
     """Mean (std) over splits as Markdown, every run as CSV, both as JSON."""
-    lines = ["| method | test accuracy, mean (std) | splits | prompts scored | minutes a run |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | test accuracy, mean (std) | splits | prompts scored | minutes a run |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     summary = []
     for method, title in TITLES.items():
         own = [row for row in rows if row["method"] == method]
