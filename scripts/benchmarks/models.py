@@ -188,7 +188,8 @@ def make_reward_model(setting: Setting) -> TokenRewardModel:
 
 
 def _gpt2_config(setting: Setting) -> GPT2Config:
-    return GPT2Config(vocab_size=setting.sizes.gpt2_vocabulary, **setting.sizes.gpt2)
+    last = setting.sizes.gpt2_vocabulary - 1
+    return GPT2Config(vocab_size=last + 1, bos_token_id=last, eos_token_id=last, **setting.sizes.gpt2)
 
 
 def start(threads: int, seed: int) -> None:

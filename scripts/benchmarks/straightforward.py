@@ -93,11 +93,14 @@ class Straightforward:
 
     def reward_step(self) -> float:
         """Sample prompts, score them on a part of the examples, fit the reward model to ranking sets of them."""
-        settings = self.settings
-        tokens = self.sample(settings.prompt_train_batch_size)
-        kept = round(settings.reward_example_share * len(self.examples))
+        tokens = self.sample(self.settings.prompt_train_batch_size)
+        kept = round(self.settings.reward_example_share * len(self.examples))
         examples = [self.examples[i] for i in torch.randperm(len(self.examples))[:kept]]
-        preferences = self.score(self.policy.tokenizer.batch_decode(tokens), examples)
+        return self.reward_update(tokens, self.score(self.policy.tokenizer.batch_decode(tokens), examples))
+
+    def reward_update(self, tokens: torch.Tensor, preferences: torch.Tensor) -> float:
+        """One optimizer step of the reward model on ranking sets drawn from scored prompts."""
+        settings = self.settings
         sets = torch.rand(settings.reward_learning_batch_size, len(tokens)).argsort(-1)
         sets = sets[:, : settings.reward_learning_samples]
         self.reward_model.train()

@@ -277,8 +277,8 @@ WALK: dict[str, Walk] = {
     "task_lm_dtype": becomes(
         {"task_lm_dtype": "bfloat16"}, lambda run: run.task_lm.model.dtype, torch.float32, torch.bfloat16
     ),
-    "scoring_tokens_per_batch": becomes(
-        {"scoring_tokens_per_batch": 40}, lambda run: run.task_lm.tokens_per_batch, 2048, 40
+    "scoring_tokens_per_batch": changed(
+        {"scoring_tokens_per_batch": 40}, lambda a, b: b.task_lm.tokens_per_batch == 40 < a.task_lm.tokens_per_batch
     ),
     "sentence_cache_mib": walk_sentence_cache,
     # policy

@@ -1,0 +1,88 @@
+"""The project's own trainers on the models of a benchmark: what is measured is what a run executes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.runtime import start_runtime
+from common.token_reward_model import TokenRewardModel
+from common.tracking import MetricsLog
+from prompt_task.candidates import CandidateTable
+from prompt_task.policy_trainer import PolicyTrainer
+from prompt_task.prompt_policy import PromptPolicy
+from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.reward_trainer import RewardTrainer
+from prompt_task.task_lm import TaskLM
+from scripts.benchmarks.models import Setting
+
+
+class Project:
+    """Trainers of the prompt task that can be asked for single steps."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        task_lm: TaskLM,
+        policy: PromptPolicy,
+        reward_model: TokenRewardModel,
+        seed: int,
+        folder: Path,
+    ):
+        # One batch in place of 25 is sampled and scored for validation at the start of a round: its price is known
+        # from the other measurements, and the rest would only take the benchmark longer.
+        settings = dataclasses.replace(setting.settings, rew_validation_batches=1)
+        runtime = start_runtime(seed, "cpu", torch.get_num_threads())
+        log = MetricsLog(folder / "metrics.jsonl", settings.trackers, project="benchmark", config={}, seconds_before=0)
+        self.settings = settings
+        self.policy = policy
+        self.train_scorer = PromptScorer(
+            task_lm, setting.splits.train, settings.correct_coeff, settings.incorrect_coeff
+        )
+        self.dev_scorer = PromptScorer(task_lm, setting.splits.dev, settings.correct_coeff, settings.incorrect_coeff)
+        self.reward_trainer = RewardTrainer(
+            reward_model, policy, self.train_scorer, self.dev_scorer, settings, runtime, log
+        )
+        candidates = CandidateTable(policy, self.train_scorer, self.dev_scorer)
+        self.policy_trainer = PolicyTrainer(
+            policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, settings, runtime, log
+        )
+        self._round: Any = None
+
+    def begin_round(self) -> None:
+        """What a round of reward learning does before its first step, with one validation batch."""
+        self._round = self.reward_trainer._begin_round()
+        self.reward_trainer.reward_model.train()
+
+    def reward_step(self) -> int:
+        """A step of reward learning; gives the number of pairs that the task LM was asked."""
+        return self._pairs_of(lambda: self.reward_trainer._step(self._round))
+
+    def set_pool(self, pool: torch.Tensor | None) -> None:
+        """Let reward steps draw from these prompts (P, T), as with `reward_pool_size`, or from fresh ones again."""
+        self._round.pool = pool
+
+    def validate_reward(self) -> None:
+        """The end of an epoch of reward learning: the loss of one validation batch, best weights kept."""
+        self.reward_trainer._end_epoch(self._round, {})
+        self.reward_trainer.reward_model.train()
+
+    def policy_step(self, logged: bool) -> int:
+        """A policy step with or without its log line; gives the number of pairs that the task LM was asked."""
+        step = self.settings.log_every if logged else self.settings.log_every + 1
+        return self._pairs_of(lambda: self.policy_trainer._step(step))
+
+    def known_prompts(self, count: int) -> torch.Tensor:
+        """Prompts (N, T) that the scorer takes for scored: their probabilities are made up."""
+        tokens = self.policy.sample(count, torch.Generator().manual_seed(0), self.settings.top_k).tokens
+        prompts = self.policy.texts(tokens)
+        table = torch.rand(len(prompts), len(self.train_scorer.examples), self.train_scorer.task_lm.num_classes)
+        counts = {"prompts_scored": self.train_scorer.prompts_scored, "pairs_scored": self.train_scorer.pairs_scored}
+        self.train_scorer.load_state({"known": table.softmax(-1)}, {"prompts": prompts, **counts})
+        return tokens
+
+    def _pairs_of(self, step: Any) -> int:
+        before = self.train_scorer.pairs_scored
+        step()
+        return self.train_scorer.pairs_scored - before
