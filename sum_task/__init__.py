@@ -1,0 +1,1 @@
+"""Summarization with token-level guidance."""

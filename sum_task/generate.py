@@ -1,0 +1,85 @@
+"""Summarizes texts with a trained policy.
+
+python sum_task/generate.py --model RUN/policy --input article.txt
+python sum_task/generate.py --model RUN/policy --input articles.jsonl --text_column document --output summaries.jsonl
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from common.errors import UserError, run_command
+from common.files import write_jsonl_atomic
+from common.progress import progress
+from common.runtime import choose_device
+from sum_task.batching import pad
+from sum_task.models import SummaryPolicy
+from sum_task.score_tokens import json_cell, read_text
+
+
+@torch.no_grad()
+def summarize(
+    policy: SummaryPolicy, articles: Sequence[str], max_length: int = 128, num_beams: int = 1, batch_size: int = 8
+) -> list[str]:
+    """The summary of each article, by greedy (one beam) or beam search.
+
+    Args:
+        policy: see `SummaryPolicy.from_pretrained`.
+        articles: texts of any length; each is cut to the source length the policy was trained with.
+        max_length: tokens of a summary.
+        num_beams: beams of the search.
+        batch_size: articles in one pass.
+    """
+    sources = policy.format.sources(articles)
+    order = sorted(range(len(articles)), key=lambda i: len(sources[i]), reverse=True)
+    summaries = [""] * len(articles)
+    for rows in progress([order[i : i + batch_size] for i in range(0, len(order), batch_size)], "summarizing", "batch"):
+        ids, mask = pad([sources[i] for i in rows], policy.pad_id, left=not policy.is_encoder_decoder)
+        encoded = policy.encode(ids.to(policy.device), mask.to(policy.device))
+        texts = policy.texts(policy.search(encoded, max_length, num_beams))
+        for i, text in zip(rows, texts, strict=True):
+            summaries[i] = text
+    return summaries
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Read the command line, summarize, print or write."""
+    parser = argparse.ArgumentParser(prog="generate.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="policy folder of a run")
+    parser.add_argument(
+        "--input", required=True, metavar="FILE",
+        help="a text file with one article (- is the standard input), or a jsonl file with an article a line",
+    )  # fmt: skip
+    parser.add_argument("--text_column", default="source", metavar="NAME", help="its column of articles (source)")
+    parser.add_argument("--output", metavar="FILE", help="jsonl file to write; else a summary a line is printed")
+    parser.add_argument("--max_length", type=int, default=128, metavar="N", help="tokens of a summary (128)")
+    parser.add_argument("--num_beams", type=int, default=1, metavar="N", help="beams of the search (1: greedy)")
+    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="articles in one pass (8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    options = parser.parse_args(words)
+    for name in ("max_length", "num_beams", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name}: must be at least 1")
+    device = choose_device(options.device)
+    text = read_text(options.input)
+    articles = [text]
+    if options.input.endswith(".jsonl"):
+        lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        articles = [json_cell(f"{options.input}, line {number}", line, options.text_column) for number, line in lines]
+    if not any(article.strip() for article in articles):
+        raise UserError(f"--input: '{options.input}' holds no article")
+    policy = SummaryPolicy.from_pretrained(options.model)
+    policy.to(device)
+    summaries = summarize(policy, articles, options.max_length, options.num_beams, options.batch_size)
+    if options.output:
+        rows = [{"source": a, "prediction": s} for a, s in zip(articles, summaries, strict=True)]
+        write_jsonl_atomic(options.output, rows)
+    else:
+        for summary in summaries:
+            print(" ".join(summary.split()))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

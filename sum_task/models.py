@@ -1,0 +1,588 @@
+"""The policy, a language model that summarizes, and the token reward model that judges its summaries.
+
+Both may be encoder-decoder or decoder-only, and each may have its own tokenizer.
+"""
+
+import inspect
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from common.errors import UserError, nearest
+from common.files import write_folder_atomic
+from common.pretrained import load_pretrained, load_tokenizer
+from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
+from sum_task.adapters import merged_state_dict
+from sum_task.batching import Batch, Collator, TextFormat, pad
+from sum_task.settings import SummarizationSettings
+from sum_task.token_carry import carry_over, token_spans
+
+logger = logging.getLogger(__name__)
+
+FORMAT_FILE = "summarization.json"
+# A sample that has ended is still computed until so small a share of the rows is left.
+COMPACT_BELOW = 0.75
+
+
+@dataclass
+class Sources:
+    """Articles as the policy has read them.
+
+    Attributes:
+        ids, mask: (B, S); True at real tokens.
+        states: (B, S, d) encoder states; None for a decoder-only policy.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    states: Tensor | None = None
+
+    def detach(self) -> "Sources":
+        """The same without gradient."""
+        return Sources(self.ids, self.mask, None if self.states is None else self.states.detach())
+
+    def rows(self, index: Tensor) -> "Sources":
+        """The sources of the rows `index`."""
+        return Sources(self.ids[index], self.mask[index], None if self.states is None else self.states[index])
+
+
+@dataclass
+class Summaries:
+    """Summaries as token ids.
+
+    Attributes:
+        tokens: (N, T).
+        mask: (N, T), True at real tokens, the end token included. What a token is makes no difference: a padding
+            token that was sampled within a summary is real.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+    def lists(self) -> list[list[int]]:
+        """The real token ids of each summary."""
+        tokens, lengths = self.tokens.tolist(), self.mask.sum(-1).tolist()
+        return [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+
+
+class SummaryPolicy:
+    """A language model that summarizes: encodes sources once, samples, scores and searches summaries of them."""
+
+    def __init__(self, lm: PreTrainedModel, text_format: TextFormat):
+        self.lm = lm
+        self.format = text_format
+        self.tokenizer = text_format.tokenizer
+        self.end_id = int(self.tokenizer.eos_token_id)
+        self.is_encoder_decoder = text_format.is_encoder_decoder
+        parameters = inspect.signature(lm.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._takes_kept_logits = "logits_to_keep" in parameters
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.lm.parameters()).device
+
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        torch.nn.Module.to(self.lm, device)
+
+    @property
+    def pad_id(self) -> int:
+        """Token id at padded positions, whose content has no influence."""
+        pad_id = self.tokenizer.pad_token_id
+        return self.end_id if pad_id is None else int(pad_id)
+
+    def collator(self, pad_lengths: tuple[int, int] | None = None, learn_padding: bool = False) -> Collator:
+        """What makes batches for this policy; see `Collator`."""
+        return Collator(self.pad_id, not self.is_encoder_decoder, pad_lengths, learn_padding)
+
+    def encode(self, source_ids: Tensor, source_mask: Tensor) -> Sources:
+        """Read the sources (B, S); an encoder-decoder's encoder runs here and nowhere else."""
+        if not self.is_encoder_decoder:
+            return Sources(source_ids, source_mask)
+        encoder = self.lm.get_encoder()
+        states = encoder(input_ids=source_ids, attention_mask=source_mask.long()).last_hidden_state
+        return Sources(source_ids, source_mask, states)
+
+    def logits(self, sources: Sources, summaries: Summaries) -> Tensor:
+        """Logits (N, T, V) of the policy's own distribution, position t predicting token t of the summaries.
+
+        Args:
+            sources: B of them.
+            summaries: N = B * K, the K summaries of a source one after the other.
+        """
+        tokens = summaries.tokens
+        per_source = tokens.shape[0] // sources.ids.shape[0]
+        index = torch.arange(sources.ids.shape[0], device=tokens.device).repeat_interleave(per_source)
+        sources = sources if per_source == 1 else sources.rows(index)
+        if self.is_encoder_decoder:
+            start = tokens.new_full((tokens.shape[0], 1), self._start_id)
+            inputs = torch.cat([start, tokens[:, :-1]], 1)
+            return self.lm(**self._encoded(sources), decoder_input_ids=inputs, use_cache=False).logits
+        ids = torch.cat([sources.ids, tokens[:, :-1]], 1)
+        mask = torch.cat([sources.mask, torch.ones_like(summaries.mask[:, :-1])], 1)
+        first = sources.ids.shape[1] - 1  # the last token of a source predicts the first of its summary
+        positions = torch.arange(first, ids.shape[1], device=ids.device)
+        output = self.lm(
+            input_ids=ids, attention_mask=mask.long(), use_cache=False,
+            **self._positions(mask.long().cumsum(-1) - 1), **self._kept(positions),
+        ).logits  # fmt: skip
+        return output if self._takes_kept_logits else output[:, first:]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        sources: Sources,
+        per_source: int,
+        generator_noise: Tensor,
+        top_k: int | None,
+        temperature: float,
+    ) -> Summaries:
+        """Sample summaries without gradient, dropout off.
+
+        Args:
+            sources: B of them.
+            per_source: K, summaries of each.
+            generator_noise: (B * K, L) uniform numbers in [0, 1), on the CPU: number (n, t) decides token t of
+                summary n, so that neither the batch nor the device changes what is drawn. L is the greatest length.
+            top_k: draw from the k most probable tokens; None: from all.
+            temperature: divides the logits.
+
+        Returns:
+            N = B * K summaries, the K of a source one after the other.
+        """
+        was_training = self.lm.training
+        self.lm.eval()
+        try:
+            return self._sample(sources.detach(), per_source, generator_noise, top_k, temperature)
+        finally:
+            self.lm.train(was_training)
+
+    def _sample(
+        self, sources: Sources, per_source: int, noise: Tensor, top_k: int | None, temperature: float
+    ) -> Summaries:
+        count, length = noise.shape
+        tokens = torch.full((count, length), self.pad_id)
+        mask = torch.zeros(count, length, dtype=torch.bool)
+        noise = noise.to(self.device, torch.float32)
+        alive = torch.arange(count, device=self.device)  # the summary of each row that is still computed
+        ended = torch.zeros(count, dtype=torch.bool, device=self.device)
+        logits, cache = self._read_start(sources)  # once a source: its K summaries begin alike
+        cache.batch_repeat_interleave(per_source)
+        logits = logits.repeat_interleave(per_source, 0)
+        sources = sources.rows(torch.arange(len(sources.ids), device=self.device).repeat_interleave(per_source))
+        vocabulary = len(self.tokenizer)  # models have more rows than that, which no text belongs to
+        for position in range(length):
+            drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature)
+            written = alive[~ended].cpu()
+            tokens[written, position] = drawn[~ended].cpu()
+            mask[written, position] = True
+            ended = ended | (drawn == self.end_id)
+            if position + 1 == length or bool(ended.all()):
+                break
+            if float((~ended).float().mean()) < COMPACT_BELOW:
+                kept = (~ended).nonzero().squeeze(1)
+                cache.batch_select_indices(kept)
+                sources, alive, drawn, ended = sources.rows(kept), alive[kept], drawn[kept], ended[kept]
+            logits = self._read_token(sources, drawn, cache, position)
+        longest = int(mask.sum(-1).max())
+        return Summaries(tokens[:, :longest].to(self.device), mask[:, :longest].to(self.device))
+
+    def _read_start(self, sources: Sources) -> tuple[Tensor, Any]:
+        """Logits (B, V) of the first token and the cache that goes with them."""
+        if self.is_encoder_decoder:
+            start = torch.full((len(sources.ids), 1), self._start_id, device=self.device)
+            output = self.lm(**self._encoded(sources), decoder_input_ids=start, use_cache=True)
+        else:
+            positions = (sources.mask.long().cumsum(-1) - 1).clamp(min=0)
+            output = self.lm(
+                input_ids=sources.ids, attention_mask=sources.mask.long(), use_cache=True,
+                **self._positions(positions), **self._kept(1),
+            )  # fmt: skip
+        return output.logits[:, -1].float(), output.past_key_values
+
+    def _read_token(self, sources: Sources, tokens: Tensor, cache: Any, position: int) -> Tensor:
+        """Logits (N, V) of the token after `tokens` (N,), which stand at `position`."""
+        inputs = tokens.unsqueeze(1)
+        if self.is_encoder_decoder:
+            output = self.lm(**self._encoded(sources), decoder_input_ids=inputs, past_key_values=cache, use_cache=True)
+        else:
+            written = sources.mask.new_ones(len(tokens), position + 1)
+            mask = torch.cat([sources.mask, written], 1).long()
+            positions = sources.mask.long().sum(-1, keepdim=True) + position
+            output = self.lm(
+                input_ids=inputs, attention_mask=mask, past_key_values=cache, use_cache=True,
+                **self._positions(positions),
+            )  # fmt: skip
+        return output.logits[:, -1].float()
+
+    @torch.no_grad()
+    def search(self, sources: Sources, max_length: int, num_beams: int = 1) -> Summaries:
+        """The summary of each source by greedy or beam search, dropout off: what a user of the policy gets.
+
+        Settings that come with the model, such as a length penalty, hold; lengths and beams are those given.
+        """
+        was_training = self.lm.training
+        self.lm.eval()
+        options = GenerationConfig.from_dict(self.lm.generation_config.to_dict())
+        options.update(
+            do_sample=False, temperature=None, top_k=None, top_p=None, num_beams=num_beams, max_length=None,
+            max_new_tokens=max_length, eos_token_id=self.end_id, pad_token_id=self.pad_id,
+        )  # fmt: skip
+        options.early_stopping = bool(options.early_stopping) and num_beams > 1
+        if num_beams == 1:
+            options.length_penalty = None
+        generate: Any = self.lm.generate
+        try:
+            if self.is_encoder_decoder:
+                options.decoder_start_token_id = self._start_id
+                written = generate(**self._encoded(sources), generation_config=options)[:, 1:]
+            else:
+                inputs = {"input_ids": sources.ids, "attention_mask": sources.mask.long()}
+                written = generate(**inputs, generation_config=options)[:, sources.ids.shape[1] :]
+        finally:
+            self.lm.train(was_training)
+        ends = (written == self.end_id).long()
+        return Summaries(written, (ends.cumsum(-1) - ends) == 0)  # all up to the first end token
+
+    def texts(self, summaries: Summaries) -> list[str]:
+        """The text of each summary."""
+        return [text.strip() for text in self.tokenizer.batch_decode(summaries.lists(), skip_special_tokens=True)]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model, its tokenizer and the text format; the folder loads with `from_pretrained` alone."""
+        with write_folder_atomic(folder) as temporary:
+            self.lm.save_pretrained(temporary, state_dict=merged_state_dict(self.lm))
+            self.tokenizer.save_pretrained(temporary)
+            _write_format(temporary, self.format)
+
+    @classmethod
+    def from_pretrained(cls, folder: str) -> "SummaryPolicy":
+        """Load a policy that `save_pretrained` wrote.
+
+        Raises:
+            UserError: the folder holds none.
+        """
+        fields = read_format(folder, "policy")
+        config = load_pretrained(AutoConfig, folder)
+        lm = load_pretrained(_auto_class(config), folder, complete=True, dtype=torch.float32)
+        tokenizer = load_tokenizer(AutoTokenizer, folder)
+        return cls(lm.eval(), TextFormat(tokenizer, bool(config.is_encoder_decoder), **fields))
+
+    @property
+    def _start_id(self) -> int:
+        return int(self.lm.config.decoder_start_token_id)
+
+    def _encoded(self, sources: Sources) -> dict[str, Any]:
+        return {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=sources.states),
+            "attention_mask": sources.mask.long(),
+        }
+
+    def _positions(self, positions: Tensor) -> dict[str, Any]:
+        return {"position_ids": positions.clamp(min=0)} if self._takes_positions else {}
+
+    def _kept(self, positions: Tensor | int) -> dict[str, Any]:
+        return {"logits_to_keep": positions} if self._takes_kept_logits else {}
+
+
+def draw_tokens(logits: Tensor, noise: Tensor, top_k: int | None, temperature: float) -> Tensor:
+    """Draw a token a row from the `top_k` most probable ones by inverting their cumulative distribution.
+
+    Args:
+        logits: (N, V).
+        noise: (N,) uniform numbers in [0, 1).
+
+    Returns:
+        Token ids, (N,).
+    """
+    values, ids = logits.float().topk(min(top_k or logits.shape[-1], logits.shape[-1]), -1)
+    cumulative = (values / temperature).softmax(-1).cumsum(-1)
+    # Rounding leaves the last sum a little off 1; scaled, a number in [0, 1) always falls below it.
+    place = torch.searchsorted(cumulative, (noise * cumulative[:, -1]).unsqueeze(1), right=True)
+    return ids.gather(1, place.clamp(max=ids.shape[1] - 1)).squeeze(1)
+
+
+class SummaryRewardModel:
+    """A token reward model that reads articles and summaries, in its own tokens where they are not the policy's."""
+
+    def __init__(self, model: TokenRewardModel, text_format: TextFormat, policy_format: TextFormat):
+        self.model = model
+        self.format = text_format
+        self.policy_format = policy_format
+        self.reads_policy_tokens = (
+            text_format.is_encoder_decoder == policy_format.is_encoder_decoder
+            and text_format.describe() == policy_format.describe()
+            and same_tokens(text_format.tokenizer, policy_format.tokenizer)
+        )
+
+    def own_rewards(self, batch: Batch, summaries: Summaries) -> tuple[Tensor, Tensor]:
+        """Rewards of the summaries in the reward model's own tokens, and their mask, (N, T) each.
+
+        The K = N / B summaries of an article stand one after the other; each article is encoded once.
+        """
+        if self.reads_policy_tokens:
+            rewards = self._rewards(batch.source_ids, batch.source_mask, summaries)
+            return rewards, summaries.mask
+        texts, ended = self._policy_texts(summaries)
+        own, _ = self._own_tokens(texts, ended)
+        return self._rewards(*self._own_sources(batch), own), own.mask
+
+    def policy_rewards(self, batch: Batch, summaries: Summaries) -> Tensor:
+        """Rewards (N, T) of the policy's tokens.
+
+        Where tokenizers differ, each reward is spread over the characters of its token and given to the policy's
+        tokens that hold them; the sum over a summary is preserved.
+        """
+        if self.reads_policy_tokens:
+            return self._rewards(batch.source_ids, batch.source_mask, summaries)
+        tokenizer = self.policy_format.tokenizer
+        spans = [token_spans(tokenizer, ids) for ids in summaries.lists()]
+        _, ended = self._policy_texts(summaries)
+        own, own_spans = self._own_tokens([text for text, _ in spans], ended)
+        rewards = self._rewards(*self._own_sources(batch), own).cpu()
+        carried = torch.zeros(summaries.mask.shape)
+        for row, (_, policy_spans) in enumerate(spans):
+            given = rewards[row, : len(own_spans[row])]
+            carried[row, : len(policy_spans)] = carry_over(given, own_spans[row], policy_spans)
+        return carried.to(summaries.tokens.device)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model, its tokenizer and the text format."""
+        with write_folder_atomic(folder) as temporary:
+            self.model.save_pretrained(temporary, state_dict=merged_state_dict(self.model))
+            self.format.tokenizer.save_pretrained(temporary)
+            _write_format(temporary, self.format)
+
+    @classmethod
+    def from_pretrained(cls, folder: str, policy_format: TextFormat | None = None) -> "SummaryRewardModel":
+        """Load what `save_pretrained` wrote, for a policy's tokens or (None) for its own.
+
+        Raises:
+            UserError: the folder holds none.
+        """
+        fields = read_format(folder, "reward_model")
+        model = TokenRewardModel.from_pretrained(folder)
+        text_format = TextFormat(load_tokenizer(AutoTokenizer, folder), model.is_encoder_decoder, **fields)
+        return cls(model, text_format, policy_format or text_format)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device) -> None:
+        """Move the model."""
+        torch.nn.Module.to(self.model, device)
+
+    def _rewards(self, source_ids: Tensor, source_mask: Tensor, summaries: Summaries) -> Tensor:
+        tokens, mask = summaries.tokens, summaries.mask
+        if self.model.is_encoder_decoder:
+            start = self.model.backbone.config.decoder_start_token_id
+            decoder_ids, decoder_mask = with_start_token(tokens, mask, start)
+            rewards = self.model(
+                input_ids=source_ids, attention_mask=source_mask,
+                decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask,
+            )  # fmt: skip
+            return rewards[:, 1:]
+        per_source = len(tokens) // len(source_ids)
+        ids = torch.cat([source_ids.repeat_interleave(per_source, 0), tokens], 1)
+        real = torch.cat([source_mask.repeat_interleave(per_source, 0), mask], 1)
+        return self.model(input_ids=ids, attention_mask=real)[:, source_ids.shape[1] :]
+
+    def _policy_texts(self, summaries: Summaries) -> tuple[list[str], list[bool]]:
+        tokenizer = self.policy_format.tokenizer
+        lists = summaries.lists()
+        texts = tokenizer.batch_decode(lists, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return texts, [tokenizer.eos_token_id in ids for ids in lists]
+
+    def _own_tokens(self, texts: Sequence[str], ended: Sequence[bool]) -> tuple[Summaries, list[list[tuple[int, int]]]]:
+        """The texts in the reward model's tokens with the characters of each; an end token where the policy wrote one.
+
+        A text of no tokens gets the end token in any case: a sequence needs a token to have a reward.
+        """
+        tokenizer = self.format.tokenizer
+        encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        end = int(tokenizer.eos_token_id)
+        lists, spans = [], []
+        for text, has_ended, ids, offsets in zip(
+            texts, ended, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            closes = has_ended or not ids
+            lists.append([*ids, end] if closes else ids)
+            # The end token stands for a character behind the last one.
+            spans.append([*map(tuple, offsets), (len(text), len(text) + 1)] if closes else list(map(tuple, offsets)))
+        tokens, mask = pad(lists, end)
+        return Summaries(tokens.to(self.device), mask.to(self.device)), spans
+
+    def _own_sources(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        ids, mask = pad(
+            self.format.sources([row.source for row in batch.rows]), int(self.format.tokenizer.eos_token_id)
+        )
+        return ids.to(self.device), mask.to(self.device)
+
+
+def same_tokens(one: Any, other: Any) -> bool:
+    """Whether two tokenizers give the same ids to the same tokens."""
+    if one is other:
+        return True
+    return one.eos_token_id == other.eos_token_id and one.get_vocab() == other.get_vocab()
+
+
+def load_policy(settings: SummarizationSettings) -> SummaryPolicy:
+    """The policy that the settings ask for, with pretrained or (model_name_or_path=null) random weights.
+
+    Raises:
+        UserError: it cannot be loaded, is no language model that writes, or cannot read sources of such a length.
+    """
+    if settings.use_slow_tokenizer:
+        logger.warning("use_slow_tokenizer: transformers has one tokenizer a model today; the flag changes nothing")
+    name = settings.policy_checkpoint_path or settings.model_name_or_path
+    config = _policy_config(settings, name)
+    tokenizer_name = settings.tokenizer_name or name or settings.config_name
+    if tokenizer_name is None:
+        raise UserError("tokenizer_name: needed for a policy of random weights that is given by model_type")
+    tokenizer = load_tokenizer(AutoTokenizer, tokenizer_name)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of '{tokenizer_name}' has no end token, with which a summary could end")
+    auto_class = _auto_class(config)
+    if name is None:
+        lm = auto_class.from_config(config)
+    else:
+        lm = load_pretrained(auto_class, name, complete=True, dtype=torch.float32, config=config)
+    _fit_vocabulary(lm, tokenizer)
+    if config.is_encoder_decoder and lm.config.decoder_start_token_id is None:
+        lm.config.decoder_start_token_id = tokenizer.pad_token_id
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                f"'{name or settings.model_type}' has no decoder_start_token_id, nor its tokenizer a pad token"
+            )
+    text_format = TextFormat(
+        tokenizer, bool(config.is_encoder_decoder), settings.source_prefix, settings.separator,
+        settings.max_source_length,
+    )  # fmt: skip
+    fit_positions(lm, text_format, settings)
+    return SummaryPolicy(lm, text_format)
+
+
+def load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) -> SummaryRewardModel:
+    """The token reward model that the settings ask for; a fresh head unless rew_checkpoint_path is given.
+
+    Raises:
+        UserError: it cannot be loaded or cannot read sources of such a length.
+    """
+    if settings.rew_checkpoint_path is not None:
+        return SummaryRewardModel.from_pretrained(settings.rew_checkpoint_path, policy.format)
+    bound = "softplus" if settings.use_softplus else "sigmoid"
+    name = settings.reward_model_name
+    if name is None:
+        backbone = policy.lm.config.to_diff_dict()
+        model = TokenRewardModel(
+            TokenRewardConfig(
+                backbone=backbone,
+                bound=bound,
+                head_hidden_size=settings.head_hidden_size,
+                head_init_gain=settings.head_init_gain,
+            )
+        )
+    else:
+        model = TokenRewardModel.from_backbone(name, bound, settings.head_hidden_size, settings.head_init_gain)
+    tokenizer = policy.tokenizer
+    if settings.rew_model_name_or_path is not None:
+        tokenizer = load_tokenizer(AutoTokenizer, settings.rew_model_name_or_path)
+        if same_tokens(tokenizer, policy.tokenizer):
+            tokenizer = policy.tokenizer
+        elif not tokenizer.is_fast or tokenizer.eos_token_id is None:
+            raise UserError(
+                f"rew_model_name_or_path: the tokenizer of '{name}' differs from the policy's; rewards can be carried "
+                "over only from a fast tokenizer with an end token"
+            )
+    _fit_vocabulary(model.backbone, tokenizer)
+    text_format = TextFormat(
+        tokenizer, model.is_encoder_decoder, settings.source_prefix, settings.separator, settings.max_source_length
+    )
+    fit_positions(model.backbone, text_format, settings)
+    if model.is_encoder_decoder and model.backbone.config.decoder_start_token_id is None:
+        model.backbone.config.decoder_start_token_id = tokenizer.pad_token_id
+    model.config.backbone = model.backbone.config.to_diff_dict()  # with what was fitted
+    return SummaryRewardModel(model, text_format, policy.format)
+
+
+def fit_positions(model: PreTrainedModel, text_format: TextFormat, settings: SummarizationSettings) -> None:
+    """See that the model has a position for each token it will read; lengthen its position embeddings if it can.
+
+    Raises:
+        UserError: it has not, and may not or cannot be lengthened.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    targets = max(settings.max_target_length, settings.eval_target_length)
+    needed = settings.max_source_length
+    needed = max(needed, targets + 1) if text_format.is_encoder_decoder else needed + targets
+    if limit is None or limit >= needed:
+        return
+    problem = (
+        f"max_source_length: a {model.config.model_type} of {limit} positions cannot read the {needed} tokens of "
+        f"max_source_length={settings.max_source_length} and max_target_length={targets}"
+    )
+    if settings.resize_position_embeddings is False:
+        raise UserError(f"{problem}; resize_position_embeddings=true lengthens them where the model can")
+    if settings.resize_position_embeddings is None:
+        logger.warning("position embeddings are lengthened from %d to %d, the new ones are untrained", limit, needed)
+    try:
+        model.resize_position_embeddings(needed)
+    except NotImplementedError:
+        raise UserError(f"{problem}, and its position embeddings cannot be lengthened") from None
+
+
+def read_format(folder: str, kind: str) -> dict[str, Any]:
+    """The text format that lies in a saved folder.
+
+    Raises:
+        UserError: it is not such a folder.
+    """
+    try:
+        fields = json.loads((Path(folder) / FORMAT_FILE).read_text(encoding="utf-8"))
+        return {name: fields[name] for name in ("source_prefix", "separator", "max_source_length")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"'{folder}' is not the {kind} folder of a summarization run: no {FORMAT_FILE} in it") from None
+
+
+def _write_format(folder: Path, text_format: TextFormat) -> None:
+    (folder / FORMAT_FILE).write_text(json.dumps(text_format.describe(), indent=2), encoding="utf-8")
+
+
+def _policy_config(settings: SummarizationSettings, name: str | None) -> Any:
+    known = list(CONFIG_MAPPING.keys())
+    if settings.model_type is not None and settings.model_type not in known:
+        raise UserError(f"model_type: no family '{settings.model_type}'{nearest(settings.model_type, known)}")
+    source = settings.config_name or name
+    if source is None:
+        return CONFIG_MAPPING[str(settings.model_type)]()
+    config = load_pretrained(AutoConfig, source)
+    if settings.model_type is not None and config.model_type != settings.model_type:
+        raise UserError(f"model_type: '{source}' is a {config.model_type}, not a {settings.model_type}")
+    return config
+
+
+def _fit_vocabulary(model: Any, tokenizer: Any) -> None:
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+def _auto_class(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

@@ -1,0 +1,282 @@
+"""Trains the summarizer with the learned token rewards: reward-weighted MLE, optional REINFORCE and entropy terms."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.errors import UserError
+from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss, token_weights
+from common.progress import Progress
+from common.tracking import MetricsLog
+from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
+from sum_task.models import Sources, Summaries, SummaryPolicy
+from sum_task.parallel import POLICY_DROPOUT, POLICY_NOISE, Precision, Processes, Stepper, keyed_generator, seed_dropout
+from sum_task.reward_trainer import RewardTrainer, pad_lengths
+from sum_task.settings import SummarizationSettings
+
+
+class PolicyTrainer:
+    """Alternates policy steps with rounds of reward learning and validates on the way.
+
+    Args:
+        policy: what is trained.
+        reward_trainer: learns the token rewards; None without guidance.
+        train: the rows to learn from.
+        validate: tests the policy on validation data and returns its figures, of which ``eval/score`` decides which
+            policy is the best.
+        keep_best: called after each validation that was the best so far.
+        settings, processes, precision, log: of the run.
+    """
+
+    def __init__(
+        self,
+        policy: SummaryPolicy,
+        reward_trainer: RewardTrainer | None,
+        train: TokenizedRows,
+        validate: Callable[[], dict[str, float]],
+        keep_best: Callable[[], None],
+        settings: SummarizationSettings,
+        processes: Processes,
+        precision: Precision,
+        log: MetricsLog,
+    ):
+        self.policy = policy
+        self.reward_trainer = reward_trainer
+        self.train_data = train
+        self.validate = validate
+        self.keep_best = keep_best
+        self.settings = settings
+        self.processes = processes
+        self.precision = precision
+        self.log = log
+        self.collate: Collator = policy.collator(pad_lengths(settings), not settings.ignore_pad_token_for_loss)
+        self._new_optimizer()
+        self.steps_done = 0
+        self.best_score: float | None = None
+        self.best_step: int | None = None
+        self.last_validation: dict[str, float] = {}
+        self._batch_size = settings.per_device_train_batch_size * processes.count
+        batches = math.ceil(len(train) / self._batch_size)
+        self.steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
+        self.max_steps = math.ceil(settings.num_train_epochs * self.steps_per_epoch)
+        self._reward_steps = self._steps_every(settings.reward_retrain_period, settings.reward_retrain_epochs)
+        self._validation_steps = self._steps_every(settings.policy_eval_period, settings.num_train_epochs)
+        self._epoch_batches: tuple[int, list[list[int]]] = (-1, [])
+
+    def train(self, save: Callable[[int], None] = lambda step: None) -> None:
+        """Run to the last step. `save` is called where a checkpoint is due."""
+        settings = self.settings
+        since_log: list[dict[str, float]] = []
+        tokens, began = 0.0, time.monotonic()
+        with Progress(self.max_steps, "policy learning", initial=self.steps_done) as bar:
+            while self.steps_done < self.max_steps:
+                if self._reward_is_due():
+                    assert self.reward_trainer is not None
+                    self.reward_trainer.run_round()
+                    if settings.reset_optim:
+                        self._new_optimizer()
+                    began = time.monotonic()
+                step = self.steps_done + 1
+                figures, read = self._step(step)
+                self.steps_done = step
+                since_log.append(figures)
+                tokens += read
+                bar.update(1, loss=f"{figures['policy/loss']:.3f}")
+                if step % settings.log_every == 0 or step == self.max_steps:
+                    values = {name: sum(row[name] for row in since_log) / len(since_log) for name in figures}
+                    seconds = time.monotonic() - began
+                    values["perf/policy_steps_per_second"] = len(since_log) / seconds
+                    values["perf/tokens_per_second"] = tokens / seconds
+                    self.log.log("policy", self._round, step, **values)
+                    since_log, tokens, began = [], 0.0, time.monotonic()
+                if step in self._validation_steps or step == self.max_steps:
+                    self._validate(step)
+                    began = time.monotonic()
+                if settings.save_steps and step % settings.save_steps == 0:
+                    save(step)
+                    began = time.monotonic()
+
+    @property
+    def _round(self) -> int:
+        return max(self.reward_trainer.rounds_done - 1, 0) if self.reward_trainer is not None else 0
+
+    def _steps_every(self, period: float, end: float) -> set[int]:
+        """Steps done at each multiple of `period` epochs below `end` epochs."""
+        count = math.ceil(end / period - 1e-9)
+        return {round(k * period * self.steps_per_epoch) for k in range(count)}
+
+    def _reward_is_due(self) -> bool:
+        if self.reward_trainer is None or self.steps_done not in self._reward_steps:
+            return False
+        return self.reward_trainer.rounds_done == sum(step < self.steps_done for step in self._reward_steps)
+
+    def _new_optimizer(self) -> None:
+        settings = self.settings
+        trained = [p for p in self.policy.lm.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.stepper = Stepper(self.optimizer, settings.clip_norm, self.processes, self.precision)
+
+    def _batches(self, step: int) -> list[list[int]]:
+        """Rows of each batch of a step."""
+        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        if self._epoch_batches[0] != epoch:
+            key = (self.settings.seed, POLICY_NOISE, epoch)
+            self._epoch_batches = (epoch, shuffled_batches(self.train_data, self._batch_size, *key))
+        count = self.settings.gradient_accumulation_steps
+        return self._epoch_batches[1][place * count : (place + 1) * count]
+
+    def _step(self, step: int) -> tuple[dict[str, float], float]:
+        """One optimizer step. Returns its figures, and the tokens it read in all processes."""
+        batches = self._batches(step)
+        rows_in_step = sum(len(rows) for rows in batches)
+        sums: dict[str, float] = {}
+        tokens = 0
+        self.policy.lm.train()
+        for number, rows in enumerate(batches):
+            generator = keyed_generator(self.settings.seed, POLICY_NOISE, step, number)
+            shape = (len(rows), self.settings.num_reinforce_samples, self.settings.max_target_length)
+            noise = torch.rand(shape, generator=generator) if self.settings.uses_samples else None
+            mine = self.processes.share(range(len(rows)))
+            # With samples every process takes part, to learn how many tokens the others' samples have.
+            if not mine:
+                if noise is not None:
+                    self.processes.total(0.0)
+                continue
+            seed_dropout(self.settings.seed, POLICY_DROPOUT, step, number, self.processes.rank)
+            batch = self.collate(self.train_data, [rows[i] for i in mine]).to(self.policy.device)
+            loss, found = self._loss(batch, None if noise is None else noise[mine], len(rows), rows)
+            share = len(rows) / rows_in_step
+            self.stepper.backward(loss * share)
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value * share
+            tokens += int(batch.source_mask.sum() + batch.target_mask.sum())
+        norm = self.stepper.step()
+        names = self._figure_names
+        totals = self.processes.total(*(sums.get(name, 0.0) for name in names), float(tokens))
+        figures = dict(zip(names, totals[:-1], strict=True))
+        if not math.isfinite(figures["policy/loss"]):
+            raise UserError(f"policy step {step}: the loss is {figures['policy/loss']}; a lower learning_rate may help")
+        return figures | {"policy/gradient_norm": norm}, totals[-1]
+
+    @property
+    def _figure_names(self) -> list[str]:
+        settings = self.settings
+        names = ["policy/loss", "policy/mle_loss"]
+        names += ["policy/token_reward"] if settings.uses_rewards else []
+        names += ["policy/reinforce_loss", "policy/sample_reward"] if settings.reinforce_coeff > 0 else []
+        names += ["policy/entropy"] if settings.max_entropy_coeff > 0 else []
+        return names + (["policy/sample_length"] if settings.uses_samples else [])
+
+    def _loss(
+        self, batch: Batch, noise: Tensor | None, rows_in_batch: int, rows: list[int]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """This process's part of the loss of a batch, and of its figures: the parts of all processes add up."""
+        settings = self.settings
+        labels = Summaries(batch.target_ids, batch.target_mask)
+        share = len(batch.rows) / rows_in_batch
+        with self.precision.autocast():
+            sources = self.policy.encode(batch.source_ids, batch.source_mask)
+            logits = self.policy.logits(sources, labels)
+        figures = {}
+        if settings.uses_rewards:
+            rewards = self._rewards(batch, labels)
+            mle_loss = share * reward_weighted_mle_loss(
+                logits, labels.tokens, rewards, labels.mask, settings.token_guidance, settings.exp_in_wmle
+            )
+            figures["policy/token_reward"] = share * _mean_reward(rewards, labels.mask)
+        else:
+            mle_loss = self._plain_loss(logits, labels, rows)
+        del logits
+        loss = mle_loss
+        figures["policy/mle_loss"] = mle_loss.item()
+        if noise is not None:
+            sample_loss, sample_figures = self._sample_loss(batch, sources, noise, rows_in_batch)
+            loss = loss + sample_loss
+            figures |= sample_figures
+        figures["policy/loss"] = loss.item()
+        return loss, figures
+
+    def _plain_loss(self, logits: Tensor, labels: Summaries, rows: list[int]) -> Tensor:
+        """Maximum likelihood: the mean over the tokens of the whole batch, of which this is the part of some rows."""
+        if self.settings.ignore_pad_token_for_loss:
+            tokens = sum(len(self.train_data.targets[i]) for i in rows)
+        else:
+            tokens = labels.mask.shape[1] * len(rows)
+        losses = F.cross_entropy(logits[labels.mask].float(), labels.tokens[labels.mask], reduction="sum")
+        return losses / tokens
+
+    def _sample_loss(
+        self, batch: Batch, sources: Sources, noise: Tensor, rows_in_batch: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """REINFORCE and entropy terms on samples, drawn without gradient from the sources as they are encoded."""
+        settings = self.settings
+        with self.precision.autocast():
+            samples = self.policy.sample(
+                sources, noise.shape[1], noise.flatten(0, 1), settings.sampling_top_k, settings.sampling_temperature
+            )
+            logits = self.policy.logits(sources, samples)
+        tokens = int(samples.mask.sum())
+        share = tokens / self.processes.total(float(tokens))[0]
+        loss = logits.new_zeros((), dtype=torch.float32)
+        row_share = len(batch.rows) / rows_in_batch
+        figures = {"policy/sample_length": row_share * tokens / len(samples.mask)}
+        if settings.reinforce_coeff > 0:
+            rewards = self._rewards(batch, samples)
+            weights = token_weights(rewards, samples.mask, settings.token_guidance)
+            term = share * reinforce_loss(logits, samples.tokens, weights, samples.mask)
+            loss = loss + settings.reinforce_coeff * term
+            figures["policy/reinforce_loss"] = term.item()
+            figures["policy/sample_reward"] = row_share * _mean_reward(rewards, samples.mask)
+        if settings.max_entropy_coeff > 0:
+            term = share * negative_entropy(logits, samples.mask)
+            loss = loss + settings.max_entropy_coeff * term
+            figures["policy/entropy"] = -term.item()
+        return loss, figures
+
+    @torch.no_grad()
+    def _rewards(self, batch: Batch, summaries: Summaries) -> Tensor:
+        """Token rewards of summaries, the reward model in evaluation mode."""
+        assert self.reward_trainer is not None
+        reward = self.reward_trainer.reward
+        reward.model.eval()
+        with self.precision.autocast():
+            return reward.policy_rewards(batch, summaries)
+
+    def _validate(self, step: int) -> None:
+        self.policy.lm.eval()
+        figures = self.validate()
+        self.last_validation = figures
+        if self.best_score is None or figures["eval/score"] > self.best_score:
+            self.best_score, self.best_step = figures["eval/score"], step
+            self.keep_best()
+        self.log.log("eval", self._round, step, **figures)
+
+    def save_state(self, state: StateTree) -> None:
+        """Add everything that going on needs to a checkpoint."""
+        state.put("policy/weights", dict(self.policy.lm.state_dict()))
+        state.put("policy/optimizer", *optimizer_state(self.optimizer))
+        names = ("steps_done", "best_score", "best_step", "last_validation")
+        progress: dict[str, Any] = {name: getattr(self, name) for name in names}
+        state.put("policy/progress", {}, progress)
+        if self.reward_trainer is not None:
+            self.reward_trainer.save_state(state)
+
+    def load_state(self, state: StateTree) -> None:
+        """Undo `save_state`."""
+        self.policy.lm.load_state_dict(state.get("policy/weights")[0])
+        load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
+        for name, value in state.get("policy/progress")[1].items():
+            setattr(self, name, value)
+        if self.reward_trainer is not None:
+            self.reward_trainer.load_state(state)
+
+
+def _mean_reward(rewards: Tensor, mask: Tensor) -> float:
+    """Mean over the sequences of the mean token reward of each."""
+    return (rewards.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)).mean().item()

@@ -1,0 +1,124 @@
+"""The page of one summarization run: figures, curves, and summaries coloured by their learned token rewards."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from common.report import Report, TokenRewards, curves_from_metrics
+from common.run_folder import RunFolder
+from common.tracking import read_metrics
+from sum_task.data import Row
+from sum_task.models import SummaryRewardModel
+from sum_task.score_tokens import text_rewards
+from sum_task.summary_evaluation import Evaluation, validation_score
+
+SHOWN_OF_EACH = 2
+
+CURVES = (
+    ("eval/rouge1", "eval/rouge2", "eval/rougeL", "eval/rougeLsum", "eval/meteor"),
+    "eval/length",
+    "policy/loss",
+    ("policy/token_reward", "policy/sample_reward"),
+    "policy/entropy",
+    ("reward/loss", "reward/dev_loss"),
+    ("reward/rank_accuracy", "reward/dev_rank_accuracy"),
+    "reward/preference",
+    ("perf/policy_steps_per_second", "perf/reward_steps_per_second"),
+)
+TITLES = {
+    "eval/rouge1": "Summaries of the validation set (percent)",
+    "eval/length": "Words of a summary",
+    "policy/loss": "Policy loss",
+    "policy/token_reward": "Learned reward of a token",
+    "policy/entropy": "Policy entropy (nats a token)",
+    "reward/loss": "ListMLE loss of the reward model",
+    "reward/rank_accuracy": "Rank accuracy of the reward model",
+    "reward/preference": "Preference of sampled summaries",
+    "perf/policy_steps_per_second": "Steps a second",
+}
+
+
+def best_median_worst(evaluation: Evaluation, count: int = SHOWN_OF_EACH) -> list[tuple[str, int]]:
+    """Rows to show, each with what it is: `count` of the best, the middle and the worst by validation score."""
+    order = sorted(range(len(evaluation.predictions)), key=lambda i: _score(evaluation, i), reverse=True)
+    middle = max((len(order) - count) // 2, 0)
+    parts = (("best", order[:count]), ("median", order[middle : middle + count]), ("worst", order[-count:]))
+    chosen: dict[int, str] = {}
+    for name, rows in parts:
+        for row in rows:
+            chosen.setdefault(row, name)
+    return [(name, row) for row, name in chosen.items()]
+
+
+def summary_token_rewards(
+    evaluation: Evaluation, rows: Sequence[Row], reward: SummaryRewardModel
+) -> list[TokenRewards]:
+    """The best, median and worst summaries, each followed by its reference, with the reward of each token."""
+    shown = best_median_worst(evaluation)
+    pairs = []
+    for _, i in shown:
+        pairs += [Row(rows[i].source, evaluation.predictions[i]), Row(rows[i].source, rows[i].reference)]
+    judged = text_rewards(reward, pairs)
+    sequences = []
+    for number, (kind, i) in enumerate(shown):
+        scores = evaluation.scores[i]
+        columns = {"ROUGE-1": scores["rouge1"], "ROUGE-2": scores["rouge2"], "METEOR": scores["meteor"]}
+        sequences.append(TokenRewards(*judged[2 * number], caption=f"{kind}: summary of row {i}", columns=columns))
+        sequences.append(TokenRewards(*judged[2 * number + 1], caption=f"{kind}: reference of row {i}"))
+    return sequences
+
+
+def write_run_report(
+    folder: RunFolder,
+    results: dict[str, Any],
+    evaluation: Evaluation,
+    rows: Sequence[Row],
+    reward: SummaryRewardModel | None,
+) -> None:
+    """Write ``report.html`` of a finished run."""
+    facts = {
+        "ROUGE-1": results["test_rouge1"],
+        "ROUGE-2": results["test_rouge2"],
+        "ROUGE-L": results["test_rougeL"],
+        "METEOR": results["test_meteor"],
+        "words a summary": results["test_length"],
+        "wall time": f"{results['wall_seconds'] / 60:.1f} min",
+    }
+    subtitle = (
+        f"policy {results['model']}, guidance {results['guidance']}, preference {results['preference']}, "
+        f"aggregation {results['agg_func']}, seed {results['seed']}; "
+        f"{results['test_rows']} rows of {results['tested_on']}"
+    )
+    report = Report(f"Summaries of {results['dataset']}", subtitle, facts)
+    if reward is not None:
+        report.add_token_rewards(
+            "Best, median and worst summaries and their learned token rewards",
+            summary_token_rewards(evaluation, rows, reward),
+            note="By ROUGE-1 + 2 ROUGE-2 + ROUGE-Lsum. A token's colour is the reward that the last reward model "
+            "gives it.",
+        )
+    shown = best_median_worst(evaluation)
+    table = [
+        {
+            "": kind,
+            "summary": evaluation.predictions[i],
+            "reference": rows[i].reference,
+            "article begins": rows[i].source[:300],
+            "ROUGE-1": evaluation.scores[i]["rouge1"],
+        }
+        for kind, i in shown
+    ]
+    report.add_table("Summaries", table)
+    report.add_curves("Training", curves_from_metrics(read_metrics(folder.metrics), CURVES, TITLES))
+    figures = [{"figure": name, "mean": value} for name, value in evaluation.means.items()]
+    report.add_table(f"All figures on {results['tested_on']}", figures)
+    options = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
+    report.add_details("Options", options)
+    report.add_details("Environment", results["environment"]["packages"] | {"hardware": results["hardware"]})
+    report.write(folder.report)
+
+
+def _score(evaluation: Evaluation, row: int) -> float:
+    scores = evaluation.scores[row]
+    return validation_score(*(float(scores[name] or 0.0) for name in ("rouge1", "rouge2", "rougeLsum")))

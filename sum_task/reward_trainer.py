@@ -1,0 +1,319 @@
+"""Learns token rewards from ranked summaries: one round = a policy held still, a reward model fitted to its samples.
+
+A batch samples K summaries of each article, ranks them by the preference, aggregates the token rewards of each to a
+score and takes the ListMLE loss against the ranking.
+"""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.aggregation import aggregate_token_rewards
+from common.checkpoint import StateTree
+from common.errors import UserError
+from common.grounding_loss import list_mle_loss
+from common.plateau import Plateau
+from common.progress import Progress
+from common.tracking import MetricsLog
+from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
+from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
+from sum_task.parallel import (
+    REWARD_DROPOUT,
+    REWARD_NOISE,
+    VALIDATION_BATCHES,
+    VALIDATION_NOISE,
+    Precision,
+    Processes,
+    Stepper,
+    keyed_generator,
+    seed_dropout,
+)
+from sum_task.preferences import Preference
+from sum_task.settings import SummarizationSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RankedSummaries:
+    """Sampled summaries of B articles with their preference.
+
+    Attributes:
+        batch: the articles.
+        summaries: N = B * K of them, those of an article one after the other.
+        preferences: (B, K), higher is better.
+        ranks: (B, K), the same order without ties: equal preferences are put in random order.
+    """
+
+    batch: Batch
+    summaries: Summaries
+    preferences: Tensor
+    ranks: Tensor
+
+
+@dataclass
+class RankingFigures:
+    """Sums over ranking sets, to be summed over batches and processes before they are divided.
+
+    Attributes:
+        sets: ranking sets.
+        loss: sum of their losses.
+        pairs: pairs of different preference.
+        ordered: those whose scores have the right order; equal scores count one half.
+        rewards, squares, tokens: sum of the token rewards and of their squares, and how many there are.
+        preference: sum over the sets of their mean preference.
+        sampled_tokens: tokens that the policy wrote.
+    """
+
+    sets: float = 0.0
+    loss: float = 0.0
+    pairs: float = 0.0
+    ordered: float = 0.0
+    rewards: float = 0.0
+    squares: float = 0.0
+    tokens: float = 0.0
+    preference: float = 0.0
+    sampled_tokens: float = 0.0
+
+    def __add__(self, other: "RankingFigures") -> "RankingFigures":
+        return RankingFigures(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def means(self, processes: Processes, prefix: str = "") -> dict[str, float]:
+        """The figures of a log line, over all processes; NaN where there was nothing to divide by."""
+        total = RankingFigures(*processes.total(*vars(self).values()))
+        mean = _ratio(total.rewards, total.tokens)
+        spread = max(_ratio(total.squares, total.tokens) - mean**2, 0.0)
+        return {
+            f"reward/{prefix}loss": _ratio(total.loss, total.sets),
+            f"reward/{prefix}rank_accuracy": _ratio(total.ordered, total.pairs),
+            f"reward/{prefix}token_mean": mean,
+            f"reward/{prefix}token_std": math.sqrt(spread),
+            f"reward/{prefix}preference": _ratio(total.preference, total.sets),
+        }
+
+
+def break_ties(preferences: Tensor, noise: Tensor) -> Tensor:
+    """Ranks (B, K), 0 the lowest, in the order of the preferences (B, K); equal ones in the order of `noise` (B, K)."""
+    by_noise = noise.argsort(-1)
+    by_both = by_noise.gather(-1, preferences.gather(-1, by_noise).argsort(dim=-1, stable=True))
+    return by_both.argsort(-1)
+
+
+class RewardTrainer:
+    """Fits the token reward model to the preference over what the policy writes now."""
+
+    def __init__(
+        self,
+        reward: SummaryRewardModel,
+        policy: SummaryPolicy,
+        preference: Preference,
+        train: TokenizedRows,
+        validation: TokenizedRows,
+        settings: SummarizationSettings,
+        processes: Processes,
+        precision: Precision,
+        log: MetricsLog,
+    ):
+        self.reward = reward
+        self.policy = policy
+        self.preference = preference
+        self.train = train
+        self.validation = validation
+        self.settings = settings
+        self.processes = processes
+        self.precision = precision
+        self.log = log
+        self.collate: Collator = policy.collator(pad_lengths(settings))
+        self.rounds_done = 0
+        self.steps_done = 0  # over all rounds
+        self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
+        batch_size = settings.reward_learning_batch_size * processes.count
+        batches = math.ceil(len(train) / batch_size)
+        self.batches_per_round = max(1, math.ceil(settings.rew_num_train_epochs * batches))
+        self.steps_per_epoch = batches / settings.rew_gradient_accumulation_steps
+        self.steps_per_round = math.ceil(self.batches_per_round / settings.rew_gradient_accumulation_steps)
+        self._batch_size = batch_size
+
+    def run_round(self) -> None:
+        """One round: warm weights, fresh optimizer; ends with the weights that were best in validation."""
+        settings = self.settings
+        model = self.reward.model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=settings.rew_learning_rate)
+        stepper = Stepper(optimizer, settings.clip_norm, self.processes, self.precision)
+        plateau = Plateau(settings.reward_plateau, optimizer, model)
+        # The policy stands still during a round, so one sample serves all its validations.
+        validation = self._validation_sets()
+        batches = self._round_batches()
+        accumulate = settings.rew_gradient_accumulation_steps
+        evaluate_at = {
+            round(k * settings.rew_eval_period * self.steps_per_epoch)
+            for k in range(1, math.ceil(settings.rew_num_train_epochs / settings.rew_eval_period) + 1)
+        } | {self.steps_per_round}
+        chosen: dict[str, float] = {}
+        since_log = RankingFigures()
+        logged_at, began = 0, time.monotonic()
+        with Progress(self.steps_per_round, f"reward learning, round {self.rounds_done + 1}") as bar:
+            for step in range(1, self.steps_per_round + 1):
+                part = batches[(step - 1) * accumulate : step * accumulate]
+                figures, norm = self._step(stepper, part, step)
+                since_log += figures
+                self.steps_done += 1
+                bar.update(1, loss=f"{_ratio(figures.loss, figures.sets):.3f}")
+                evaluate = step in evaluate_at
+                if evaluate or step % settings.log_every == 0:
+                    values = since_log.means(self.processes)
+                    seconds = time.monotonic() - began
+                    values |= {
+                        "reward/gradient_norm": norm,
+                        "reward/learning_rate": plateau.learning_rate,
+                        "perf/reward_steps_per_second": (step - logged_at) / seconds,
+                        "perf/sampled_tokens_per_second": self.processes.total(since_log.sampled_tokens)[0] / seconds,
+                    }
+                    if evaluate:
+                        held_out = self._validate(validation)
+                        values |= held_out
+                        if plateau.update(held_out["reward/dev_loss"], step):
+                            chosen = held_out
+                    self.log.log("reward", self.rounds_done, step, **values)
+                    since_log, logged_at, began = RankingFigures(), step, time.monotonic()
+                if plateau.should_stop:
+                    break
+        if not plateau.restore_best():
+            logger.warning("no validation of the reward model gave a number; its last weights are used")
+        self.last_figures = chosen
+        model.eval()
+        self.rounds_done += 1
+
+    def _round_batches(self) -> list[list[int]]:
+        """Rows of each batch of this round; each round takes other ones."""
+        batches: list[list[int]] = []
+        epoch = 0
+        while len(batches) < self.batches_per_round:
+            key = (self.settings.seed, REWARD_NOISE, self.rounds_done, epoch)
+            batches += shuffled_batches(self.train, self._batch_size, *key)
+            epoch += 1
+        return batches[: self.batches_per_round]
+
+    def _validation_sets(self) -> list[RankedSummaries]:
+        batches = sorted_batches(self.validation, self._batch_size)
+        count = max(1, round(self.settings.rew_validation_share * len(batches)))
+        generator = keyed_generator(self.settings.seed, VALIDATION_BATCHES)  # the same ones in every round
+        kept = torch.randperm(len(batches), generator=generator)[:count].tolist()
+        ranked = [
+            self._ranked(self.validation, batches[i], self.settings.seed, VALIDATION_NOISE, self.rounds_done, i)
+            for i in sorted(kept)
+        ]
+        return [sets for sets in ranked if sets is not None]
+
+    @torch.no_grad()
+    def _ranked(self, data: TokenizedRows, rows: list[int], *key: int) -> RankedSummaries | None:
+        """Sample and rank summaries of this process's rows of a batch; None where it has none."""
+        settings = self.settings
+        per_source = settings.reward_learning_samples
+        generator = keyed_generator(*key)
+        noise = torch.rand(len(rows), per_source, settings.max_target_length, generator=generator)
+        tie_noise = torch.rand(len(rows), per_source, generator=generator)
+        mine = self.processes.share(range(len(rows)))
+        if not mine:
+            return None
+        batch = self.collate(data, [rows[i] for i in mine]).to(self.policy.device)
+        was_training = self.policy.lm.training
+        self.policy.lm.eval()
+        with self.precision.autocast():
+            sources = self.policy.encode(batch.source_ids, batch.source_mask)
+            summaries = self._sample(sources, noise[mine])
+        self.policy.lm.train(was_training)
+        references = [row.reference for row in batch.rows for _ in range(per_source)]
+        articles = [row.source for row in batch.rows for _ in range(per_source)]
+        scores = self.preference(self.policy.texts(summaries), references, articles)
+        if not bool(scores.isfinite().all()):
+            raise UserError(f"preference: '{settings.preference}' gave a score that is not a finite number")
+        preferences = scores.view(len(mine), per_source)
+        return RankedSummaries(batch, summaries, preferences, break_ties(preferences, tie_noise[mine]))
+
+    def _sample(self, sources: Sources, noise: Tensor) -> Summaries:
+        settings = self.settings
+        return self.policy.sample(
+            sources, noise.shape[1], noise.flatten(0, 1), settings.sampling_top_k, settings.sampling_temperature
+        )
+
+    def _step(self, stepper: Stepper, batches: list[list[int]], step: int) -> tuple[RankingFigures, float]:
+        """One optimizer step over some batches. Returns this process's figures and the gradient norm."""
+        sets_in_step = sum(len(rows) for rows in batches)
+        figures = RankingFigures()
+        for number, rows in enumerate(batches):
+            key = (self.rounds_done, step, number)
+            ranked = self._ranked(self.train, rows, self.settings.seed, REWARD_NOISE, *key)
+            if ranked is None:
+                continue
+            seed_dropout(self.settings.seed, REWARD_DROPOUT, *key, self.processes.rank)
+            self.reward.model.train()
+            loss, found = self._loss(ranked)
+            if not math.isfinite(found.loss):
+                raise UserError(f"reward step {step}: the loss is {found.loss}; a lower rew_learning_rate may help")
+            stepper.backward(loss * (found.sets / sets_in_step))
+            figures += found
+        norm = stepper.step()
+        self.reward.model.eval()
+        return figures, norm
+
+    def _loss(self, ranked: RankedSummaries) -> tuple[Tensor, RankingFigures]:
+        """ListMLE loss, the mean over the ranking sets, and the sums for the log."""
+        sets, per_source = ranked.preferences.shape
+        with self.precision.autocast():
+            rewards, mask = self.reward.own_rewards(ranked.batch, ranked.summaries)
+        per_set = (sets, per_source, -1)
+        scores = aggregate_token_rewards(
+            rewards.view(per_set), mask.view(per_set), self.settings.agg_func, self.settings.soft_maxmin_temp
+        )
+        loss = list_mle_loss(scores, ranked.ranks.to(scores.device))
+        with torch.no_grad():
+            real = rewards.detach()[mask].double()
+            better = ranked.preferences.unsqueeze(-1) > ranked.preferences.unsqueeze(-2)  # (B, K, K)
+            margins = (scores.unsqueeze(-1) - scores.unsqueeze(-2)).cpu()[better]
+            figures = RankingFigures(
+                sets=sets,
+                loss=loss.item() * sets,
+                pairs=len(margins),
+                ordered=((margins.sign() + 1) / 2).sum().item(),
+                rewards=real.sum().item(),
+                squares=real.square().sum().item(),
+                tokens=real.numel(),
+                preference=ranked.preferences.mean(-1).sum().item(),
+                sampled_tokens=int(ranked.summaries.mask.sum()),
+            )
+        return loss, figures
+
+    @torch.no_grad()
+    def _validate(self, validation: list[RankedSummaries]) -> dict[str, float]:
+        self.reward.model.eval()
+        figures = sum((self._loss(ranked)[1] for ranked in validation), RankingFigures())
+        return figures.means(self.processes, "dev_")
+
+    def save_state(self, state: StateTree) -> None:
+        """Add what going on needs to a checkpoint, which is written between rounds."""
+        state.put("reward/weights", dict(self.reward.model.state_dict()))
+        progress: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done}
+        state.put("reward/progress", {}, progress | {"last_figures": self.last_figures})
+
+    def load_state(self, state: StateTree) -> None:
+        """Undo `save_state`."""
+        self.reward.model.load_state_dict(state.get("reward/weights")[0])
+        values = state.get("reward/progress")[1]
+        self.rounds_done, self.steps_done = values["rounds_done"], values["steps_done"]
+        self.last_figures = values["last_figures"]
+
+
+def pad_lengths(settings: SummarizationSettings) -> tuple[int, int] | None:
+    """Lengths to which every batch is padded, or None."""
+    return (settings.max_source_length, settings.max_target_length) if settings.pad_to_max_length else None
+
+
+def _ratio(value: float, count: float) -> float:
+    return value / count if count else math.nan

@@ -1,0 +1,287 @@
+"""Summarization: learn token rewards from ranked summaries, train a policy with them, test its summaries.
+
+python sum_task/run_sum.py --dataset_name=xsum --seed=0
+python sum_task/run_sum.py --config=configs/sum_builtin.yaml --seed=1
+accelerate launch --num_processes=2 sum_task/run_sum.py --dataset_name=xsum
+"""
+
+import dataclasses
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from common.checkpoint import StateTree, load_checkpoint, save_checkpoint
+from common.errors import UserError, run_command
+from common.files import write_jsonl_atomic
+from common.progress import set_quiet
+from common.run_folder import RunFolder, check_same_options, environment, open_run_folder
+from common.runtime import hardware, peak_memory_mib, start_runtime
+from common.tracking import MetricsLog, check_trackers, truncate_after
+from sum_task.adapters import add_adapters, check_adapters
+from sum_task.batching import TokenizedRows, tokenize
+from sum_task.command_line import read_command
+from sum_task.data import Splits, load_splits
+from sum_task.evaluation_metrics import check_available
+from sum_task.models import load_policy, load_reward_model
+from sum_task.parallel import Precision, Processes, end_processes, start_processes
+from sum_task.policy_trainer import PolicyTrainer
+from sum_task.preferences import make_preference
+from sum_task.report import write_run_report
+from sum_task.reward_trainer import RewardTrainer
+from sum_task.settings import NEUTRAL, SummarizationSettings
+from sum_task.summary_evaluation import Evaluation, evaluate
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: SummarizationSettings) -> dict[str, Any]:
+    """One run: data, models, training, test, files. Returns the content of ``results.json``."""
+    processes, device = start_processes(settings.device)
+    try:
+        return _run(settings, processes, device)
+    finally:
+        end_processes()
+
+
+def _run(settings: SummarizationSettings, processes: Processes, device: str) -> dict[str, Any]:
+    started = time.monotonic()
+    check_trackers(settings.report_to)
+    check_available(bertscore=settings.bertscore)
+    check_adapters(settings.lora_rank)
+    set_quiet(settings.quiet or not processes.is_main)
+    runtime = start_runtime(settings.seed, device, settings.num_threads)
+    precision = Precision(settings.mixed_precision, runtime.device)
+    splits = load_splits(**{name: getattr(settings, name) for name in DATA_OPTIONS})
+    options = plain_options(settings)
+    folder, checkpoint = processes.on_main(lambda: _open_folder(settings, options)), None
+    if folder.checkpoint is not None:
+        checkpoint = load_checkpoint(folder.checkpoint)
+        check_same_options(checkpoint.values["run"]["options"], options, NEUTRAL, folder.checkpoint)
+
+    policy = load_policy(settings)
+    reward = load_reward_model(settings, policy) if settings.uses_rewards else None
+    for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
+        add_adapters(model, settings.lora_rank, settings.lora_alpha)
+        if settings.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+    policy.to(runtime.device)
+    if reward is not None:
+        reward.to(runtime.device)
+    train, validation, test = _tokenize_all(splits, policy.format, settings, processes)
+    tested_on = "test" if len(test) else "validation"
+
+    seconds_before = 0.0
+    if checkpoint is not None:
+        seconds_before = checkpoint.values["run"]["seconds"]
+        processes.on_main(lambda: truncate_after(folder.metrics, checkpoint.values["run"]["events"]))
+    if processes.is_main:
+        folder.write_config(options, sys.argv)
+    log = MetricsLog(
+        folder.metrics if processes.is_main else None, settings.report_to, project="token-guidance-sum",
+        config=options, seconds_before=seconds_before,
+    )  # fmt: skip
+    with log, make_preference(settings.preference) as preference:
+        reward_trainer = None
+        if reward is not None:
+            reward_trainer = RewardTrainer(
+                reward, policy, preference, train, validation, settings, processes, precision, log
+            )
+
+        def validate() -> dict[str, float]:
+            means = evaluate(policy, validation, settings, processes, precision, "validation").means
+            return {f"eval/{name}": value for name, value in means.items()}
+
+        def keep_best() -> None:
+            if processes.is_main:
+                policy.save_pretrained(best_policy_folder(folder))
+
+        trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings, processes, precision, log)
+        _note_periods(settings, trainer, reward_trainer)
+        if checkpoint is not None:
+            _load_state(checkpoint, trainer)
+
+        def save(step: int) -> None:
+            if not processes.is_main:
+                return
+            log.sync()
+            state = StateTree()
+            trainer.save_state(state)
+            state.put("run", {}, {"options": options, "events": log.events, "seconds": log.seconds})
+            save_checkpoint(folder.checkpoint_folder(step), state)
+            folder.drop_old_checkpoints(settings.keep_checkpoints)
+
+        trainer.train(save)
+        tested = test if len(test) else validation
+        evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore)
+        results = _results(settings, trainer, evaluation, tested_on, splits, processes, log.seconds)
+        results["seconds_in_this_process"] = time.monotonic() - started
+    if processes.is_main:
+        policy.save_pretrained(folder.policy)
+        if reward is not None:
+            reward.save_pretrained(folder.reward_model)
+        _write_predictions(folder, tested, evaluation)
+        write_run_report(folder, results, evaluation, tested.rows, reward)
+        folder.write_results(results)
+        print_summary(folder, results)
+    processes.gather(None)  # nobody leaves before the files are there
+    return results
+
+
+DATA_OPTIONS = (
+    "dataset_name", "dataset_config", "train_file", "validation_file", "test_file", "text_column", "summary_column",
+    "max_train_samples", "max_eval_samples", "max_predict_samples", "seed",
+)  # fmt: skip
+
+
+def plain_options(settings: SummarizationSettings) -> dict[str, Any]:
+    """The options as plain data."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+
+
+def output_folder(settings: SummarizationSettings) -> Path:
+    """The run's folder; by default named after what distinguishes runs."""
+    if settings.output_dir is not None:
+        return Path(settings.output_dir)
+    data = settings.dataset_name or Path(str(settings.train_file)).stem
+    name = f"{settings.guidance}-{settings.agg_func}-{settings.seed}"
+    if settings.expid is not None:
+        name += f"-{settings.expid}"
+    return Path("outputs", "sum", data.replace("/", "-"), name)
+
+
+def best_policy_folder(folder: RunFolder) -> Path:
+    """Where the policy lies that was best in validation; the reported one is the last."""
+    return folder.path / "best_policy"
+
+
+def _open_folder(settings: SummarizationSettings, options: dict[str, Any]) -> RunFolder:
+    folder = open_run_folder(output_folder(settings), overwrite=settings.overwrite, resume=settings.resume == "auto")
+    if folder.is_complete:
+        raise UserError(f"the run in '{folder.path}' is complete; overwrite=true replaces it")
+    return folder
+
+
+def _tokenize_all(
+    splits: Splits, text_format: Any, settings: SummarizationSettings, processes: Processes
+) -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
+    def work() -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
+        overwrite = settings.overwrite_cache and processes.is_main
+        workers = settings.preprocessing_num_workers
+
+        def one(rows: Any, max_target_length: int) -> TokenizedRows:
+            return tokenize(rows, text_format, max_target_length, workers, overwrite)
+
+        return (
+            one(splits.train, settings.max_target_length),
+            one(splits.validation, settings.eval_target_length),
+            one(splits.test, settings.eval_target_length),
+        )
+
+    done = work() if processes.is_main else None
+    processes.gather(None)  # the others find what is cached
+    return done or work()
+
+
+def _note_periods(
+    settings: SummarizationSettings, trainer: PolicyTrainer, reward_trainer: RewardTrainer | None
+) -> None:
+    if reward_trainer is not None and settings.rew_eval_period >= settings.rew_num_train_epochs:
+        logger.warning(
+            "a round of reward learning (rew_num_train_epochs=%g) is validated at its end alone (rew_eval_period=%g): "
+            "lr_decay and early_stop_count cannot act",
+            settings.rew_num_train_epochs,
+            settings.rew_eval_period,
+        )
+
+
+def _load_state(state: StateTree, trainer: PolicyTrainer) -> None:
+    try:
+        trainer.load_state(state)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint does not fit this run: {error}") from None
+
+
+def _write_predictions(folder: RunFolder, data: TokenizedRows, evaluation: Evaluation) -> None:
+    rows = [
+        {"source": row.source, "reference": row.reference, "prediction": prediction, **scores}
+        for row, prediction, scores in zip(data.rows, evaluation.predictions, evaluation.scores, strict=True)
+    ]
+    write_jsonl_atomic(folder.path / "predictions.jsonl", rows)
+
+
+def _results(
+    settings: SummarizationSettings,
+    trainer: PolicyTrainer,
+    evaluation: Evaluation,
+    tested_on: str,
+    splits: Splits,
+    processes: Processes,
+    seconds: float,
+) -> dict[str, Any]:
+    """Final figures and counts."""
+    device = trainer.policy.device
+    learnt = trainer.reward_trainer
+    held_out = learnt.last_figures if learnt is not None else {}
+    return {
+        "status": "complete",
+        "task": "summarization",
+        "dataset": settings.dataset_name or settings.train_file,
+        "seed": settings.seed,
+        "guidance": settings.guidance,
+        "agg_func": settings.agg_func,
+        "preference": settings.preference,
+        "tested_on": tested_on,
+        **{f"test_{name}": value for name, value in evaluation.means.items()},
+        "reward_rank_accuracy": held_out.get("reward/dev_rank_accuracy"),
+        "reward_dev_loss": held_out.get("reward/dev_loss"),
+        "validation": trainer.last_validation,
+        "best_validation_score": trainer.best_score,
+        "best_policy_step": trainer.best_step,
+        "policy_steps": trainer.steps_done,
+        "reward_rounds": learnt.rounds_done if learnt is not None else 0,
+        "reward_steps": learnt.steps_done if learnt is not None else 0,
+        "train_rows": len(splits.train),
+        "validation_rows": len(splits.validation),
+        "test_rows": len(evaluation.predictions),
+        "rows_left_out": splits.left_out,
+        "model": settings.model_name_or_path or settings.config_name or settings.model_type,
+        "reward_model": settings.reward_model_name if settings.uses_rewards else None,
+        "processes": processes.count,
+        "wall_seconds": seconds,
+        "peak_memory_mib": peak_memory_mib(device),
+        "hardware": hardware(device),
+        "environment": environment(),
+    }
+
+
+def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
+    """The last lines of a run: what came out and where it lies."""
+    names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor")
+    figures = ", ".join(f"{name} {results[f'test_{name}']:.2f}" for name in names)
+    print(f"\n{results['tested_on']} ({results['test_rows']} rows): {figures}")
+    accuracy = results["reward_rank_accuracy"]
+    if accuracy is not None and not math.isnan(accuracy):
+        print(f"rank accuracy of the reward model on held-out summaries: {accuracy:.3f} (chance: 0.5)")
+    if any(results["rows_left_out"].values()):
+        print(f"rows left out, article or summary blank: {results['rows_left_out']}")
+    print(f"{results['policy_steps']} policy steps in {results['wall_seconds']:.0f} s")
+    for path in (folder.path / "predictions.jsonl", folder.results, folder.report, folder.policy):
+        print(f"  {path}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Read the command line and run."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    transformers_logging.disable_progress_bar()
+    run(read_command(sys.argv[1:] if words is None else words))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

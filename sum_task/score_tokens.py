@@ -1,0 +1,180 @@
+"""The learned reward of each token of summaries.
+
+python sum_task/score_tokens.py --model RUN/reward_model --input RUN/predictions.jsonl --limit 5
+python sum_task/score_tokens.py --model RUN/reward_model --article article.txt --summary "A summary of it."
+python sum_task/score_tokens.py --model RUN/reward_model --input pairs.jsonl --html tokens.html
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError, run_command
+from common.files import json_text
+from common.report import Report, TokenRewards
+from common.runtime import choose_device
+from sum_task.batching import Batch, pad
+from sum_task.data import Row
+from sum_task.models import Summaries, SummaryRewardModel
+from sum_task.token_carry import token_spans
+
+FORMS = ("color", "text", "json")
+
+
+@torch.no_grad()
+def text_rewards(
+    reward: SummaryRewardModel, rows: Sequence[Row], batch_size: int = 8, max_length: int = 1024
+) -> list[tuple[list[str], list[float]]]:
+    """The policy's tokens of each summary, as texts, and the learned reward of each.
+
+    Args:
+        reward: the model; it is used in evaluation mode.
+        rows: articles with the summary to judge as their reference.
+        batch_size: rows in one pass.
+        max_length: tokens of a summary.
+    """
+    reward.model.eval()
+    policy_format = reward.policy_format
+    tokenizer = policy_format.tokenizer
+    end = int(tokenizer.eos_token_id)
+    judged = []
+    for start in range(0, len(rows), batch_size):
+        part = list(rows[start : start + batch_size])
+        sources = pad(
+            policy_format.sources([row.source for row in part]), end, left=not policy_format.is_encoder_decoder
+        )
+        targets = policy_format.targets([row.reference for row in part], max_length)
+        tokens, mask = pad(targets, end)
+        batch = Batch(part, *sources, tokens, mask, list(range(len(part)))).to(reward.device)
+        rewards = reward.policy_rewards(batch, Summaries(batch.target_ids, batch.target_mask)).tolist()
+        for ids, row in zip(targets, rewards, strict=True):
+            judged.append((token_texts(tokenizer, ids), row[: len(ids)]))
+    return judged
+
+
+def token_texts(tokenizer: object, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; the end token as it is called."""
+    text, spans = token_spans(tokenizer, ids)
+    texts, shown = [], 0
+    for start, end in spans:
+        if start >= len(text):
+            texts.append(str(getattr(tokenizer, "eos_token", "")) if end > start else "")
+        else:
+            texts.append(text[max(start, shown) : end])
+            shown = max(end, shown)
+    return texts
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Read the command line, judge the summaries and show them."""
+    parser = argparse.ArgumentParser(prog="score_tokens.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="reward_model folder of a run")
+    parser.add_argument("--input", metavar="FILE", help="jsonl file of articles and summaries")
+    parser.add_argument("--text_column", default="source", metavar="NAME", help="its column of articles (source)")
+    parser.add_argument(
+        "--summary_column", default="prediction", metavar="NAME", help="its column of summaries (prediction)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N")
+    parser.add_argument("--article", metavar="FILE", help="text file with one article, in place of --input")
+    parser.add_argument("--summary", metavar="TEXT", help="the summary of that article")
+    parser.add_argument("--html", metavar="FILE", help="write a page with coloured tokens here")
+    parser.add_argument("--form", choices=FORMS, help="color (a terminal's default), text (else the default) or json")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    options = parser.parse_args(words)
+    device = choose_device(options.device)
+    rows = _rows(options)
+    reward = SummaryRewardModel.from_pretrained(options.model)
+    reward.to(device)
+    judged = text_rewards(reward, rows)
+    if options.html:
+        report = Report("Learned token rewards", f"reward model {options.model}")
+        sequences = [
+            TokenRewards(tokens, rewards, caption=f"summary {number}")
+            for number, (tokens, rewards) in enumerate(judged, start=1)
+        ]
+        report.add_token_rewards("Summaries", sequences)
+        report.write(options.html)
+        print(options.html)
+        return 0
+    form = options.form or ("color" if sys.stdout.isatty() else "text")
+    low = min(min(rewards) for _, rewards in judged)
+    high = max(max(rewards) for _, rewards in judged)
+    for tokens, rewards in judged:
+        print(_shown(form, tokens, rewards, low, high))
+    return 0
+
+
+def _shown(form: str, tokens: list[str], rewards: list[float], low: float, high: float) -> str:
+    if form == "json":
+        return json_text({"tokens": tokens, "rewards": rewards})
+    # A control character that a model wrote must not reach the terminal.
+    printable = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in token) for token in tokens]
+    if form == "text":
+        return "\n".join(f"{r:.6f}\t{token}" for token, r in zip(printable, rewards, strict=True)) + "\n"
+    parts = []
+    for token, r in zip(printable, rewards, strict=True):
+        share = (r - low) / (high - low) if high > low else 0.5
+        # From orange over white to blue, as on the pages of runs.
+        ends = ((240, 160, 75), (244, 242, 238)) if share < 0.5 else ((244, 242, 238), (98, 176, 232))
+        place = 2 * share - (share >= 0.5)
+        color = ";".join(str(round(a + (b - a) * place)) for a, b in zip(*ends, strict=True))
+        parts.append(f"\033[48;2;{color}m\033[30m{token}\033[0m")
+    return "".join(parts) + f"   (from {min(rewards):.4f} to {max(rewards):.4f})"
+
+
+def _rows(options: argparse.Namespace) -> list[Row]:
+    if (options.input is None) == (options.article is None):
+        raise UserError("give either --input, or --article with --summary")
+    if options.article is not None:
+        if not options.summary:
+            raise UserError("--summary: the summary of the article is needed")
+        return [Row(read_text(options.article), options.summary)]
+    rows: list[Row] = []
+    for number, line in enumerate(read_text(options.input).splitlines(), start=1):
+        if options.limit is not None and len(rows) == options.limit:
+            break
+        if not line.strip():
+            continue
+        columns = (options.text_column, options.summary_column)
+        rows.append(Row(*(json_cell(f"{options.input}, line {number}", line, column) for column in columns)))
+    if not rows:
+        raise UserError(f"--input: '{options.input}' holds no row")
+    return rows
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 file's text; ``-`` is the standard input.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"'{path}' is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from None
+
+
+def json_cell(where: str, line: str, column: str) -> str:
+    """A text of a line of JSON.
+
+    Raises:
+        UserError: it is no JSON object, or has no text of that name.
+    """
+    try:
+        cells = json.loads(line)
+    except ValueError:
+        raise UserError(f"{where}: not JSON") from None
+    if not isinstance(cells, dict) or not isinstance(cells.get(column), str):
+        found = f"; it has {', '.join(map(str, cells))}" if isinstance(cells, dict) else ""
+        raise UserError(f"{where}: no text '{column}'{found}")
+    return str(cells[column])
+
+
+if __name__ == "__main__":
+    run_command(main)

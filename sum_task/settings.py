@@ -1,0 +1,173 @@
+"""The options of summarization with their types and ranges. Defaults and explanations: configs/sum_config.yaml."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.aggregation import AGGREGATIONS
+from common.errors import UserError
+from common.plateau import PlateauSettings
+from common.settings import build_settings, setting
+
+GUIDANCES = ("token", "sequence", "none")
+
+# The options that may differ between a run and its continuation: none of them changes a result.
+NEUTRAL = {
+    "output_dir", "overwrite", "resume", "save_steps", "keep_checkpoints", "device", "num_threads", "report_to",
+    "quiet", "preprocessing_num_workers", "overwrite_cache",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SummarizationSettings:
+    """One field an option; see configs/sum_config.yaml for what each means."""
+
+    dataset_name: str | None
+    dataset_config: str | None
+    train_file: str | None
+    validation_file: str | None
+    test_file: str | None
+    text_column: str | None
+    summary_column: str | None
+    max_train_samples: int | None = setting(minimum=1)
+    max_eval_samples: int | None = setting(minimum=1)
+    max_predict_samples: int | None = setting(minimum=1)
+    source_prefix: str = setting()
+    separator: str = setting()
+    max_source_length: int = setting(minimum=1)
+    max_target_length: int = setting(minimum=2)
+    val_max_target_length: int | None = setting(minimum=2)
+    pad_to_max_length: bool = setting()
+    ignore_pad_token_for_loss: bool = setting()
+    preprocessing_num_workers: int | None = setting(minimum=1)
+    overwrite_cache: bool = setting()
+
+    model_name_or_path: str | None = setting()
+    rew_model_name_or_path: str | None = setting()
+    config_name: str | None = setting()
+    tokenizer_name: str | None = setting()
+    model_type: str | None = setting()
+    use_slow_tokenizer: bool = setting()
+    resize_position_embeddings: bool | None = setting()
+    policy_checkpoint_path: str | None = setting()
+    rew_checkpoint_path: str | None = setting()
+
+    guidance: str = setting(choices=GUIDANCES)
+    preference: str = setting()
+    agg_func: str = setting(choices=AGGREGATIONS)
+    soft_maxmin_temp: float = setting(above=0)
+    use_softplus: bool = setting()
+    head_hidden_size: int = setting(minimum=1)
+    head_init_gain: float = setting(above=0)
+    reward_learning_samples: int = setting(minimum=2)
+    sampling_top_k: int | None = setting(minimum=1)
+    sampling_temperature: float = setting(above=0)
+    reward_learning_batch_size: int = setting(minimum=1)
+    rew_gradient_accumulation_steps: int = setting(minimum=1)
+    rew_num_train_epochs: float = setting(above=0)
+    rew_learning_rate: float = setting(above=0)
+    rew_eval_period: float = setting(above=0)
+    rew_validation_share: float = setting(above=0, maximum=1)
+    reward_retrain_period: float = setting(above=0)
+    reward_retrain_epochs: float = setting(minimum=0)
+    lr_decay: float = setting(above=0, maximum=1)
+    weight_decay_count: int = setting(minimum=0)
+    early_stop_count: int = setting(minimum=1)
+
+    per_device_train_batch_size: int = setting(minimum=1)
+    gradient_accumulation_steps: int = setting(minimum=1)
+    num_train_epochs: float = setting(minimum=0)
+    learning_rate: float = setting(above=0)
+    weight_decay: float = setting(minimum=0)
+    exp_in_wmle: bool = setting()
+    use_q_for_weight: bool = setting()
+    reset_optim: bool = setting()
+    reinforce_coeff: float = setting()
+    max_entropy_coeff: float = setting()
+    num_reinforce_samples: int = setting(minimum=1)
+    policy_eval_period: float = setting(above=0)
+    gradient_clip: bool = setting()
+    gradient_clip_norm: float = setting(above=0)
+
+    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
+    gradient_checkpointing: bool = setting()
+    lora_rank: int = setting(minimum=0)
+    lora_alpha: float = setting(above=0)
+
+    per_device_eval_batch_size: int = setting(minimum=1)
+    num_beams: int | None = setting(minimum=1)
+    bertscore: bool = setting()
+
+    seed: int = setting(minimum=0, maximum=2**32 - 1)
+    device: str = setting()
+    num_threads: int | None = setting(minimum=1)
+    output_dir: str | None = setting()
+    expid: str | None = setting()
+    overwrite: bool = setting()
+    resume: str = setting(choices=("none", "auto"))
+    save_steps: int = setting(minimum=0)
+    keep_checkpoints: int = setting(minimum=1)
+    log_every: int = setting(minimum=1)
+    report_to: tuple[str, ...] = setting()
+    quiet: bool = setting()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "SummarizationSettings":
+        """Check every option and those that only make sense together.
+
+        Raises:
+            UserError: see `build_settings`; or two options contradict each other.
+        """
+        settings = build_settings(cls, values)
+        if settings.dataset_name is None and settings.train_file is None:
+            raise UserError("no data: give dataset_name, or train_file and validation_file")
+        if settings.model_name_or_path is None and settings.config_name is None and settings.model_type is None:
+            raise UserError("no policy: give model_name_or_path, or config_name or model_type for random weights")
+        if settings.guidance == "none":
+            if settings.reinforce_coeff > 0:
+                raise UserError("reinforce_coeff: with guidance=none there is no reward for it")
+            if settings.rew_checkpoint_path is not None:
+                raise UserError("rew_checkpoint_path: guidance=none uses no reward model")
+        elif settings.reward_retrain_epochs == 0 and settings.rew_checkpoint_path is None:
+            raise UserError("reward_retrain_epochs: 0 needs a reward model to use, in rew_checkpoint_path")
+        if settings.guidance != "token" and settings.use_q_for_weight:
+            raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
+        if settings.resume == "auto" and settings.overwrite:
+            raise UserError("resume=auto keeps the run in the output folder and overwrite=true replaces it; set one")
+        return settings
+
+    @property
+    def reward_model_name(self) -> str | None:
+        """The backbone of the reward model; None where it has random weights, as the policy has."""
+        return self.rew_model_name_or_path or self.model_name_or_path
+
+    @property
+    def eval_target_length(self) -> int:
+        """Tokens of a summary that is written in validation and test."""
+        return self.val_max_target_length or self.max_target_length
+
+    @property
+    def uses_rewards(self) -> bool:
+        return self.guidance != "none"
+
+    @property
+    def uses_samples(self) -> bool:
+        """Whether the policy's loss has terms on sampled summaries."""
+        return self.reinforce_coeff > 0 or self.max_entropy_coeff > 0
+
+    @property
+    def clip_norm(self) -> float | None:
+        """Largest gradient norm, or None."""
+        return self.gradient_clip_norm if self.gradient_clip else None
+
+    @property
+    def token_guidance(self) -> str:
+        """The name by which `token_weights` knows this run's guidance."""
+        if self.guidance == "sequence":
+            return "sequence"
+        return "reward-to-go" if self.use_q_for_weight else "reward"
+
+    @property
+    def reward_plateau(self) -> PlateauSettings:
+        """The schedule and early-stop rule of a round of reward learning."""
+        return PlateauSettings(factor=self.lr_decay, patience=self.weight_decay_count, stop_after=self.early_stop_count)

@@ -1,0 +1,81 @@
+"""Writing summaries of a whole split, shared among the processes, and measuring them."""
+
+from dataclasses import dataclass
+
+from common.progress import progress
+from sum_task.batching import TokenizedRows, sorted_batches
+from sum_task.evaluation_metrics import mean_scores, per_example
+from sum_task.models import SummaryPolicy
+from sum_task.parallel import Precision, Processes
+from sum_task.reward_trainer import pad_lengths
+from sum_task.settings import SummarizationSettings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy makes of a split.
+
+    Attributes:
+        predictions: the summary of each row.
+        scores: figures of each row, see `evaluation_metrics.per_example`.
+        means: their means over the rows, and ``score``, see `validation_score`.
+    """
+
+    predictions: list[str]
+    scores: list[dict[str, float | None]]
+    means: dict[str, float]
+
+
+def validation_score(rouge1: float, rouge2: float, rouge_lsum: float) -> float:
+    """ROUGE-1 + 2 ROUGE-2 + ROUGE-Lsum, by which policies are compared in validation (the paper's reference code)."""
+    return rouge1 + 2 * rouge2 + rouge_lsum
+
+
+def write_summaries(
+    policy: SummaryPolicy,
+    data: TokenizedRows,
+    settings: SummarizationSettings,
+    processes: Processes,
+    precision: Precision,
+    title: str,
+) -> list[str]:
+    """The summary of each row, by greedy or beam search; each row is written by one process, all get them all."""
+    collate = policy.collator(pad_lengths(settings))
+    batches = sorted_batches(data, settings.per_device_eval_batch_size * processes.count)
+    written: list[tuple[int, str]] = []
+    for rows in progress(batches, title, "batch"):
+        mine = processes.share(rows)
+        if not mine:
+            continue
+        batch = collate(data, mine).to(policy.device)
+        was_training = policy.lm.training
+        policy.lm.eval()
+        with precision.autocast():
+            sources = policy.encode(batch.source_ids, batch.source_mask).detach()
+            summaries = policy.search(sources, settings.eval_target_length, settings.num_beams or 1)
+        policy.lm.train(was_training)
+        written += zip(mine, policy.texts(summaries), strict=True)
+    by_row = dict(pair for part in processes.gather(written) for pair in part)
+    return [by_row[i] for i in range(len(data))]
+
+
+def evaluate(
+    policy: SummaryPolicy,
+    data: TokenizedRows,
+    settings: SummarizationSettings,
+    processes: Processes,
+    precision: Precision,
+    title: str,
+    bertscore: bool = False,
+) -> Evaluation:
+    """Write the summaries of a split and measure them (in the main process; all get the result)."""
+    predictions = write_summaries(policy, data, settings, processes, precision, title)
+
+    def measure() -> Evaluation:
+        references, articles = [row.reference for row in data.rows], [row.source for row in data.rows]
+        scores = per_example(predictions, references, articles, bertscore=bertscore)
+        means = mean_scores(scores)
+        means["score"] = validation_score(means["rouge1"], means["rouge2"], means["rougeLsum"])
+        return Evaluation(predictions, scores, means)
+
+    return processes.on_main(measure)

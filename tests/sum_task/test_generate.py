@@ -1,0 +1,95 @@
+"""Using a trained policy and a trained reward model from the command line."""
+
+import json
+
+import pytest
+
+from common.errors import UserError
+from sum_task import generate, score_tokens
+from sum_task.data import Row
+from sum_task.models import SummaryRewardModel
+from sum_task.run_sum import run
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """The folder of a finished run."""
+    from sum_task import evaluation_metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_metrics, "Meteor", lambda: lambda predictions, _: [0.5] * len(predictions))
+        patch.setattr(evaluation_metrics, "require_wordnet", lambda: None)
+        out = tmp_path_factory.mktemp("trained") / "run"
+        run(tiny.settings(output_dir=out))
+    return out
+
+
+def test_summary_of_a_text_file_is_one_line(trained, tmp_path, capsys):
+    file = tmp_path / "article.txt"
+    file.write_text("the storm hit\nthe city on monday .")
+    assert generate.main(["--model", str(trained / "policy"), "--input", str(file), "--max_length=6"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_jsonl_in_and_out_keeps_the_order(trained, tiny, tmp_path):
+    out = tmp_path / "out.jsonl"
+    words = ["--model", str(trained / "policy"), "--input", tiny.test, "--text_column=document", "--output", str(out)]
+    generate.main([*words, "--max_length=6", "--batch_size=2"])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    expected = [json.loads(line) for line in (trained / "predictions.jsonl").read_text().splitlines()]
+    assert [(r["source"], r["prediction"]) for r in rows] == [(r["source"], r["prediction"]) for r in expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input", "none.txt"], "cannot read 'none.txt'"),
+        (["--input", "{test}", "--text_column=text"], "line 1: no text 'text'; it has document, summary"),
+        (["--input", "{test}", "--text_column=document", "--num_beams=0"], "--num_beams"),
+        (["--input", "{test}", "--text_column=document", "--model={t5}"], "not the policy folder"),
+    ],
+)
+def test_mistakes_of_generate(trained, tiny, words, message):
+    words = [word.format(test=tiny.test, t5=tiny.t5) for word in words]
+    with pytest.raises(UserError, match=message):
+        generate.main(["--model", str(trained / "policy"), *words])
+
+
+def test_each_token_is_shown_with_its_reward(trained, tmp_path, capsys):
+    file = tmp_path / "article.txt"
+    file.write_text("the storm hit the city")
+    words = ["--model", str(trained / "reward_model"), "--article", str(file), "--summary", "storm hit city"]
+    score_tokens.main(words)
+    shown = [line.split("\t") for line in capsys.readouterr().out.strip().splitlines()]
+    assert [token.strip() for _, token in shown] == ["storm", "hit", "city", "</s>"]
+    reward = SummaryRewardModel.from_pretrained(str(trained / "reward_model"))
+    [(_, rewards)] = score_tokens.text_rewards(reward, [Row("the storm hit the city", "storm hit city")])
+    assert [float(value) for value, _ in shown] == pytest.approx(rewards, abs=1e-6)
+    score_tokens.main([*words, "--form=color"])
+    assert "\033[48;2;" in capsys.readouterr().out
+    score_tokens.main([*words, "--form=json"])
+    assert json.loads(capsys.readouterr().out)["rewards"] == pytest.approx(rewards, abs=1e-6)
+    page = tmp_path / "page.html"
+    score_tokens.main([*words, "--html", str(page)])
+    assert "storm" in page.read_text()
+
+
+def test_predictions_of_a_run_can_be_scored(trained, capsys):
+    words = ["--model", str(trained / "reward_model"), "--input", str(trained / "predictions.jsonl")]
+    score_tokens.main([*words, "--limit=2", "--form=json"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_control_characters_do_not_reach_the_terminal(trained, tmp_path, capsys):
+    shown = score_tokens._shown("color", ["a\x1b[2J"], [0.5], 0.0, 1.0)
+    assert "\x1b[2J" not in shown
+
+
+def test_mistakes_of_score_tokens(trained, tmp_path):
+    model = ["--model", str(trained / "reward_model")]
+    with pytest.raises(UserError, match="either --input, or --article"):
+        score_tokens.main(model)
+    with pytest.raises(UserError, match="--summary"):
+        score_tokens.main([*model, "--article", __file__])
+    with pytest.raises(UserError, match="not the reward_model folder"):
+        score_tokens.main(["--model", str(tmp_path), "--article", __file__, "--summary=x"])

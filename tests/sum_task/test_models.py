@@ -1,0 +1,210 @@
+"""Policy and reward model: what is sampled, scored and searched, whatever stands beside it in a batch."""
+
+import pytest
+import torch
+
+from common.errors import UserError
+from sum_task.batching import Batch, pad
+from sum_task.data import Row
+from sum_task.models import Summaries, SummaryPolicy, draw_tokens, load_policy, load_reward_model
+from tests.sum_task.tiny import byte_tokenizer, save_t5
+
+ARTICLES = ["the storm hit the city on monday .", "a flood .", "two killed in town fire on friday"]
+
+
+@pytest.fixture(params=["t5", "llama"])
+def policy(request, tiny):
+    """An encoder-decoder and a decoder-only policy."""
+    name = getattr(tiny, request.param)
+    policy = load_policy(tiny.settings(model_name_or_path=name, separator=" : "))
+    policy.lm.eval()
+    return policy
+
+
+def encode(policy: SummaryPolicy, articles, extra_padding=0):
+    lists = policy.format.sources(articles)
+    width = max(map(len, lists)) + extra_padding
+    ids, mask = pad(lists, policy.pad_id, width, left=not policy.is_encoder_decoder)
+    return policy.encode(ids, mask)
+
+
+def noise(rows, length=6, seed=0):
+    return torch.rand(rows, length, generator=torch.Generator().manual_seed(seed))
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    logits = torch.log(torch.tensor([[0.1, 0.6, 0.3]])).expand(4, 3)
+    # Most probable first: [0, 0.6) is token 1, [0.6, 0.9) token 2, [0.9, 1) token 0.
+    drawn = draw_tokens(logits, torch.tensor([0.0, 0.59, 0.61, 0.95]), None, 1.0)
+    assert drawn.tolist() == [1, 1, 2, 0]
+    # Of the two most probable, 0.6 / 0.9 of the range is token 1.
+    assert draw_tokens(logits, torch.tensor([0.0, 0.66, 0.67, 0.999]), 2, 1.0).tolist() == [1, 1, 2, 2]
+    assert draw_tokens(logits[:1], torch.tensor([1 - 2**-24]), None, 0.01).tolist() == [1]
+
+
+def test_samples_follow_the_policy_own_distribution(policy):
+    sources = encode(policy, ARTICLES[:1])
+    samples = policy.sample(sources, 4000, noise(4000, 1), None, 1.0)
+    with torch.no_grad():
+        logits = policy.logits(sources, Summaries(torch.tensor([[3]]), torch.ones(1, 1, dtype=torch.bool)))
+    expected = logits[0, 0, : len(policy.tokenizer)].softmax(-1)
+    found = torch.bincount(samples.tokens[:, 0], minlength=len(expected)) / 4000
+    assert float((found - expected).abs().max()) < 0.03
+
+
+def test_greedy_samples_are_the_most_probable_tokens_of_one_teacher_forced_pass(policy):
+    """With top_k 1 each token must be the argmax that logits() gives for the prefix: caches, positions, masks agree."""
+    sources = encode(policy, ARTICLES)
+    samples = policy.sample(sources, 2, noise(6), 1, 1.0)
+    with torch.no_grad():
+        logits = policy.logits(sources, samples)[..., : len(policy.tokenizer)]
+    assert torch.equal(logits.argmax(-1)[samples.mask], samples.tokens[samples.mask])
+    assert torch.equal(samples.tokens[::2], samples.tokens[1::2])
+
+
+def test_sample_does_not_depend_on_batch_padding_or_ended_rows(policy):
+    numbers = noise(9)
+    together = policy.sample(encode(policy, ARTICLES, extra_padding=3), 3, numbers, None, 1.0).lists()
+    for row, article in enumerate(ARTICLES):
+        rows = slice(3 * row, 3 * row + 3)
+        assert policy.sample(encode(policy, [article]), 3, numbers[rows], None, 1.0).lists() == together[rows]
+    assert len({len(ids) for ids in together}) > 1  # some ended before others
+
+
+def test_logits_do_not_depend_on_padding(policy):
+    tokens, mask = pad([[5, 6, 7, 1], [8, 1], [9, 4, 1]], policy.pad_id)
+    with torch.no_grad():
+        together = policy.logits(encode(policy, ARTICLES, extra_padding=2), Summaries(tokens, mask))
+        for row, article in enumerate(ARTICLES):
+            length = int(mask[row].sum())
+            alone = policy.logits(
+                encode(policy, [article]), Summaries(tokens[row : row + 1, :length], mask[row : row + 1, :length])
+            )
+            torch.testing.assert_close(together[row, :length], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_sampling_keeps_dropout_off_and_the_mode_as_it_was(tiny, tmp_path):
+    from tests.sum_task.tiny import word_tokenizer
+
+    name = save_t5(tmp_path / "dropping", word_tokenizer(), dropout=0.5)
+    policy = load_policy(tiny.settings(model_name_or_path=name))
+    policy.lm.eval()
+    sources = encode(policy, ARTICLES)
+    calm = policy.sample(sources, 2, noise(6), None, 1.0)
+    policy.lm.train()
+    assert policy.sample(sources, 2, noise(6), None, 1.0).lists() == calm.lists()
+    assert policy.lm.training
+
+
+def test_padding_token_within_a_sample_is_a_real_token(tiny):
+    policy = load_policy(tiny.settings())
+    with torch.no_grad():
+        policy.lm.get_output_embeddings().weight[1] = 0  # the end token has a logit of 0, as have all ...
+        policy.lm.get_output_embeddings().weight[2:] = 0
+    samples = policy.sample(encode(policy, ARTICLES), 20, noise(60, 8), None, 1.0)
+    inner = [ids[:-1] for ids in samples.lists()]
+    assert any(policy.tokenizer.pad_token_id in ids for ids in inner)
+    assert int(samples.mask.sum()) == sum(map(len, samples.lists()))
+
+
+def test_search_ends_at_the_end_token(policy):
+    found = policy.search(encode(policy, ARTICLES), 5)
+    for ids in found.lists():
+        assert policy.end_id not in ids[:-1]
+        assert 1 <= len(ids) <= 5
+    assert len(policy.search(encode(policy, ARTICLES), 5, num_beams=2).lists()) == 3
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_greedy_search_writes_the_most_probable_tokens(tiny, name):
+    policy = load_policy(tiny.settings(model_name_or_path=getattr(tiny, name), separator=" : "))
+    with torch.no_grad():  # rows of the head that belong to no token of the tokenizer
+        head = policy.lm.get_output_embeddings().weight
+        head[len(policy.tokenizer) :] = 0
+    policy.lm.eval()
+    sampled = policy.sample(encode(policy, ARTICLES), 1, noise(3), 1, 1.0)
+    searched = policy.search(encode(policy, ARTICLES), 6)
+    assert policy.texts(sampled) == policy.texts(searched)
+
+
+def batch_of(policy: SummaryPolicy, articles):
+    lists = policy.format.sources(articles)
+    ids, mask = pad(lists, policy.pad_id, left=not policy.is_encoder_decoder)
+    rows = [Row(article, "") for article in articles]
+    return Batch(rows, ids, mask, ids, mask, list(range(len(articles))))
+
+
+@pytest.mark.parametrize(
+    "pair", [("t5", "t5"), ("llama", "llama"), ("t5", "byte_t5"), ("t5", "llama"), ("llama", "t5")]
+)
+def test_rewards_of_a_summary_do_not_depend_on_what_stands_beside_it(tiny, pair):
+    names = {"model_name_or_path": getattr(tiny, pair[0]), "rew_model_name_or_path": getattr(tiny, pair[1])}
+    policy = load_policy(tiny.settings(**names, separator=" : "))
+    reward = load_reward_model(tiny.settings(**names, separator=" : "), policy)
+    assert reward.reads_policy_tokens == (pair[0] == pair[1])
+    lists = [[5, 6, 7, 1], [8, 1], [9, 4, 1], [3, 3, 3, 3], [1], [10, 11, 1]]
+    tokens, mask = pad(lists, policy.pad_id)
+    with torch.no_grad():
+        together = reward.policy_rewards(batch_of(policy, ARTICLES), Summaries(tokens, mask))
+        own, own_mask = reward.own_rewards(batch_of(policy, ARTICLES), Summaries(tokens, mask))
+        for row, ids in enumerate(lists):
+            alone = reward.policy_rewards(
+                batch_of(policy, [ARTICLES[row // 2]]), Summaries(torch.tensor([ids]), torch.ones(1, len(ids)).bool())
+            )
+            torch.testing.assert_close(together[row, : len(ids)], alone[0], atol=1e-5, rtol=1e-5)
+    assert bool((together[~mask] == 0).all())
+    # Carried over or not, the rewards of a summary keep their sum.
+    torch.testing.assert_close(together.sum(-1), (own * own_mask).sum(-1), atol=1e-5, rtol=1e-5)
+
+
+def test_reward_of_a_token_does_not_look_at_later_ones(tiny):
+    policy = load_policy(tiny.settings())
+    reward = load_reward_model(tiny.settings(), policy)
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    with torch.no_grad():
+        one = reward.policy_rewards(batch_of(policy, ARTICLES[:1]), Summaries(torch.tensor([[5, 6, 7]]), mask))
+        two = reward.policy_rewards(batch_of(policy, ARTICLES[:1]), Summaries(torch.tensor([[5, 6, 9]]), mask))
+    assert torch.equal(one[0, :2], two[0, :2])
+    assert one[0, 2] != two[0, 2]  # read where the token itself has just been read
+
+
+def test_position_embeddings(tiny):
+    long = {"model_name_or_path": tiny.llama, "max_source_length": 400}
+    with pytest.raises(UserError, match="resize_position_embeddings=true"):
+        load_policy(tiny.settings(**long, resize_position_embeddings=False))
+    with pytest.raises(UserError, match="cannot be lengthened"):
+        load_policy(tiny.settings(**long))
+
+
+def test_policy_of_random_weights(tiny):
+    settings = tiny.settings(model_name_or_path="null", config_name=tiny.t5)
+    torch.manual_seed(5)
+    fresh = load_policy(settings)
+    assert fresh.lm.config.d_model == 16
+    assert load_reward_model(settings, fresh).model.backbone.config.d_model == 16
+    with pytest.raises(UserError, match="did you mean 't5'"):
+        load_policy(tiny.settings(model_name_or_path="null", model_type="t55"))
+    with pytest.raises(UserError, match="is a t5, not a bart"):
+        load_policy(tiny.settings(model_type="bart"))
+
+
+def test_tokenizer_of_another_name_lengthens_the_vocabulary(tiny):
+    policy = load_policy(tiny.settings(tokenizer_name=tiny.byte_t5))
+    assert len(policy.tokenizer) == len(byte_tokenizer())
+    embeddings = policy.lm.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    assert embeddings.num_embeddings >= len(policy.tokenizer)
+
+
+def test_encoder_runs_once_for_all_samples_of_a_batch(tiny):
+    policy = load_policy(tiny.settings())
+    reward = load_reward_model(tiny.settings(), policy)
+    rows = []
+    for model in (policy.lm, reward.model.backbone):
+        model.get_encoder().register_forward_hook(
+            lambda m, a, k, o: rows.append(k["input_ids"].shape[0]), with_kwargs=True
+        )
+    batch = batch_of(policy, ARTICLES)
+    samples = policy.sample(policy.encode(batch.source_ids, batch.source_mask), 4, noise(12), None, 1.0)
+    reward.own_rewards(batch, samples)
+    assert rows == [3, 3]

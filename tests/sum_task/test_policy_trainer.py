@@ -1,0 +1,177 @@
+"""Training of the summarizer."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.policy_losses import reward_weighted_mle_loss
+from common.tracking import MetricsLog, read_metrics
+from sum_task.batching import tokenize
+from sum_task.data import load_splits
+from sum_task.models import Summaries, load_policy, load_reward_model
+from sum_task.parallel import Precision, Processes
+from sum_task.policy_trainer import PolicyTrainer
+from sum_task.preferences import make_preference
+from sum_task.reward_trainer import RewardTrainer
+from tests.sum_task.tiny import spied
+
+
+def make_trainer(tiny, folder, **changes):
+    settings = tiny.settings(**changes)
+    torch.manual_seed(settings.seed)
+    splits = load_splits(train_file=tiny.train, validation_file=tiny.validation)
+    policy = load_policy(settings)
+    train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
+    log = MetricsLog(folder / "metrics.jsonl")
+    shared = (settings, Processes(), Precision("no", torch.device("cpu")), log)
+    reward_trainer = None
+    if settings.uses_rewards:
+        reward = load_reward_model(settings, policy)
+        reward_trainer = RewardTrainer(reward, policy, make_preference("rouge1"), train, validation, *shared)
+    scores = iter(range(100))
+    return PolicyTrainer(
+        policy, reward_trainer, train, lambda: {"eval/score": float(next(scores))}, lambda: None, *shared
+    )
+
+
+def whole_batch(trainer):
+    return trainer.collate(trainer.train_data, list(range(len(trainer.train_data))))
+
+
+def test_loss_is_the_reward_weighted_likelihood_with_rewards_read_at_the_labels(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path)
+    batch = whole_batch(trainer)
+    labels = Summaries(batch.target_ids, batch.target_mask)
+    loss, figures = trainer._loss(batch, None, 12, list(range(12)))
+    with torch.no_grad():
+        logits = trainer.policy.logits(trainer.policy.encode(batch.source_ids, batch.source_mask), labels)
+        # [start, y1, y2, ...] in, the reward of y_t read where it has just been read: one place further.
+        start = torch.zeros(12, 1, dtype=torch.long)
+        model = trainer.reward_trainer.reward.model.eval()
+        rewards = model(
+            input_ids=batch.source_ids, attention_mask=batch.source_mask,
+            decoder_input_ids=torch.cat([start, labels.tokens], 1),
+            decoder_attention_mask=torch.cat([torch.ones(12, 1).bool(), labels.mask], 1),
+        )[:, 1:]  # fmt: skip
+    expected = reward_weighted_mle_loss(logits, labels.tokens, rewards, labels.mask)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert figures["policy/mle_loss"] == loss.item()
+
+
+def test_no_guidance_is_the_mean_token_likelihood(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, guidance="none")
+    batch = whole_batch(trainer)
+    labels = Summaries(batch.target_ids, batch.target_mask)
+    loss, _ = trainer._loss(batch, None, 12, list(range(12)))
+    with torch.no_grad():
+        logits = trainer.policy.logits(trainer.policy.encode(batch.source_ids, batch.source_mask), labels)
+    expected = F.cross_entropy(logits[labels.mask], labels.tokens[labels.mask])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_sequence_guidance_weighs_all_tokens_of_a_summary_alike(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, guidance="sequence")
+    batch = whole_batch(trainer)
+    labels = Summaries(batch.target_ids, batch.target_mask)
+    loss, _ = trainer._loss(batch, None, 12, list(range(12)))
+    with torch.no_grad():
+        logits = trainer.policy.logits(trainer.policy.encode(batch.source_ids, batch.source_mask), labels)
+    expected = reward_weighted_mle_loss(logits, labels.tokens, torch.ones_like(labels.mask).float(), labels.mask)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("guidance", ["token", "none"])
+def test_accumulation_changes_nothing(tiny, tmp_path, guidance):
+    ends = []
+    for batch, accumulate in ((12, 1), (4, 3)):
+        folder = tmp_path / str(batch)
+        folder.mkdir()
+        trainer = make_trainer(
+            tiny, folder, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, guidance=guidance
+        )
+        trainer._batches = lambda step, b=batch: [list(range(i, i + b)) for i in range(0, 12, b)]
+        losses = [trainer._step(step)[0]["policy/loss"] for step in (1, 2)]
+        ends.append((losses, trainer.policy.lm.state_dict()))
+    if guidance == "token":  # plain likelihood is the mean over the tokens of each batch
+        assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-5)
+        assert all(torch.allclose(ends[0][1][n], ends[1][1][n], atol=1e-5) for n in ends[0][1])
+
+
+def test_reward_model_is_in_evaluation_mode_and_gets_no_gradient(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, reinforce_coeff=1.0, max_entropy_coeff=0.1)
+    model = trainer.reward_trainer.reward.model
+    model.train()
+    modes = []
+    model.register_forward_hook(lambda m, *_: modes.append((m.training, torch.is_grad_enabled())))
+    trainer._step(1)
+    assert set(modes) == {(False, False)}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_rounds_come_before_the_first_step_and_periodically_in_the_first_epochs(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, num_train_epochs=4, gradient_accumulation_steps=1, reward_retrain_epochs=2)
+    rounds = []
+
+    def run_round():
+        rounds.append(trainer.steps_done)
+        trainer.reward_trainer.rounds_done = len(rounds)
+
+    trainer.reward_trainer.run_round = run_round
+    trainer.train()
+    assert trainer.steps_per_epoch == 3
+    assert rounds == [0, 2, 3, 4]  # every half epoch of three steps, while two epochs are not over
+    validated = [e["step"] for e in read_metrics(tmp_path / "metrics.jsonl") if e["phase"] == "eval"]
+    assert validated == [3, 6, 9, 12]
+
+
+def test_learning_rate_is_constant_and_reset_optim_starts_afresh(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, reset_optim="true", gradient_accumulation_steps=1)
+    made = []
+    trainer._new_optimizer = spied(trainer._new_optimizer, lambda: made.append(trainer.steps_done))
+    trainer.train()
+    assert made == [0, 2]
+    assert trainer.optimizer.param_groups[0]["lr"] == trainer.settings.learning_rate
+
+
+def test_training_fits_the_references(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, guidance="token", learning_rate=1e-2, num_train_epochs=20)
+    trainer.train()
+    losses = [e["policy/loss"] for e in read_metrics(tmp_path / "metrics.jsonl") if e["phase"] == "policy"]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_reinforce_term_raises_what_is_rewarded(tiny, tmp_path):
+    """With rewards of one for a single token, REINFORCE alone makes the policy write it more often."""
+    trainer = make_trainer(tiny, tmp_path, reinforce_coeff=1.0, learning_rate=1e-2, num_reinforce_samples=4)
+    wanted = 6
+    trainer._rewards = lambda batch, summaries: (summaries.tokens == wanted).float() * summaries.mask
+    shares = []
+    plain = trainer.policy.sample
+
+    def sample(*args):
+        found = plain(*args)
+        shares.append((found.tokens[found.mask] == wanted).float().mean().item())
+        return found
+
+    trainer.policy.sample = sample
+    trainer._batches = lambda step: [list(range(12))]
+    from sum_task import policy_trainer
+
+    original = policy_trainer.reward_weighted_mle_loss
+    policy_trainer.reward_weighted_mle_loss = lambda logits, *_: logits.sum() * 0
+    try:
+        for step in range(1, 31):
+            trainer._step(step)
+    finally:
+        policy_trainer.reward_weighted_mle_loss = original
+    assert sum(shares[-5:]) / 5 > sum(shares[:5]) / 5 + 0.2
+
+
+def test_entropy_term_raises_the_entropy(tiny, tmp_path):
+    ends = {}
+    for coefficient in (0.0001, 5.0):
+        folder = tmp_path / str(coefficient)
+        folder.mkdir()
+        trainer = make_trainer(tiny, folder, max_entropy_coeff=coefficient, learning_rate=1e-2)
+        ends[coefficient] = [trainer._step(step)[0]["policy/entropy"] for step in (1, 2, 1, 2, 1, 2, 1, 2)][-1]
+    assert ends[5.0] > ends[0.0001] + 0.05

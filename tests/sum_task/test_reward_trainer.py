@@ -1,0 +1,134 @@
+"""Learning of token rewards from ranked summaries."""
+
+import math
+
+import pytest
+import torch
+
+from common.tracking import MetricsLog, read_metrics
+from sum_task.batching import tokenize
+from sum_task.data import load_splits
+from sum_task.models import Summaries, load_policy, load_reward_model
+from sum_task.parallel import Precision, Processes, Stepper
+from sum_task.preferences import Preference
+from sum_task.reward_trainer import RewardTrainer, break_ties
+from tests.sum_task.tiny import spied
+
+
+def count_of(word):
+    """Prefers summaries by how often a word stands in them."""
+    return Preference(word, lambda predictions, references, sources: [p.split().count(word) for p in predictions])
+
+
+def make_trainer(tiny, folder, preference=None, processes=None, **changes):
+    settings = tiny.settings(**changes)
+    torch.manual_seed(settings.seed)
+    splits = load_splits(train_file=tiny.train, validation_file=tiny.validation)
+    policy = load_policy(settings)
+    reward = load_reward_model(settings, policy)
+    train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
+    log = MetricsLog(folder / "metrics.jsonl")
+    precision = Precision("no", torch.device("cpu"))
+    preference = preference or count_of("flood")
+    processes = processes or Processes()
+    return RewardTrainer(reward, policy, preference, train, validation, settings, processes, precision, log)
+
+
+def test_ties_are_broken_by_noise_and_nothing_else():
+    preferences = torch.tensor([[0.5, 0.2, 0.5], [3.0, 1.0, 2.0]])
+    assert break_ties(preferences, torch.tensor([[0.1, 0.9, 0.8]] * 2)).tolist() == [[1, 0, 2], [2, 0, 1]]
+    assert break_ties(preferences, torch.tensor([[0.8, 0.9, 0.1]] * 2)).tolist() == [[2, 0, 1], [2, 0, 1]]
+
+
+def test_rounds_learn_which_token_is_preferred(tiny, tmp_path):
+    trainer = make_trainer(
+        tiny, tmp_path, agg_func="sum", rew_num_train_epochs=40, rew_eval_period=10, rew_validation_share=1
+    )
+    trainer.run_round()
+    assert trainer.last_figures["reward/dev_rank_accuracy"] > 0.9
+    events = read_metrics(tmp_path / "metrics.jsonl")
+    assert events[-1]["reward/loss"] < events[0]["reward/loss"]
+    assert {event["phase"] for event in events} == {"reward"}
+
+
+def test_first_loss_of_the_published_head_is_that_of_equal_scores(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, head_init_gain=1e-4, reward_learning_samples=4)
+    trainer.run_round()
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["reward/loss"] == pytest.approx(math.log(24), abs=1e-4)
+
+
+def test_best_weights_of_the_round_are_the_ones_that_stay(tiny, tmp_path, monkeypatch):
+    trainer = make_trainer(tiny, tmp_path, rew_num_train_epochs=2, rew_eval_period=0.5)
+    losses = iter([2.0, 1.0, 3.0, 4.0])
+    seen = []
+
+    def validate(validation):
+        seen.append({name: p.clone() for name, p in trainer.reward.model.state_dict().items()})
+        return {"reward/dev_loss": next(losses), "reward/dev_rank_accuracy": float(len(seen))}
+
+    monkeypatch.setattr(trainer, "_validate", validate)
+    trainer.run_round()
+    best = trainer.reward.model.state_dict()
+    assert all(torch.equal(best[name], seen[1][name]) for name in best)
+    assert any(not torch.equal(best[name], seen[-1][name]) for name in best)
+    assert trainer.last_figures["reward/dev_rank_accuracy"] == 2
+    assert not trainer.reward.model.training
+
+
+def test_policy_stands_still_and_its_dropout_stays_off(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path)
+    before = {name: p.clone() for name, p in trainer.policy.lm.state_dict().items()}
+    trainer.policy.lm.train()
+    trainer.run_round()
+    assert all(torch.equal(before[name], p) for name, p in trainer.policy.lm.state_dict().items())
+    assert all(p.grad is None for p in trainer.policy.lm.parameters())
+
+
+def samples_that_depend_on_the_article(sources, per_source, *_):
+    tokens = sources.ids[:, 2:5].repeat_interleave(per_source, 0)  # (N, 3), behind the prefix
+    tokens = 3 + (tokens + torch.arange(len(tokens)).unsqueeze(1) % per_source) % 15
+    return Summaries(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+
+def test_one_batch_of_twelve_is_three_of_four(tiny, tmp_path):
+    """Accumulation changes nothing where the articles are the same: here all of them, in one step."""
+    ends = []
+    for batch, accumulate in ((12, 1), (4, 3)):
+        folder = tmp_path / str(batch)
+        folder.mkdir()
+        trainer = make_trainer(
+            tiny, folder, reward_learning_batch_size=batch, rew_gradient_accumulation_steps=accumulate
+        )
+        trainer.policy.sample = samples_that_depend_on_the_article
+        trainer.preference = Preference("place", lambda p, r, s: [float(i % 3) for i in range(len(p))])
+        trainer.run_round()
+        ends.append(trainer.reward.model.state_dict())
+        assert trainer.steps_done == 1
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-6) for name in ends[0])
+
+
+def test_last_partial_accumulation_is_divided_by_what_it_holds(tiny, tmp_path, monkeypatch):
+    """Three batches, two a step: the second step holds one, whose loss counts whole."""
+    trainer = make_trainer(tiny, tmp_path)
+    losses, parts = [], []
+    plain = trainer._loss
+
+    def loss(ranked):
+        found = plain(ranked)
+        losses.append(found[0])
+        return found
+
+    trainer._loss = loss
+    backward = spied(Stepper.backward, lambda self, part: parts.append(part.item()))
+    monkeypatch.setattr(Stepper, "backward", backward)
+    monkeypatch.setattr(trainer, "_validate", lambda _: {"reward/dev_loss": 1.0})
+    trainer.run_round()
+    values = [loss.item() for loss in losses]
+    assert parts == pytest.approx([values[0] / 2, values[1] / 2, values[2]])
+
+
+def test_early_stop_ends_a_round(tiny, tmp_path, monkeypatch):
+    trainer = make_trainer(tiny, tmp_path, rew_num_train_epochs=50, rew_eval_period=0.5, early_stop_count=2)
+    monkeypatch.setattr(trainer, "_validate", lambda _: {"reward/dev_loss": 1.0, "reward/dev_rank_accuracy": 0.5})
+    trainer.run_round()
+    assert trainer.steps_done < 10

@@ -1,0 +1,154 @@
+"""Whole runs on tiny random models: what they write, going on after a kill, and the folders they leave."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from common.errors import UserError
+from common.files import json_text
+from common.token_reward_model import TokenRewardModel
+from common.tracking import read_metrics
+from sum_task import policy_trainer, run_sum
+from sum_task.models import SummaryPolicy
+from sum_task.run_sum import run
+
+pytestmark = pytest.mark.usefixtures("without_wordnet")
+
+
+def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
+    out = tmp_path / "run"
+    results = run(tiny.settings(output_dir=out, max_entropy_coeff=0.1, reinforce_coeff=0.1, save_steps=1))
+
+    assert json.loads((out / "results.json").read_text()) == json.loads(json_text(results))
+    assert (results["status"], results["tested_on"], results["test_rows"]) == ("complete", "test", 4)
+    assert 0 <= results["reward_rank_accuracy"] <= 1
+    assert results["reward_rounds"] == 2  # one before the first step, one after half of the epoch
+    predictions = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 4
+    assert any(row["prediction"] for row in predictions)
+    assert {"source", "reference", "prediction", "rouge1"} <= predictions[0].keys()
+    assert sum(row["rouge1"] for row in predictions) / 4 == pytest.approx(results["test_rouge1"])
+    events = read_metrics(out / "metrics.jsonl")
+    assert {event["phase"] for event in events} == {"reward", "policy", "eval"}
+    names = {name for event in events for name in event}
+    assert {"reward/loss", "reward/rank_accuracy", "reward/dev_rank_accuracy", "policy/entropy", "eval/rougeL"} <= names
+    page = (out / "report.html").read_text()
+    assert "worst" in page and 'class="chip' in page
+    assert "rouge1" in capsys.readouterr().out
+    AutoModelForSeq2SeqLM.from_pretrained(out / "policy")
+    AutoTokenizer.from_pretrained(out / "policy")
+    AutoModelForSeq2SeqLM.from_pretrained(out / "best_policy")
+    TokenRewardModel.from_pretrained(out / "reward_model")
+
+
+def test_saved_policy_writes_the_predictions_of_the_run(tiny, tmp_path):
+    run(tiny.settings(output_dir=tmp_path / "run"))
+    policy = SummaryPolicy.from_pretrained(str(tmp_path / "run" / "policy"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+
+    from sum_task.generate import summarize
+
+    assert summarize(policy, [row["source"] for row in rows], max_length=6) == [row["prediction"] for row in rows]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_killed_run_goes_on_to_the_same_end(tiny, tmp_path, monkeypatch):
+    options = {"num_train_epochs": 3, "save_steps": 1, "reinforce_coeff": 0.2}
+    run(tiny.settings(output_dir=tmp_path / "whole", **options))
+
+    class Killed(Exception):
+        pass
+
+    train = policy_trainer.PolicyTrainer._step
+
+    def step(self, number):
+        if number == 4:
+            raise Killed
+        return train(self, number)
+
+    monkeypatch.setattr(policy_trainer.PolicyTrainer, "_step", step)
+    with pytest.raises(Killed):
+        run(tiny.settings(output_dir=tmp_path / "cut", **options))
+    monkeypatch.undo()
+    monkeypatch.setattr(run_sum, "check_available", lambda **_: None)
+    from sum_task import evaluation_metrics
+
+    monkeypatch.setattr(evaluation_metrics, "check_available", lambda **_: None)
+    monkeypatch.setattr(evaluation_metrics, "Meteor", lambda: lambda predictions, _: [0.5] * len(predictions))
+    run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **options))
+
+    for part in ("policy", "reward_model", "best_policy"):
+        whole, cut = weights(tmp_path / "whole" / part), weights(tmp_path / "cut" / part)
+        assert all(torch.equal(whole[name], cut[name]) for name in whole), part
+    timeless = [
+        [
+            {k: v for k, v in event.items() if k != "seconds" and not k.startswith("perf/")}
+            for event in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "cut")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not(tiny, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(tiny.settings(output_dir=tmp_path / name, seed=seed))
+    a, b, c = (weights(tmp_path / name / "policy") for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+def test_reported_policy_is_the_last_and_the_best_is_kept_beside_it(tiny, tmp_path, monkeypatch):
+    scores = iter([3.0, 2.0, 1.0])
+    plain = run_sum.evaluate
+
+    def evaluate(policy, data, settings, processes, precision, title, bertscore=False):
+        found = plain(policy, data, settings, processes, precision, title, bertscore)
+        if title == "validation":
+            found.means["score"] = next(scores)
+        return found
+
+    monkeypatch.setattr(run_sum, "evaluate", evaluate)
+    results = run(tiny.settings(output_dir=tmp_path / "run", num_train_epochs=3))
+    assert results["best_policy_step"] == 2  # the end of the first epoch
+    last, best = weights(tmp_path / "run" / "policy"), weights(tmp_path / "run" / "best_policy")
+    assert any(not torch.equal(last[name], best[name]) for name in last)
+
+
+def test_no_epochs_test_the_policy_as_it_is(tiny, tmp_path):
+    results = run(tiny.settings(output_dir=tmp_path / "run", num_train_epochs=0))
+    assert (results["policy_steps"], results["reward_rounds"]) == (0, 0)
+    before = AutoModelForSeq2SeqLM.from_pretrained(tiny.t5).state_dict()
+    after = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "policy").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_decoder_only_policy(tiny, tmp_path):
+    results = run(
+        tiny.settings(output_dir=tmp_path / "run", model_name_or_path=tiny.llama, separator=" : ", reinforce_coeff=0.1)
+    )
+    assert results["policy_steps"] == 2
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy")
+
+
+def test_reward_model_with_another_tokenizer(tiny, tmp_path):
+    results = run(tiny.settings(output_dir=tmp_path / "run", rew_model_name_or_path=tiny.byte_t5, reinforce_coeff=0.1))
+    assert results["reward_model"] == tiny.byte_t5
+    assert results["policy_steps"] == 2
+
+
+def test_run_without_test_data_says_what_it_was_tested_on(tiny, tmp_path):
+    results = run(tiny.settings(output_dir=tmp_path / "run", test_file="null", guidance="none"))
+    assert (results["tested_on"], results["test_rows"]) == ("validation", 5)
+
+
+def test_complete_run_is_not_overwritten_unasked(tiny, tmp_path):
+    run(tiny.settings(output_dir=tmp_path / "run", guidance="none"))
+    with pytest.raises(UserError, match="already holds a complete run"):
+        run(tiny.settings(output_dir=tmp_path / "run", guidance="none"))
