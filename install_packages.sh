@@ -119,5 +119,7 @@ if is_ours && ! is_intact; then
     make_environment
     install_all || fail "pip could not install the packages, see above; run this again once that is mended"
 fi
+# Only METEOR needs it, and a run that does says so: its absence does not fail the installation.
+"$venv/bin/python" scripts/install_wordnet.py >&2 || say "WordNet, which METEOR needs, could not be installed; see above"
 printf '%s\n' "$wanted" >"$stamp"
 say "done in $((SECONDS - started)) s; the environment is $venv"

@@ -25,6 +25,8 @@ DEPENDENCIES = [
     "markupsafe>=3,<4",
     "PyYAML>=6,<7",
     "tqdm>=4.67,<5",
+    "nltk>=3.10,<4",
+    "rouge-score>=0.1.2,<1",
 ]
 
 DEVELOPMENT = [
@@ -54,7 +56,12 @@ setup(
     package_data={"common": ["builtin/**/*", "*.html.j2"], "configs": ["**/*.yaml"]},
     include_package_data=False,
     install_requires=DEPENDENCIES,
-    extras_require={"dev": DEVELOPMENT, "wandb": ["wandb>=0.20,<1"]},
+    extras_require={
+        "dev": DEVELOPMENT,
+        "wandb": ["wandb>=0.20,<1"],
+        "lora": ["peft>=0.21,<1"],
+        "bertscore": ["bert-score>=0.3.13,<1"],
+    },
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
