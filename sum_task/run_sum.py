@@ -81,6 +81,7 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str) -> 
         seconds_before = checkpoint.values["run"]["seconds"]
         processes.on_main(lambda: truncate_after(folder.metrics, checkpoint.values["run"]["events"]))
     if processes.is_main:
+        folder.prepare()
         folder.write_config(options, sys.argv)
     log = MetricsLog(
         folder.metrics if processes.is_main else None, settings.report_to, project="token-guidance-sum",
@@ -162,7 +163,7 @@ def best_policy_folder(folder: RunFolder) -> Path:
 
 def _open_folder(settings: SummarizationSettings, options: dict[str, Any]) -> RunFolder:
     folder = open_run_folder(output_folder(settings), overwrite=settings.overwrite, resume=settings.resume == "auto")
-    if folder.is_complete:
+    if folder.is_complete and not settings.overwrite:
         raise UserError(f"the run in '{folder.path}' is complete; overwrite=true replaces it")
     return folder
 
