@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From a fresh machine with only Python to a trained prompt policy: installs, runs the prompt task on the built-in
-# models and shows what came out. From anywhere:
+# From a fresh machine with only Python to trained policies: installs, runs both tasks on the built-in models and shows
+# what came out. From anywhere:
 #
 #     bash scripts/quickstart.sh                   # seed 0
 #     bash scripts/quickstart.sh random_seed=1     # any options of prompt_task/run_fsc.py
 #
-# A run that was cut off is continued; one that is complete is shown again.
+# A run that was cut off is continued; one that is complete is shown again. The options are those of the prompt task.
 set -euo pipefail
 
 [[ -z "${VENV:-}" || "$VENV" == /* ]] || export VENV="$PWD/$VENV"
@@ -18,4 +18,12 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export HF_HUB_OFFLINE=1
 export TOKENIZERS_PARALLELISM=false
 
-exec "${VENV:-.venv}/bin/python" prompt_task/run_fsc.py --config-name=builtin resume=auto "$@"
+python="${VENV:-.venv}/bin/python"
+"$python" prompt_task/run_fsc.py --config-name=builtin resume=auto "$@"
+
+summaries=outputs/sum/quickstart
+if [[ -f "$summaries/results.json" ]]; then
+    printf '\nthe summarization run in %s is complete; its page: %s\n' "$summaries" "$summaries/report.html"
+else
+    "$python" sum_task/run_sum.py --config=configs/sum_builtin.yaml --output_dir="$summaries" --resume=auto
+fi
