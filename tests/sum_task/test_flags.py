@@ -189,7 +189,7 @@ def test_checkpoint_flags(plain_run):
     folder, _ = plain_run(num_train_epochs=2, save_steps=1, keep_checkpoints=3)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [f"step-00000{n}" for n in (2, 3, 4)]
     folder, _ = plain_run(save_steps=0)
-    assert not list((folder / "checkpoints").iterdir())
+    assert not (folder / "checkpoints").exists()
 
 
 def test_overwrite(plain_run, tmp_path):
