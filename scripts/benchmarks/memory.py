@@ -74,8 +74,8 @@ def make_states(*optimizers: torch.optim.Optimizer) -> None:
 
 
 def _added(work: Callable[[], object]) -> tuple[float, float]:
-    states = resident_mib()
     reset_peak()
+    states = resident_mib()
     work()
     return states, peak_mib() - states
 

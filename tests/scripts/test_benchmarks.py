@@ -77,8 +77,8 @@ def test_memory_of_each_way_is_measured(base_path, tmp_path, way):
 
 
 def test_peak_memory_sees_what_is_gone_again():
-    before = measuring.resident_mib()
     measuring.reset_peak()
+    before = measuring.resident_mib()
     torch.ones(64 * measuring.MIB // 4)
     assert measuring.peak_mib() - before >= 60
 
