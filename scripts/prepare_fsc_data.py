@@ -8,7 +8,6 @@ The first form reads the data set from the model hub, the second from your own c
 """
 
 import argparse
-import csv
 import io
 import json
 import random
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.csv_rows import csv_rows
 from common.errors import UserError, nearest, run_command
 from common.files import write_folder_atomic, write_text_atomic
 from prompt_task.few_shot_data import SPLIT_NAMES, DatasetSpec, Example, read_text, read_tsv, split_folder
@@ -190,7 +190,7 @@ def file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, cells in enumerate(rows, start=2):
             yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
     elif kind == ".csv":
-        yield from csv_rows(path, read_text(path))
+        yield from csv_rows(path, io.StringIO(read_text(path), newline=""))
     elif kind == ".json":
         items = parse_json(str(path), read_text(path))
         if not isinstance(items, list):
@@ -203,25 +203,6 @@ def file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if line.strip():
                 where = f"{path}, line {number}"
                 yield where, as_object(where, parse_json(where, line))
-
-
-def csv_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a comma-separated file; a quoted cell can hold commas, quotes and line breaks."""
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        for name, count in Counter(header).items():
-            if count > 1:
-                raise UserError(f"{path}, line 1: {count} columns are called '{name}'")
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if cells and len(cells) != len(header):
-                raise UserError(f"{where}: {len(cells)} cells where the header has {len(header)}")
-            if cells:
-                yield where, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def parse_json(where: str, text: str) -> Any:

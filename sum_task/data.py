@@ -3,17 +3,16 @@
 Rows whose article or summary is blank are left out and counted.
 """
 
-import csv
 import json
 import logging
 import random
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from common.builtin import resolve
+from common.csv_rows import csv_rows
 from common.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
@@ -291,7 +290,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         with open(path, "rb") as file:
             lines = _decoded(path, file)
             if path.suffix.lower() == ".csv":
-                yield from _csv_rows(path, lines)
+                yield from csv_rows(path, lines)
             else:
                 yield from _json_rows(path, lines)
     except OSError as error:
@@ -304,25 +303,6 @@ def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{path}, line {number}: not UTF-8 text; save the file as UTF-8") from None
-
-
-def _csv_rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows of a comma-separated file; a quoted cell can hold commas, quotes and line breaks."""
-    csv.field_size_limit(2**31 - 1)  # an article can be longer than the 128 KiB that are allowed otherwise
-    reader = csv.reader(lines, strict=True)
-    try:
-        header = next(reader, [])
-        for name, count in Counter(header).items():
-            if count > 1:
-                raise UserError(f"{path}, line 1: {count} columns are called '{name}'")
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if cells and len(cells) != len(header):
-                raise UserError(f"{where}: {len(cells)} cells where the header has {len(header)}")
-            if cells:
-                yield where, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -80,8 +80,8 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str) -> 
     if checkpoint is not None:
         seconds_before = checkpoint.values["run"]["seconds"]
         processes.on_main(lambda: truncate_after(folder.metrics, checkpoint.values["run"]["events"]))
+    processes.on_main(folder.prepare)  # so that a folder that cannot be written ends every process
     if processes.is_main:
-        folder.prepare()
         folder.write_config(options, sys.argv)
     log = MetricsLog(
         folder.metrics if processes.is_main else None, settings.report_to, project="token-guidance-sum",
