@@ -2,13 +2,14 @@
 
     python scripts/compare_guidance.py --output outputs/compare --dataset_seeds 0 1 2 dataset=sst-2 task_lm=gpt2
 
-For each data split every method is a full run of the prompt task (a run folder of its own below --output; those that
-are complete are kept), all in one process over one task LM, which remembers what it has been asked. Beside them stand
+For each data split (and, where --random_seeds are given, each of those on each split) every method is a full run of
+the prompt task (a run folder of its own below --output; those that are complete are kept), all in one process over one
+task LM, which remembers what it has been asked. Beside them stand
 the empty prompt and random search: as many prompts, sampled from the untrained policy, as the method that scored most.
 Its first row takes the best by train score; its second re-ranks the best of them by dev score, as the method does.
 
-The table, mean (std) of the test accuracy over splits, is printed and written as table.md, runs.csv and table.json.
-Everything after the flags is an option of run_fsc.py, common to all runs.
+The table, mean (std) of the test accuracy over splits and seeds, is printed and written as table.md, runs.csv and
+table.json. Everything after the flags is an option of run_fsc.py, common to all runs.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -136,29 +137,47 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for run folders and tables")
     parser.add_argument("--dataset_seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--random_seeds", type=int, nargs="+", help="on each split; without it the split's own number")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--table_only", action="store_true", help="only collect what is complete")
     arguments, overrides = parser.parse_known_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     transformers_logging.disable_progress_bar()
-    for seed in [] if arguments.table_only else arguments.dataset_seeds:
-        run_split(arguments.output, seed, arguments.methods, overrides)
-    rows = collect(arguments.output, arguments.dataset_seeds, arguments.methods)
+    places = list_places(arguments.output, arguments.dataset_seeds, arguments.random_seeds)
+    for place in [] if arguments.table_only else places:
+        run_place(place, arguments.methods, overrides)
+    rows = collect(places, arguments.methods)
     if not rows:
         raise UserError(f"--output: no complete run in '{arguments.output}'")
     write_table(arguments.output, rows, overrides)
     return 0
 
 
-def run_split(output: Path, seed: int, methods: list[str], overrides: list[str]) -> None:
-    """All methods and random search on one data split."""
-    folder = output / f"split-{seed}"
-    common_words = [*overrides, f"dataset_seed={seed}", f"random_seed={seed}", "resume=auto"]
+class Place(NamedTuple):
+    """One data split and one random seed, with the folder of its runs."""
+
+    split: int
+    seed: int
+    folder: Path
+
+
+def list_places(output: Path, splits: Sequence[int], seeds: Sequence[int] | None) -> list[Place]:
+    """What is to be run: each split with the seed of its own number, or each split with each of `seeds`."""
+    if seeds is None:
+        return [Place(split, split, output / f"split-{split}") for split in splits]
+    return [Place(split, seed, output / f"split-{split}" / f"seed-{seed}") for split in splits for seed in seeds]
+
+
+def run_place(place: Place, methods: list[str], overrides: list[str]) -> None:
+    """All methods and random search on one data split with one seed."""
+    folder = place.folder
+    title = f"split {place.split}, seed {place.seed}"
+    common_words = [*overrides, f"dataset_seed={place.split}", f"random_seed={place.seed}", "resume=auto"]
     base = read_command(common_words)
     settings = base.settings
     set_quiet(settings.quiet)
-    splits = load_few_shot_splits(base.spec, settings.base_path, settings.num_shots, seed)
-    runtime = start_runtime(seed, settings.device, settings.num_threads)
+    splits = load_few_shot_splits(base.spec, settings.base_path, settings.num_shots, place.split)
+    runtime = start_runtime(place.seed, settings.device, settings.num_threads)
     task_lm: Any = RememberingTaskLM(
         load_task_lm(
             settings.task_lm, base.spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
@@ -169,37 +188,38 @@ def run_split(output: Path, seed: int, methods: list[str], overrides: list[str])
     for method in methods:
         results = folder / method / "results.json"
         if not results.is_file():
-            print(f"split {seed}: {method}", file=sys.stderr, flush=True)
+            print(f"{title}: {method}", file=sys.stderr, flush=True)
             run(read_command([*common_words, *METHODS[method], f"output_folder={folder / method}"]), task_lm)
         budget = max(budget, json.loads(results.read_text(encoding="utf-8"))["prompts_scored"])
     started = time.monotonic()
     random_search(base, task_lm, splits, budget, folder)
-    print(f"split {seed}: random search took {time.monotonic() - started:.0f} s", file=sys.stderr)
+    print(f"{title}: random search took {time.monotonic() - started:.0f} s", file=sys.stderr)
 
 
-def collect(output: Path, seeds: list[int], methods: list[str]) -> list[dict[str, Any]]:
-    """One row a method and split, of what is complete."""
+def collect(places: Sequence[Place], methods: list[str]) -> list[dict[str, Any]]:
+    """One row a method, split and seed, of what is complete."""
     rows = []
-    for seed in seeds:
-        folder = output / f"split-{seed}"
+    for split, seed, folder in places:
+        where = {"split": split, "seed": seed}
         if (folder / "random.json").is_file():
             for name, found in json.loads((folder / "random.json").read_text(encoding="utf-8")).items():
-                rows.append({"method": name, "split": seed, "hardware": ""} | found)
+                rows.append({"method": name, "hardware": ""} | where | found)
         for method in methods:
             file = folder / method / "results.json"
             if file.is_file():
                 found = json.loads(file.read_text(encoding="utf-8"))
                 rows.append(
-                    {"method": method, "split": seed, "prompts": [p["prompt"] for p in found["reported_prompts"]]}
+                    {"method": method, "prompts": [p["prompt"] for p in found["reported_prompts"]]}
+                    | where
                     | {key: found[key] for key in ("test_accuracy", "prompts_scored", "wall_seconds", "hardware")}
                 )
     return rows
 
 
 def write_table(output: Path, rows: list[dict[str, Any]], overrides: list[str]) -> None:
-    """Mean (std) over splits as Markdown, every run as CSV, both as JSON."""
+    """Mean (std) over splits and seeds as Markdown, every run as CSV, both as JSON."""
     lines = [
-        "| method | test accuracy, mean (std) | splits | prompts scored | minutes a run |",
+        "| method | test accuracy, mean (std) | runs | prompts scored | minutes a run |",
         "| --- | --- | --- | --- | --- |",
     ]
     summary = []
