@@ -34,9 +34,9 @@ TITLES = {
 
 @torch.no_grad()
 def candidate_token_rewards(
-    candidates: list[Candidate], policy: PromptPolicy, reward_model: TokenRewardModel
+    candidates: list[Candidate], policy: PromptPolicy, reward_model: TokenRewardModel, kind: str = "candidate"
 ) -> list[TokenRewards]:
-    """Token texts and learned rewards of candidates that the policy wrote."""
+    """Token texts and learned rewards of prompts that the policy wrote, captioned `kind` 1, 2, ..."""
     own = [c for c in candidates if c.token_ids]
     if not own:
         return []
@@ -46,7 +46,7 @@ def candidate_token_rewards(
         TokenRewards(
             policy.token_texts(row),
             reward,
-            caption=f"candidate {rank}",
+            caption=f"{kind} {rank}",
             columns={"dev score": c.dev_score, "dev accuracy": c.dev_accuracy, "test accuracy": c.test_accuracy},
         )
         for rank, (c, row, reward) in enumerate(zip(own, tokens, rewards, strict=True), start=1)
@@ -57,11 +57,12 @@ def write_run_report(
     folder: RunFolder,
     results: dict[str, Any],
     best: list[Candidate],
+    untrained: list[Candidate],
     empty: Candidate,
     policy: PromptPolicy,
     reward_model: TokenRewardModel,
 ) -> None:
-    """Write ``report.html`` of a finished run."""
+    """Write ``report.html`` of a finished run; `untrained` are prompts that the policy wrote before its first step."""
     facts = {
         "test accuracy": f"{results['test_accuracy']:.1%}",
         "with an empty prompt": "-" if empty.test_accuracy is None else f"{empty.test_accuracy:.1%}",
@@ -76,9 +77,13 @@ def write_run_report(
     report = Report(f"Few-shot prompts for {results['dataset']}", subtitle, facts)
     report.add_token_rewards(
         "Candidate prompts and their learned token rewards",
-        candidate_token_rewards(best, policy, reward_model),
-        note="Best by dev score first. A token's colour is the reward that the last reward model gives it; "
-        f"the result is the mean test accuracy of the first {len(results['reported_prompts'])}.",
+        [
+            *candidate_token_rewards(best, policy, reward_model),
+            *candidate_token_rewards(untrained, policy, reward_model, "before training"),
+        ],
+        note="Best by dev score first; below them, prompts that the policy wrote before training. A token's colour is "
+        "the reward that the last reward model gives it; the result is the mean test accuracy of the first "
+        f"{len(results['reported_prompts'])}.",
     )
     rows = [
         {

@@ -36,6 +36,9 @@ from prompt_task.reward_trainer import RewardTrainer
 from prompt_task.settings import NEUTRAL
 from prompt_task.task_lm import TaskLM, load_task_lm
 
+# Prompts of the untrained policy that the report shows beside the candidates.
+NUM_START_PROMPTS = 5
+
 
 def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
     """One run: data, models, training, test, files. Returns the content of ``results.json``.
@@ -76,6 +79,7 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         hidden_size=settings.hidden_size,
         residual=settings.adaptor_residual,
     ).to(runtime.device)
+    start = policy.sample(NUM_START_PROMPTS, runtime.generator(stream=5), settings.top_k, settings.top_p).tokens
     reward_model = TokenRewardModel.from_backbone(
         settings.policy_lm,
         bound="softplus" if settings.use_softplus else "sigmoid",
@@ -128,11 +132,13 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         score_candidates(test_scorer, [empty, *best], "test", show_progress=True)
         for split, split_scorer in (("train", train_scorer), ("dev", dev_scorer)):
             score_candidates(split_scorer, [empty], split)
+        untrained = [Candidate(text, tuple(row)) for text, row in zip(policy.texts(start), start.tolist(), strict=True)]
+        score_candidates(dev_scorer, untrained, "dev")
         write_candidates(folder.path / "prompts.csv", [*best, *candidates.best()[len(best) :]])
         results = _results(command, trainer, best, empty, log.seconds)
         results["sentences_cut"] = task_lm.sentences_cut
         results["seconds_in_this_process"] = time.monotonic() - started
-    write_run_report(folder, results, best, empty, policy, reward_model)
+    write_run_report(folder, results, best, untrained, empty, policy, reward_model)
     folder.write_results(results)
     print_summary(folder, results)
     return results

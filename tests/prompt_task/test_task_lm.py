@@ -263,6 +263,12 @@ def test_a_left_to_right_model_cannot_be_taken_for_a_masked_one(tmp_path):
         load_task_lm(name, SPEC, CPU, is_mask_lm=True)
 
 
+def test_a_masked_model_cannot_be_taken_for_a_left_to_right_one(tmp_path):
+    name = tiny_models.save("roberta", tmp_path)
+    with pytest.raises(UserError, match=r"is_mask_lm: .* reads in both directions"):
+        load_task_lm(name, SPEC, CPU, is_mask_lm=False)
+
+
 def test_the_kind_of_a_model_is_read_off_its_architecture_or_its_name():
     class Config:
         def __init__(self, architectures, model_type):

@@ -262,10 +262,13 @@ class TestHub:
         assert [example.text for example in sorted(splits.test, key=lambda e: e.label)] == [f"test {n}" for n in order]
 
     def test_numbered_labels_stand_for_themselves(self, hub):
-        features = Features({"sentence": Value("string"), "label": ClassLabel(names=["negative", "positive"])})
-        train = {"sentence": [f"s {i}" for i in range(20)], "label": [0, 1] * 10}
-        validation = {"sentence": ["no", "yes"], "label": [0, 1]}
-        hub(train=Dataset.from_dict(train, features), validation=Dataset.from_dict(validation, features))
+        train = {
+            "text": [f"s {i}" for i in range(20)],
+            "label": [0, 1] * 10,
+            "label_text": ["negative", "positive"] * 10,
+        }
+        held_out = {"text": ["no", "yes"], "label": [0, 1], "label_text": ["negative", "positive"]}
+        hub(train=Dataset.from_dict(train), test=Dataset.from_dict(held_out))
         prepare_fsc_data.main(["--dataset=sst-2", "--num_shots=2", "--dataset_seeds", "0"])
         test = load(spec=str(prepare_fsc_data.CONFIGS / "sst-2.yaml")).test
         assert [(e.text, e.label) for e in test] == [("no", 0), ("yes", 1)]
