@@ -60,7 +60,9 @@ def load_checkpoint(folder: Path) -> StateTree:
             raise ValueError("its parts do not belong together")
         return StateTree(tensors, head["values"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"the checkpoint '{folder}' cannot be read: {error}") from None
+        raise UserError(
+            f"the checkpoint '{folder}' cannot be read: {error}; without that folder, resuming takes the one before it"
+        ) from None
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
-"""What a user's mistake looks like to the program: one clear line and exit code 2."""
+"""How a command ends early: for a user's mistake (exit code 2) or a signal (130, 143), each with one clear line."""
 
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -8,6 +9,20 @@ from typing import NoReturn
 
 class UserError(Exception):
     """Bad input from the user. Its message is one line: what is wrong, where, what is allowed."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run.
+
+    Attributes:
+        number: of the signal.
+        exit_code: by the convention of shells, 128 + number.
+    """
+
+    def __init__(self, number: int, advice: str = "nothing to go on from"):
+        super().__init__(f"stopped by {signal.Signals(number).name}; {advice}")
+        self.number = number
+        self.exit_code = 128 + number
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -22,10 +37,20 @@ def exit_with(error: UserError) -> NoReturn:
     raise SystemExit(2)
 
 
+def exit_interrupted(interrupted: Interrupted) -> NoReturn:
+    """Say on one line of standard error what a signal ended, and leave with 128 + its number."""
+    print(interrupted, file=sys.stderr, flush=True)
+    raise SystemExit(interrupted.exit_code)
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2."""
+    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2, a signal 130 or 143."""
     try:
         code = main()
     except UserError as error:
         exit_with(error)
+    except Interrupted as interrupted:
+        exit_interrupted(interrupted)
+    except KeyboardInterrupt:
+        exit_interrupted(Interrupted(signal.SIGINT))
     raise SystemExit(code or 0)

@@ -1,6 +1,7 @@
 """The folder of a run: opened fresh or for going on, never overwritten unasked; `results.json` comes last."""
 
 import importlib.metadata
+import logging
 import platform
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import yaml
 from common.checkpoint import checkpoint_folders, latest_checkpoint
 from common.errors import UserError
 from common.files import write_json_atomic, write_text_atomic
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("token-guidance", "torch", "transformers", "tokenizers", "numpy", "safetensors", "hydra-core")
 
@@ -119,17 +122,21 @@ def _holds_run(folder: RunFolder) -> bool:
 
 
 def check_same_options(
-    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path
+    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path, refuse: bool = True
 ) -> None:
-    """Refuse to go on with options that would change the result.
+    """Refuse to go on with options that would change the result, or warn of them.
 
     Raises:
-        UserError: naming each option that differs, with both values.
+        UserError: naming each option that differs, with both values; with `refuse` only.
     """
     keys = [key for key in sorted(before.keys() | now.keys()) if key not in neutral]
     changed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
+    if changed and refuse:
+        raise UserError(
+            f"cannot go on from '{where}' with other options: {'; '.join(changed)} (allowed with resume=changed)"
+        )
     if changed:
-        raise UserError(f"cannot go on from '{where}' with other options: {'; '.join(changed)}")
+        logger.warning("going on from '%s' with other options: %s", where, "; ".join(changed))
 
 
 def environment() -> dict[str, Any]:

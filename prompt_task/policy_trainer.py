@@ -2,13 +2,13 @@
 
 import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.errors import UserError
+from common.interruption import Checkpointer
 from common.plateau import Plateau
 from common.policy_losses import negative_entropy, reinforce_loss, token_weights
 from common.progress import Progress
@@ -50,13 +50,29 @@ class PolicyTrainer:
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
+        self.finished = False  # the best weights are in the policy and its samples among the candidates
 
-    def train(self, save: Callable[[int], None] = lambda step: None) -> None:
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps done of both models: what checkpoints are numbered by."""
+        return self.steps_done + self.reward_trainer.steps_done
+
+    def train(self, checkpointer: Checkpointer | None = None) -> None:
         """Run to the last step or to early stop, then put the best weights into the policy and add their samples.
 
-        `save` is called where a checkpoint is due.
+        After a checkpoint was loaded it goes on from there, also within a round of reward learning.
+
+        Raises:
+            Interrupted: the checkpointer was asked to stop, and has saved the run's state.
         """
+        if self.finished:
+            return
         settings = self.settings
+        checkpointer = checkpointer or Checkpointer()
+
+        def after_step(due: bool = False) -> None:
+            checkpointer.after_step(self.optimizer_steps, due)
+
         if settings.early_stop_eval_period > settings.max_train_steps:
             logger.warning(
                 "early_stop_eval_period=%d is more than max_train_steps=%d: the policy is never validated, so the "
@@ -64,9 +80,10 @@ class PolicyTrainer:
                 settings.early_stop_eval_period, settings.max_train_steps,
             )  # fmt: skip
         with Progress(settings.max_train_steps, "policy learning", initial=self.steps_done) as bar:
-            while self.steps_done < settings.max_train_steps and not self.plateau.should_stop:
+            while not self._is_over:
                 if self._reward_is_due():
-                    self.reward_trainer.run_round()
+                    self.reward_trainer.run_round(after_step, lambda: checkpointer.stop_requested)
+                    after_step(due=checkpointer.periodic)
                 step = self.steps_done + 1
                 loss = self._step(step)
                 self.steps_done = step
@@ -75,11 +92,17 @@ class PolicyTrainer:
                     self._validate(step)
                 if step % settings.eval_steps == 0 and self._collects(step):
                     self.candidates.add(self.policy.greedy().unsqueeze(0))
-                if settings.save_steps and step % settings.save_steps == 0:
-                    save(step)
+                if not self._is_over:
+                    after_step(due=bool(settings.save_steps) and step % settings.save_steps == 0)
         self.plateau.restore_best()
         last = self.policy.sample(settings.prompt_infer_batch_size, self.generator, settings.top_k, settings.top_p)
         self.candidates.add(last.tokens)
+        self.finished = True
+        after_step(due=checkpointer.periodic or bool(settings.save_steps))
+
+    @property
+    def _is_over(self) -> bool:
+        return self.steps_done >= self.settings.max_train_steps or self.plateau.should_stop
 
     def _reward_is_due(self) -> bool:
         """Before step 1, and every `reward_retrain_period` steps while less than half of all steps are done."""
@@ -157,7 +180,7 @@ class PolicyTrainer:
         state.put("policy/plateau", *self.plateau.state())
         state.put("policy/generator", {"state": self.generator.get_state()})
         state.put("policy/candidates", {}, self.candidates.state())
-        progress: dict[str, Any] = {"steps_done": self.steps_done}
+        progress: dict[str, Any] = {"steps_done": self.steps_done, "finished": self.finished}
         state.put("policy/progress", {}, progress)
 
     def load_state(self, state: StateTree) -> None:
@@ -167,4 +190,5 @@ class PolicyTrainer:
         self.plateau.load_state(*state.get("policy/plateau"))
         self.generator.set_state(state.get("policy/generator")[0]["state"])
         self.candidates.load_state(state.get("policy/candidates")[1])
-        self.steps_done = state.get("policy/progress")[1]["steps_done"]
+        progress = state.get("policy/progress")[1]
+        self.steps_done, self.finished = progress["steps_done"], progress["finished"]

@@ -7,7 +7,7 @@ each prompt to a score and takes the ListMLE loss against the ranking.
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -90,43 +90,58 @@ class RewardTrainer:
         self.steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
         self._round: _Round | None = None
 
-    def run_round(self, on_epoch: Callable[[], None] = lambda: None) -> None:
+    def run_round(
+        self, after_step: Callable[[], None] = lambda: None, stop_requested: Callable[[], bool] = lambda: False
+    ) -> None:
         """One round: warm weights, fresh optimizer; ends with the best weights on dev in the model.
 
-        `on_epoch` is called after each epoch; state taken there lets `run_round` go on from the next one.
+        `after_step` is called after each step but the last; state taken there lets `run_round` go on from it. It is
+        also called, the round not begun, if `stop_requested` while the prompts of the round were being scored.
         """
         settings = self.settings
-        current = self._round or self._begin_round()
+        current = self._round or self._begin_round(stop_requested)
+        if current is None:
+            return after_step()
         total = settings.rew_num_train_epochs * self.steps_per_epoch
-        done = current.epochs_done * self.steps_per_epoch
+        done = current.epochs_done * self.steps_per_epoch + len(current.figures)
         title = f"reward learning, round {self.rounds_done + 1}"
         with Progress(total, title, initial=done) as bar:
             while current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
                 self.reward_model.train()
-                steps = []
-                for _ in range(self.steps_per_epoch):
-                    steps.append(self._step(current))
-                    bar.update(1, loss=f"{steps[-1]['reward/loss']:.3f}")
-                current.epochs_done += 1
-                self._end_epoch(current, mean_figures(steps))
-                on_epoch()
+                while len(current.figures) < self.steps_per_epoch:
+                    if current.figures:
+                        after_step()
+                    current.figures.append(self._step(current))
+                    bar.update(1, loss=f"{current.figures[-1]['reward/loss']:.3f}")
+                self._end_epoch(current)
+                if current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
+                    after_step()
         if not current.plateau.restore_best():
             logger.warning("no validation of the reward model gave a number; its last weights are used")
         self.reward_model.eval()
         self._round = None
         self.rounds_done += 1
 
-    def _begin_round(self) -> "_Round":
+    def _begin_round(self, stop_requested: Callable[[], bool] = lambda: False) -> "_Round | None":
+        """Score what serves the whole round. None, with nothing changed but what is known of prompts, if stopped."""
         settings = self.settings
+        generator_before = self.generator.get_state()
         optimizer = torch.optim.Adam(self.reward_model.parameters(), lr=settings.rew_learning_rate)
         plateau = Plateau(settings.plateau(higher_is_better=False), optimizer, self.reward_model)
         # The policy stands still during a round, so one sample of its prompts serves every validation of the round:
         # their losses can be compared, and each prompt is scored on dev once.
-        validation = [self._ranked(self.dev_scorer, None) for _ in range(settings.rew_validation_batches)]
-        self._round = _Round(optimizer, plateau, validation, self._sample_pool())
+        validation = []
+        for _ in range(settings.rew_validation_batches):
+            if not stop_requested():
+                validation.append(self._ranked(self.dev_scorer, None))
+        pool = self._sample_pool(stop_requested)
+        if stop_requested():
+            self.generator.set_state(generator_before)
+            return None
+        self._round = _Round(optimizer, plateau, validation, pool)
         return self._round
 
-    def _sample_pool(self) -> torch.Tensor | None:
+    def _sample_pool(self, stop_requested: Callable[[], bool]) -> torch.Tensor | None:
         """With `reward_pool_size`, the prompts (P, T) from which the whole round draws, scored on all of train."""
         size = self.settings.reward_pool_size
         if not size:
@@ -136,6 +151,8 @@ class RewardTrainer:
         chunk = self.settings.prompt_train_batch_size
         with Progress(len(texts), "scoring the prompt pool", "prompt") as bar:
             for start in range(0, len(texts), chunk):
+                if stop_requested():
+                    break
                 self.train_scorer.probabilities(texts[start : start + chunk])
                 bar.update(len(texts[start : start + chunk]))
         return pool
@@ -195,7 +212,10 @@ class RewardTrainer:
         loss = list_mle_loss(scores, preferences, generator=self.generator)
         return loss, float(rank_accuracy(scores.detach(), preferences)), rewards.detach()
 
-    def _end_epoch(self, current: "_Round", figures: dict[str, float]) -> None:
+    def _end_epoch(self, current: "_Round") -> None:
+        figures = mean_figures(current.figures)
+        current.figures = []
+        current.epochs_done += 1
         self.reward_model.eval()
         with torch.no_grad():
             results = [self._loss(ranked)[:2] for ranked in current.validation]
@@ -212,7 +232,7 @@ class RewardTrainer:
         values: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done, "round": None}
         if self._round is not None:
             current = self._round
-            values["round"] = {"epochs_done": current.epochs_done, "has_pool": current.pool is not None}
+            values["round"] = {"epochs_done": current.epochs_done, "figures": current.figures}
             state.put("reward/optimizer", *optimizer_state(current.optimizer))
             state.put("reward/plateau", *current.plateau.state())
             batches = {f"{i}.{k}": v for i, batch in enumerate(current.validation) for k, v in vars(batch).items()}
@@ -236,15 +256,16 @@ class RewardTrainer:
         names = ("tokens", "preferences", "sets")
         validation = [RankedPrompts(*(batches[f"{i}.{name}"] for name in names)) for i in range(count)]
         pool = state.get("reward/pool")[0].get("tokens")
-        self._round = _Round(optimizer, plateau, validation, pool, values["round"]["epochs_done"])
+        self._round = _Round(optimizer, plateau, validation, pool, **values["round"])
 
 
 @dataclass
 class _Round:
-    """The state of a round under way."""
+    """The state of a round under way; `figures` are those of the steps since the last epoch ended."""
 
     optimizer: torch.optim.Optimizer
     plateau: Plateau
     validation: list[RankedPrompts]
     pool: torch.Tensor | None
     epochs_done: int = 0
+    figures: list[dict[str, float]] = field(default_factory=list)

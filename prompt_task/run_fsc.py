@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from common.checkpoint import StateTree, load_checkpoint, save_checkpoint
-from common.errors import UserError, exit_with, run_command
+from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
+from common.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.progress import set_quiet
 from common.run_folder import RunFolder, check_same_options, environment, open_run_folder
 from common.runtime import hardware, peak_memory_mib, random_state, restore_random_state, start_runtime
@@ -44,7 +45,17 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
     """One run: data, models, training, test, files. Returns the content of ``results.json``.
 
     `task_lm` may be one that is loaded already, for several runs in one process.
+
+    Raises:
+        UserError: for bad input and for what the machine refuses.
+        Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
+    checkpoints = RunFolder(output_folder(command)).checkpoints
+    with telling_how_to_go_on(checkpoints, "the same command and resume=auto"), StopRequest() as stop:
+        return _run(command, task_lm, stop)
+
+
+def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[str, Any]:
     started = time.monotonic()
     settings, spec = command.settings, command.spec
     check_trackers(settings.trackers)
@@ -52,7 +63,7 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
     set_quiet(settings.quiet)
     runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads)
     checkpoint = load_checkpoint(Path(settings.checkpoint_path)) if settings.checkpoint_path else None
-    folder = open_run_folder(output_folder(command), overwrite=settings.overwrite, resume=settings.resume == "auto")
+    folder = open_run_folder(output_folder(command), overwrite=settings.overwrite, resume=settings.resume != "none")
     if folder.is_complete and not settings.overwrite:  # resume=auto of a run with nothing left to do
         before = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
         check_same_options(before, _plain(command.options), NEUTRAL, folder.path)
@@ -63,7 +74,8 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         checkpoint = load_checkpoint(folder.checkpoint)
     if checkpoint is not None:
         where = folder.checkpoint or Path(str(settings.checkpoint_path))
-        check_same_options(checkpoint.values["run"]["options"], _plain(command.options), NEUTRAL, where)
+        before = checkpoint.values["run"]["options"]
+        check_same_options(before, _plain(command.options), NEUTRAL, where, refuse=settings.resume != "changed")
 
     if task_lm is None:
         task_lm = load_task_lm(
@@ -113,16 +125,17 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         if checkpoint is not None:
             _load_state(checkpoint, *parts)
 
-        def save(step: int) -> None:
+        def save(steps: int) -> None:
             log.sync()
             state = StateTree()
             _save_state(state, *parts)
             progress = {"options": _plain(command.options), "events": log.events, "seconds": log.seconds}
             state.put("run", {}, progress)
-            save_checkpoint(folder.checkpoint_folder(step), state)
+            save_checkpoint(folder.checkpoint_folder(steps), state)
             folder.drop_old_checkpoints(settings.keep_checkpoints)
 
-        trainer.train(save)
+        with stop.after_steps():
+            trainer.train(Checkpointer(save, settings.checkpoint_steps, stop))
         policy.save_pretrained(folder.policy)
         reward_model.save_pretrained(folder.reward_model)
 
@@ -256,6 +269,8 @@ def multirun(config: DictConfig) -> None:
         run(command_from({str(key): value for key, value in values.items()}, {}))
     except UserError as error:
         exit_with(error)
+    except Interrupted as interrupted:
+        exit_interrupted(interrupted)
 
 
 def main() -> int:

@@ -12,8 +12,8 @@ from common.settings import build_settings, setting
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
-    "output_folder", "overwrite", "resume", "checkpoint_path", "save_steps", "keep_checkpoints", "device",
-    "num_threads", "report_to", "report_to_wandb", "quiet", "sentence_cache_mib",
+    "output_folder", "overwrite", "resume", "checkpoint_path", "checkpoint_steps", "save_steps", "keep_checkpoints",
+    "device", "num_threads", "report_to", "report_to_wandb", "quiet", "sentence_cache_mib",
 }  # fmt: skip
 
 
@@ -86,8 +86,9 @@ class FewShotSettings:
     num_threads: int | None = setting(minimum=1)
     output_folder: str | None = setting()
     overwrite: bool = setting()
-    resume: str = setting(choices=("none", "auto"))
+    resume: str = setting(choices=("none", "auto", "changed"))
     checkpoint_path: str | None = setting()
+    checkpoint_steps: int = setting(minimum=0)
     save_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)
     log_every: int = setting(minimum=1)
@@ -122,10 +123,14 @@ class FewShotSettings:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
         if settings.num_reported > settings.num_candidates:
             raise UserError(f"num_reported: at most num_candidates={settings.num_candidates}")
-        if settings.resume == "auto" and settings.checkpoint_path:
-            raise UserError("resume=auto and checkpoint_path both say where to go on from; set one of them")
-        if settings.resume == "auto" and settings.overwrite:
-            raise UserError("resume=auto keeps the run in the output folder and overwrite=true replaces it; set one")
+        if settings.resume != "none" and settings.checkpoint_path:
+            raise UserError(
+                f"resume={settings.resume} and checkpoint_path both say where to go on from; set one of them"
+            )
+        if settings.resume != "none" and settings.overwrite:
+            raise UserError(
+                f"resume={settings.resume} keeps the run in the output folder and overwrite=true replaces it; set one"
+            )
         return settings
 
     @property

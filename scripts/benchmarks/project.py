@@ -65,7 +65,8 @@ class Project:
 
     def validate_reward(self) -> None:
         """The end of an epoch of reward learning: the loss of one validation batch, best weights kept."""
-        self.reward_trainer._end_epoch(self._round, {})
+        self._round.figures = [{}]
+        self.reward_trainer._end_epoch(self._round)
         self.reward_trainer.reward_model.train()
 
     def policy_step(self, logged: bool) -> int:

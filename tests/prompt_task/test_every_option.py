@@ -70,9 +70,9 @@ def observe(world, tmp_path, monkeypatch) -> Observe:
         seen = Seen(Path(str(options.get("output_folder", tmp_path / f"run-{len(list(tmp_path.iterdir()))}"))))
 
         class Trainer(PolicyTrainer):
-            def train(self, save=lambda step: None):
+            def train(self, checkpointer=None):
                 seen.trainer, seen.task_lm = self, self.train_scorer.task_lm
-                super().train(save)
+                super().train(checkpointer)
                 seen.quiet, seen.threads = progress._quiet, torch.get_num_threads()
 
         class Scorer(PromptScorer):
@@ -220,11 +220,15 @@ def walk_resume(observe, base, world, tmp_path, monkeypatch):
     assert len(again.weighed) == 0  # its last checkpoint was that of the last step
     finished = observe(output_folder=tmp_path / "run", resume="auto")
     assert finished.trainer is None
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(UserError, match=r"learning_rate was 0.01, is 0.02 \(allowed with resume=changed\)"):
+        observe(output_folder=tmp_path / "run", resume="auto", learning_rate=0.02)
+    assert observe(output_folder=tmp_path / "run", resume="changed", learning_rate=0.02).results["policy_steps"] == 6
     assert finished.results["test_accuracy"] == base.results["test_accuracy"]
 
 
 def walk_checkpoint_path(observe, base, world, tmp_path, monkeypatch):
-    other = observe(checkpoint_path=base.folder / "checkpoints" / "step-000004")
+    other = observe(checkpoint_path=base.folder / "checkpoints" / "step-000008")
     assert len(base.weighed) == 6
     assert len(other.weighed) == 2
     assert other.prompts.equals(base.prompts)
@@ -392,11 +396,15 @@ WALK: dict[str, Walk] = {
     "overwrite": walk_overwrite,
     "resume": walk_resume,
     "checkpoint_path": walk_checkpoint_path,
+    "checkpoint_steps": becomes(
+        {"checkpoint_steps": 9, "save_steps": 0}, lambda run: run.checkpoints,
+        ["step-000008", "step-000010"], ["step-000009", "step-000010"],
+    ),
     "save_steps": becomes(
-        {"save_steps": 3}, lambda run: run.checkpoints, ["step-000004", "step-000006"], ["step-000003", "step-000006"]
+        {"save_steps": 3}, lambda run: run.checkpoints, ["step-000008", "step-000010"], ["step-000007", "step-000010"]
     ),
     "keep_checkpoints": becomes(
-        {"keep_checkpoints": 1}, lambda run: run.checkpoints, ["step-000004", "step-000006"], ["step-000006"]
+        {"keep_checkpoints": 1}, lambda run: run.checkpoints, ["step-000008", "step-000010"], ["step-000010"]
     ),
     "log_every": becomes(
         {"log_every": 4}, lambda run: [event["step"] for event in run.events("policy")], [1, 2, 4, 6], [1, 4]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.interruption import Checkpointer
 from common.policy_losses import negative_entropy
 from prompt_task import policy_trainer
 from prompt_task.prompt_scorer import PromptScores
@@ -323,8 +324,15 @@ def test_training_that_diverged_ends_with_a_reason(monkeypatch):
 def test_checkpoints_are_due_every_save_steps():
     saved: list[int] = []
     run = make_run(max_train_steps=9, save_steps=4)
-    run.trainer.train(saved.append)
-    assert saved == [4, 8]
+    run.trainer.train(Checkpointer(saved.append))
+    assert saved == [4 + 4, 8 + 8, 9 + 8]  # policy steps and the reward steps before them; the last is the end
     run = make_run(max_train_steps=9, save_steps=0)
-    run.trainer.train(saved.append)
-    assert saved == [4, 8]
+    run.trainer.train(Checkpointer(saved.append))
+    assert len(saved) == 3
+
+
+def test_checkpoints_are_due_every_so_many_steps_of_either_model_and_after_rounds():
+    saved: list[int] = []
+    run = make_run(max_train_steps=9, save_steps=0)  # rounds of 4 steps before policy steps 1 and 5
+    run.trainer.train(Checkpointer(saved.append, every=3))
+    assert saved == [3, 4, 6, 9, 12, 15, 17]

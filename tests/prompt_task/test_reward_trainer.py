@@ -142,7 +142,7 @@ def test_the_best_weights_of_a_round_are_the_ones_that_are_used():
     losses = run.log.values("reward/dev_loss")
     best = losses.index(min(losses))
     assert best != len(losses) - 1, "the last epoch is the best one: this seed shows nothing"
-    assert same_weights(weights_of(run.reward_model), weights[best])
+    assert same_weights(weights_of(run.reward_model), weights[2 * best + 1])  # an epoch has two steps
     assert not same_weights(weights[-1], weights[best])
 
 
@@ -167,8 +167,8 @@ def test_a_round_starts_with_a_fresh_optimizer_and_the_weights_of_the_last_one(m
     run = make_run(weight_decay_count=0, lr_decay=0.1)
     rounds, begin = [], run.reward_trainer._begin_round
 
-    def spied():
-        current = begin()
+    def spied(*arguments):
+        current = begin(*arguments)
         rate = current.optimizer.param_groups[0]["lr"]
         rounds.append((len(current.optimizer.state), rate, current.plateau.best, weights_of(run.reward_model)))
         return current
@@ -289,8 +289,9 @@ def test_standardized_rankings_are_asked_for_by_compute_zscore(wanted, monkeypat
     assert set(asked) == {(True, wanted), (False, wanted)}
 
 
+@pytest.mark.parametrize("step", range(1, 8))
 @pytest.mark.parametrize("pool", [0, 12])
-def test_a_round_goes_on_from_the_middle_to_the_same_weights(pool):
+def test_a_round_goes_on_from_any_step_to_the_same_weights(pool, step):
     def fresh():
         return make_run(reward_pool_size=pool, rew_num_train_epochs=4, rew_max_train_steps=8, rew_learning_rate=0.05)
 
@@ -300,11 +301,10 @@ def test_a_round_goes_on_from_the_middle_to_the_same_weights(pool):
     class Killed(Exception):
         pass
 
-    state, epochs = StateTree(), []
+    state = StateTree()
 
-    def kill_after_the_second_epoch():
-        epochs.append(1)
-        if len(epochs) == 2:
+    def kill_after_the_step():
+        if run.reward_trainer.steps_done == step:
             run.reward_trainer.save_state(state)
             state.put("model", weights_of(run.reward_model))
             state.put("train", *run.train_scorer.state())
@@ -313,7 +313,7 @@ def test_a_round_goes_on_from_the_middle_to_the_same_weights(pool):
 
     run = fresh()
     with pytest.raises(Killed):
-        run.reward_trainer.run_round(kill_after_the_second_epoch)
+        run.reward_trainer.run_round(kill_after_the_step)
     saved = copy.deepcopy(state)
 
     again = fresh()
@@ -323,7 +323,7 @@ def test_a_round_goes_on_from_the_middle_to_the_same_weights(pool):
     restore_random_state(*saved.get("random"))
     again.reward_trainer.run_round()
     assert same_weights(weights_of(again.reward_model), weights_of(whole.reward_model))
-    assert again.log.events == whole.log.events[2:]
+    assert again.log.events == whole.log.events[step // 2 :]  # an epoch has two steps
     assert again.reward_trainer.steps_done == 8
     assert again.reward_trainer.rounds_done == 1
 
@@ -337,11 +337,18 @@ def test_a_round_without_any_valid_validation_keeps_its_last_weights_and_says_so
         return result if run.reward_model.training else (result[0] * math.nan, *result[1:])
 
     monkeypatch.setattr(run.reward_trainer, "_loss", nan_in_validation)
-    weights = []
+    step, after_step = run.reward_trainer._step, []
+
+    def stepped(current):
+        figures = step(current)
+        after_step.append(weights_of(run.reward_model))
+        return figures
+
+    monkeypatch.setattr(run.reward_trainer, "_step", stepped)
     with caplog.at_level(logging.WARNING):
-        run.reward_trainer.run_round(lambda: weights.append(weights_of(run.reward_model)))
+        run.reward_trainer.run_round()
     assert "no validation of the reward model gave a number" in caplog.text
-    assert same_weights(weights_of(run.reward_model), weights[-1])
+    assert same_weights(weights_of(run.reward_model), after_step[-1])
 
 
 @pytest.mark.parametrize("agg_func", ["sum", "avg", "max", "min"])

@@ -1,9 +1,12 @@
 import csv
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +15,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from common.errors import UserError, run_command
+from common.checkpoint import load_checkpoint
+from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
 from common.tracking import read_metrics
 from prompt_task import policy_trainer, run_fsc
 from prompt_task.command_line import read_command
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.reward_trainer import RewardTrainer
 from prompt_task.run_fsc import run
 from prompt_task.task_lm import TaskLM, load_task_lm
 
@@ -213,6 +218,96 @@ def test_a_run_killed_between_checkpoints_goes_on_to_the_same_end(step, world, f
     assert figures(tmp_path / "run") == figures(finished)
 
 
+@pytest.mark.parametrize("count", range(1, 8))
+def test_a_run_killed_within_a_round_of_reward_learning_goes_on_to_the_same_end(
+    count, world, finished, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after_checkpoint(patch, count)
+        start(world, tmp_path / "run", **MIDDLE, checkpoint_steps=1)
+    start(world, tmp_path / "run", resume="auto", **MIDDLE)
+    assert figures(tmp_path / "run") == figures(finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_after_the_step_and_it_goes_on_to_the_same_end(
+    number, world, finished, tmp_path, monkeypatch
+):
+    def ask_in_step(name, count):
+        """The first time that the method is called for the `count`th time the signal arrives."""
+        calls, original = [], getattr(RewardTrainer if name == "_loss" else policy_trainer.PolicyTrainer, name)
+
+        def spied(self, *args):
+            calls.append(args)
+            if len(calls) == count:
+                os.kill(os.getpid(), number)
+            return original(self, *args)
+
+        monkeypatch.setattr(RewardTrainer if name == "_loss" else policy_trainer.PolicyTrainer, name, spied)
+
+    ask_in_step("_loss", 2)
+    with pytest.raises(Interrupted, match=r"go on from '.*step-000002' with .* resume=auto") as caught:
+        start(world, tmp_path / "run", **MIDDLE)
+    assert caught.value.exit_code == 128 + number
+    ask_in_step("_step", 5)
+    with pytest.raises(Interrupted, match=r"step-000013"):
+        start(world, tmp_path / "run", resume="auto", **MIDDLE)
+    assert not (tmp_path / "run" / "results.json").exists()
+    start(world, tmp_path / "run", resume="auto", **MIDDLE)
+    assert figures(tmp_path / "run") == figures(finished)
+
+
+def test_a_signal_while_the_pool_is_scored_keeps_the_scores(world, tmp_path, monkeypatch):
+    options = MIDDLE | {"reward_pool_size": 24, "prompt_train_batch_size": 8}
+    start(world, tmp_path / "whole", **options)
+    probabilities = PromptScorer.probabilities
+    asked = []
+
+    def spied(self, prompts, *args, **kwargs):
+        if not self.examples[0].text.endswith((" dev", " test")):
+            asked.append(prompts)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return probabilities(self, prompts, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="step-000000"):
+        patch.setattr(PromptScorer, "probabilities", spied)
+        start(world, tmp_path / "run", **options)
+    assert [len(prompts) for prompts in asked] == [8]
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-000000")
+    assert state.get("reward/progress")[1]["round"] is None
+    assert state.get("scorer/train")[1]["prompts"] == list(dict.fromkeys(asked[0]))
+    start(world, tmp_path / "run", resume="auto", **options)
+    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+
+
+def test_a_signal_before_training_ends_the_run_at_once(world, tmp_path, monkeypatch):
+    def load(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(run_fsc, "load_task_lm", load)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; it had no checkpoint yet"):
+        start(world, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_exit_code_of_a_run_that_a_signal_ended(world, tmp_path):
+    words = [sys.executable, run_fsc.__file__, *world.words(max_train_steps=100_000, checkpoint_steps=5)]
+    words.append(f"output_folder={tmp_path / 'run'}")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not list(tmp_path.glob("run/checkpoints/step-*/state.json")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert re.search(
+        r"^stopped by SIGTERM; go on from '.*step-\d+' with the same command and resume=auto$", errors, re.MULTILINE
+    )
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -273,7 +368,7 @@ def test_resume_of_a_complete_run_repeats_its_result_and_does_nothing(world, fin
 
 
 def test_a_checkpoint_goes_on_in_another_folder(world, finished, tmp_path):
-    start(world, tmp_path / "run", checkpoint_path=finished / "checkpoints" / "step-000009", **MIDDLE)
+    start(world, tmp_path / "run", checkpoint_path=finished / "checkpoints" / "step-000017", **MIDDLE)
     one, other = figures(finished), figures(tmp_path / "run")
     assert other["prompts"] == one["prompts"]
     assert other["policy"] == one["policy"]
@@ -283,7 +378,7 @@ def test_a_checkpoint_goes_on_in_another_folder(world, finished, tmp_path):
 
 
 def test_options_that_change_results_are_refused_by_name_and_others_are_not(world, finished, tmp_path):
-    checkpoint = finished / "checkpoints" / "step-000009"
+    checkpoint = finished / "checkpoints" / "step-000017"
     with pytest.raises(UserError) as caught:
         start(world, tmp_path / "run", checkpoint_path=checkpoint, **MIDDLE | {"top_k": 3, "random_seed": 4})
     assert "random_seed was 0, is 4" in str(caught.value)
@@ -300,7 +395,7 @@ def test_a_checkpoint_that_is_not_there_or_not_whole_is_an_error(world, finished
     torn = tmp_path / "torn"
     torn.mkdir()
     for name in ("state.json", "state.safetensors"):
-        (torn / name).write_bytes((finished / "checkpoints" / "step-000009" / name).read_bytes()[:500])
+        (torn / name).write_bytes((finished / "checkpoints" / "step-000017" / name).read_bytes()[:500])
     with pytest.raises(UserError, match=r"the checkpoint '.*torn' cannot be read"):
         start(world, tmp_path / "run", checkpoint_path=torn, **MIDDLE)
 
@@ -490,7 +585,7 @@ def test_a_tracker_gets_every_event_and_the_options(world, tmp_path, monkeypatch
 
 def test_the_last_reward_model_is_the_one_that_was_used_and_is_saved(world, finished):
     saved = load_file(finished / "reward_model" / "model.safetensors")
-    checkpoint = load_file(finished / "checkpoints" / "step-000012" / "state.safetensors")
+    checkpoint = load_file(finished / "checkpoints" / "step-000020" / "state.safetensors")
     kept = {name.removeprefix("reward_model/"): v for name, v in checkpoint.items() if name.startswith("reward_model/")}
     assert saved.keys() <= kept.keys()
     assert all(torch.equal(value, kept[name]) for name, value in saved.items())
