@@ -109,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
             groups[option.group].add_argument(
                 f"--{option.name}", nargs="?", const="true", metavar="true|false", help=text
             )
+        elif option.name == "resume":
+            groups[option.group].add_argument(
+                "--resume", nargs="?", const="auto", metavar="none|auto|changed", help=text
+            )
         else:
             groups[option.group].add_argument(f"--{option.name}", metavar="VALUE", help=text)
     return parser

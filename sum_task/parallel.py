@@ -53,6 +53,10 @@ class Processes:
             return list(values)
         return [sum(column) for column in zip(*self.gather(values), strict=True)]
 
+    def largest(self, value: int) -> int:
+        """The largest of all processes' values."""
+        return max(self.gather(value))
+
     def gather(self, value: T) -> list[T]:
         """The value of every process, by rank."""
         if self.count == 1:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.errors import UserError
+from common.interruption import Checkpointer
 from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss, token_weights
 from common.progress import Progress
 from common.tracking import MetricsLog
@@ -61,6 +62,7 @@ class PolicyTrainer:
         self.best_score: float | None = None
         self.best_step: int | None = None
         self.last_validation: dict[str, float] = {}
+        self._since_log: list[dict[str, float]] = []  # figures of the steps since the last log line
         self._batch_size = settings.per_device_train_batch_size * processes.count
         batches = math.ceil(len(train) / self._batch_size)
         self.steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
@@ -69,38 +71,53 @@ class PolicyTrainer:
         self._validation_steps = self._steps_every(settings.policy_eval_period, settings.num_train_epochs)
         self._epoch_batches: tuple[int, list[list[int]]] = (-1, [])
 
-    def train(self, save: Callable[[int], None] = lambda step: None) -> None:
-        """Run to the last step. `save` is called where a checkpoint is due."""
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps done of both models: what checkpoints are numbered by."""
+        return self.steps_done + (self.reward_trainer.steps_done if self.reward_trainer is not None else 0)
+
+    def train(self, checkpointer: Checkpointer | None = None) -> None:
+        """Run to the last step. After a checkpoint was loaded it goes on from there, also within a round.
+
+        Raises:
+            Interrupted: the checkpointer was asked to stop, and has saved the run's state.
+        """
         settings = self.settings
-        since_log: list[dict[str, float]] = []
-        tokens, began = 0.0, time.monotonic()
+        checkpointer = checkpointer or Checkpointer()
+        tokens, steps_since, began = 0.0, 0, time.monotonic()
+
+        def after_step(due: bool = False) -> None:
+            checkpointer.after_step(self.optimizer_steps, due)
+
         with Progress(self.max_steps, "policy learning", initial=self.steps_done) as bar:
             while self.steps_done < self.max_steps:
                 if self._reward_is_due():
                     assert self.reward_trainer is not None
-                    self.reward_trainer.run_round()
+                    self.reward_trainer.run_round(after_step)
                     if settings.reset_optim:
                         self._new_optimizer()
+                    after_step(due=checkpointer.periodic)
                     began = time.monotonic()
                 step = self.steps_done + 1
                 figures, read = self._step(step)
                 self.steps_done = step
-                since_log.append(figures)
+                self._since_log.append(figures)
                 tokens += read
+                steps_since += 1
                 bar.update(1, loss=f"{figures['policy/loss']:.3f}")
                 if step % settings.log_every == 0 or step == self.max_steps:
-                    values = {name: sum(row[name] for row in since_log) / len(since_log) for name in figures}
+                    rows = self._since_log
+                    values = {name: sum(row[name] for row in rows) / len(rows) for name in figures}
                     seconds = time.monotonic() - began
-                    values["perf/policy_steps_per_second"] = len(since_log) / seconds
+                    values["perf/policy_steps_per_second"] = steps_since / seconds
                     values["perf/tokens_per_second"] = tokens / seconds
                     self.log.log("policy", self._round, step, **values)
-                    since_log, tokens, began = [], 0.0, time.monotonic()
+                    self._since_log = []
+                    tokens, steps_since, began = 0.0, 0, time.monotonic()
                 if step in self._validation_steps or step == self.max_steps:
                     self._validate(step)
                     began = time.monotonic()
-                if settings.save_steps and step % settings.save_steps == 0:
-                    save(step)
-                    began = time.monotonic()
+                after_step(due=checkpointer.periodic and step == self.max_steps)
 
     @property
     def _round(self) -> int:
@@ -261,7 +278,7 @@ class PolicyTrainer:
         """Add everything that going on needs to a checkpoint."""
         state.put("policy/weights", dict(self.policy.lm.state_dict()))
         state.put("policy/optimizer", *optimizer_state(self.optimizer))
-        names = ("steps_done", "best_score", "best_step", "last_validation")
+        names = ("steps_done", "best_score", "best_step", "last_validation", "_since_log")
         progress: dict[str, Any] = {name: getattr(self, name) for name in names}
         state.put("policy/progress", {}, progress)
         if self.reward_trainer is not None:

@@ -7,14 +7,15 @@ score and takes the ListMLE loss against the ranking.
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.aggregation import aggregate_token_rewards
-from common.checkpoint import StateTree
+from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.errors import UserError
 from common.grounding_loss import list_mle_loss
 from common.plateau import Plateau
@@ -83,17 +84,20 @@ class RankingFigures:
     def __add__(self, other: "RankingFigures") -> "RankingFigures":
         return RankingFigures(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
-    def means(self, processes: Processes, prefix: str = "") -> dict[str, float]:
-        """The figures of a log line, over all processes; NaN where there was nothing to divide by."""
-        total = RankingFigures(*processes.total(*vars(self).values()))
-        mean = _ratio(total.rewards, total.tokens)
-        spread = max(_ratio(total.squares, total.tokens) - mean**2, 0.0)
+    def over(self, processes: Processes) -> "RankingFigures":
+        """The sums over all processes."""
+        return RankingFigures(*processes.total(*vars(self).values()))
+
+    def means(self, prefix: str = "") -> dict[str, float]:
+        """The figures of a log line; NaN where there was nothing to divide by."""
+        mean = _ratio(self.rewards, self.tokens)
+        spread = max(_ratio(self.squares, self.tokens) - mean**2, 0.0)
         return {
-            f"reward/{prefix}loss": _ratio(total.loss, total.sets),
-            f"reward/{prefix}rank_accuracy": _ratio(total.ordered, total.pairs),
+            f"reward/{prefix}loss": _ratio(self.loss, self.sets),
+            f"reward/{prefix}rank_accuracy": _ratio(self.ordered, self.pairs),
             f"reward/{prefix}token_mean": mean,
             f"reward/{prefix}token_std": math.sqrt(spread),
-            f"reward/{prefix}preference": _ratio(total.preference, total.sets),
+            f"reward/{prefix}preference": _ratio(self.preference, self.sets),
         }
 
 
@@ -132,6 +136,7 @@ class RewardTrainer:
         self.rounds_done = 0
         self.steps_done = 0  # over all rounds
         self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
+        self._round: _Round | None = None
         batch_size = settings.reward_learning_batch_size * processes.count
         batches = math.ceil(len(train) / batch_size)
         self.batches_per_round = max(1, math.ceil(settings.rew_num_train_epochs * batches))
@@ -139,14 +144,16 @@ class RewardTrainer:
         self.steps_per_round = math.ceil(self.batches_per_round / settings.rew_gradient_accumulation_steps)
         self._batch_size = batch_size
 
-    def run_round(self) -> None:
-        """One round: warm weights, fresh optimizer; ends with the weights that were best in validation."""
+    def run_round(self, after_step: Callable[[], None] = lambda: None) -> None:
+        """One round: warm weights, fresh optimizer; ends with the weights that were best in validation.
+
+        `after_step` is called after each step but the last; state taken there lets `run_round` go on from it.
+        """
         settings = self.settings
         model = self.reward.model
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=settings.rew_learning_rate)
-        stepper = Stepper(optimizer, settings.clip_norm, self.processes, self.precision)
-        plateau = Plateau(settings.reward_plateau, optimizer, model)
+        current = self._round = self._round or self._begin_round()
+        plateau = current.plateau
+        stepper = Stepper(current.optimizer, settings.clip_norm, self.processes, self.precision)
         # The policy stands still during a round, so one sample serves all its validations.
         validation = self._validation_sets()
         batches = self._round_batches()
@@ -155,40 +162,51 @@ class RewardTrainer:
             round(k * settings.rew_eval_period * self.steps_per_epoch)
             for k in range(1, math.ceil(settings.rew_num_train_epochs / settings.rew_eval_period) + 1)
         } | {self.steps_per_round}
-        chosen: dict[str, float] = {}
-        since_log = RankingFigures()
-        logged_at, began = 0, time.monotonic()
-        with Progress(self.steps_per_round, f"reward learning, round {self.rounds_done + 1}") as bar:
-            for step in range(1, self.steps_per_round + 1):
+        began, steps_since, sampled_tokens = time.monotonic(), 0, 0.0  # those of this process, not of the round
+        title = f"reward learning, round {self.rounds_done + 1}"
+        with Progress(self.steps_per_round, title, initial=current.steps) as bar:
+            while current.steps < self.steps_per_round and not plateau.should_stop:
+                step = current.steps + 1
                 part = batches[(step - 1) * accumulate : step * accumulate]
                 figures, norm = self._step(stepper, part, step)
-                since_log += figures
+                current.since_log += figures
+                sampled_tokens += figures.sampled_tokens
+                current.steps = step
                 self.steps_done += 1
+                steps_since += 1
                 bar.update(1, loss=f"{_ratio(figures.loss, figures.sets):.3f}")
                 evaluate = step in evaluate_at
                 if evaluate or step % settings.log_every == 0:
-                    values = since_log.means(self.processes)
+                    values = current.since_log.means()
                     seconds = time.monotonic() - began
                     values |= {
                         "reward/gradient_norm": norm,
                         "reward/learning_rate": plateau.learning_rate,
-                        "perf/reward_steps_per_second": (step - logged_at) / seconds,
-                        "perf/sampled_tokens_per_second": self.processes.total(since_log.sampled_tokens)[0] / seconds,
+                        "perf/reward_steps_per_second": steps_since / seconds,
+                        "perf/sampled_tokens_per_second": sampled_tokens / seconds,
                     }
                     if evaluate:
                         held_out = self._validate(validation)
                         values |= held_out
                         if plateau.update(held_out["reward/dev_loss"], step):
-                            chosen = held_out
+                            current.chosen = held_out
                     self.log.log("reward", self.rounds_done, step, **values)
-                    since_log, logged_at, began = RankingFigures(), step, time.monotonic()
-                if plateau.should_stop:
-                    break
+                    current.since_log = RankingFigures()
+                    began, steps_since, sampled_tokens = time.monotonic(), 0, 0.0
+                if step < self.steps_per_round and not plateau.should_stop:
+                    after_step()
         if not plateau.restore_best():
             logger.warning("no validation of the reward model gave a number; its last weights are used")
-        self.last_figures = chosen
+        self.last_figures = current.chosen
         model.eval()
+        self._round = None
         self.rounds_done += 1
+
+    def _begin_round(self) -> "_Round":
+        model = self.reward.model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=self.settings.rew_learning_rate)
+        return _Round(optimizer, Plateau(self.settings.reward_plateau, optimizer, model))
 
     def _round_batches(self) -> list[list[int]]:
         """Rows of each batch of this round; each round takes other ones."""
@@ -244,7 +262,7 @@ class RewardTrainer:
         )
 
     def _step(self, stepper: Stepper, batches: list[list[int]], step: int) -> tuple[RankingFigures, float]:
-        """One optimizer step over some batches. Returns this process's figures and the gradient norm."""
+        """One optimizer step over some batches. Returns the figures of all processes and the gradient norm."""
         sets_in_step = sum(len(rows) for rows in batches)
         figures = RankingFigures()
         for number, rows in enumerate(batches):
@@ -261,7 +279,7 @@ class RewardTrainer:
             figures += found
         norm = stepper.step()
         self.reward.model.eval()
-        return figures, norm
+        return figures.over(self.processes), norm
 
     def _loss(self, ranked: RankedSummaries) -> tuple[Tensor, RankingFigures]:
         """ListMLE loss, the mean over the ranking sets, and the sums for the log."""
@@ -294,13 +312,23 @@ class RewardTrainer:
     def _validate(self, validation: list[RankedSummaries]) -> dict[str, float]:
         self.reward.model.eval()
         figures = sum((self._loss(ranked)[1] for ranked in validation), RankingFigures())
-        return figures.means(self.processes, "dev_")
+        return figures.over(self.processes).means("dev_")
 
     def save_state(self, state: StateTree) -> None:
-        """Add what going on needs to a checkpoint, which is written between rounds."""
+        """Add what going on needs to a checkpoint, also from the middle of a round.
+
+        The samples of the round's validation are not in it: the policy writes the same ones again.
+        """
         state.put("reward/weights", dict(self.reward.model.state_dict()))
         progress: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done}
-        state.put("reward/progress", {}, progress | {"last_figures": self.last_figures})
+        progress |= {"last_figures": self.last_figures, "round": None}
+        if self._round is not None:
+            current = self._round
+            figures = vars(current.since_log)
+            progress["round"] = {"steps": current.steps, "chosen": current.chosen, "since_log": figures}
+            state.put("reward/optimizer", *optimizer_state(current.optimizer))
+            state.put("reward/plateau", *current.plateau.state())
+        state.put("reward/progress", {}, progress)
 
     def load_state(self, state: StateTree) -> None:
         """Undo `save_state`."""
@@ -308,6 +336,32 @@ class RewardTrainer:
         values = state.get("reward/progress")[1]
         self.rounds_done, self.steps_done = values["rounds_done"], values["steps_done"]
         self.last_figures = values["last_figures"]
+        self._round = None
+        if values["round"] is not None:
+            current = self._begin_round()
+            load_optimizer_state(current.optimizer, *state.get("reward/optimizer"))
+            current.plateau.load_state(*state.get("reward/plateau"))
+            current.steps, current.chosen = values["round"]["steps"], values["round"]["chosen"]
+            current.since_log = RankingFigures(**values["round"]["since_log"])
+            self._round = current
+
+
+@dataclass
+class _Round:
+    """The state of a round under way.
+
+    Attributes:
+        optimizer, plateau: of the round.
+        steps: optimizer steps done.
+        chosen: the validation figures of the best weights so far.
+        since_log: figures since the last log line.
+    """
+
+    optimizer: torch.optim.Optimizer
+    plateau: Plateau
+    steps: int = 0
+    chosen: dict[str, float] = field(default_factory=dict)
+    since_log: RankingFigures = field(default_factory=RankingFigures)
 
 
 def pad_lengths(settings: SummarizationSettings) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ accelerate launch --num_processes=2 sum_task/run_sum.py --dataset_name=xsum
 """
 
 import dataclasses
+import json
 import logging
 import math
 import sys
@@ -14,11 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers.utils import logging as transformers_logging
 
 from common.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.errors import UserError, run_command
 from common.files import write_jsonl_atomic
+from common.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.progress import set_quiet
 from common.run_folder import RunFolder, check_same_options, environment, open_run_folder
 from common.runtime import hardware, peak_memory_mib, start_runtime
@@ -41,15 +44,22 @@ logger = logging.getLogger(__name__)
 
 
 def run(settings: SummarizationSettings) -> dict[str, Any]:
-    """One run: data, models, training, test, files. Returns the content of ``results.json``."""
-    processes, device = start_processes(settings.device)
-    try:
-        return _run(settings, processes, device)
-    finally:
-        end_processes()
+    """One run: data, models, training, test, files. Returns the content of ``results.json``.
+
+    Raises:
+        UserError: for bad input and for what the machine refuses.
+        Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
+    """
+    checkpoints = RunFolder(output_folder(settings)).checkpoints
+    with telling_how_to_go_on(checkpoints, "the same command and --resume"), StopRequest() as stop:
+        processes, device = start_processes(settings.device)
+        try:
+            return _run(settings, processes, device, stop)
+        finally:
+            end_processes()
 
 
-def _run(settings: SummarizationSettings, processes: Processes, device: str) -> dict[str, Any]:
+def _run(settings: SummarizationSettings, processes: Processes, device: str, stop: StopRequest) -> dict[str, Any]:
     started = time.monotonic()
     check_trackers(settings.report_to)
     check_available(bertscore=settings.bertscore)
@@ -59,10 +69,13 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str) -> 
     precision = Precision(settings.mixed_precision, runtime.device)
     splits = load_splits(**{name: getattr(settings, name) for name in DATA_OPTIONS})
     options = plain_options(settings)
-    folder, checkpoint = processes.on_main(lambda: _open_folder(settings, options)), None
+    folder, checkpoint = processes.on_main(lambda: _open_folder(settings)), None
+    if folder.is_complete and not settings.overwrite:
+        return _finished(folder, options, processes)
     if folder.checkpoint is not None:
         checkpoint = load_checkpoint(folder.checkpoint)
-        check_same_options(checkpoint.values["run"]["options"], options, NEUTRAL, folder.checkpoint)
+        before, refuse = checkpoint.values["run"]["options"], settings.resume != "changed"
+        check_same_options(before, options, NEUTRAL, folder.checkpoint, refuse)
 
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
@@ -107,17 +120,18 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str) -> 
         if checkpoint is not None:
             _load_state(checkpoint, trainer)
 
-        def save(step: int) -> None:
+        def save(steps: int) -> None:
             if not processes.is_main:
                 return
             log.sync()
             state = StateTree()
             trainer.save_state(state)
             state.put("run", {}, {"options": options, "events": log.events, "seconds": log.seconds})
-            save_checkpoint(folder.checkpoint_folder(step), state)
+            save_checkpoint(folder.checkpoint_folder(steps), state)
             folder.drop_old_checkpoints(settings.keep_checkpoints)
 
-        trainer.train(save)
+        with stop.after_steps():
+            trainer.train(Checkpointer(save, settings.checkpoint_steps, stop, processes.largest))
         tested = test if len(test) else validation
         evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore)
         results = _results(settings, trainer, evaluation, tested_on, splits, processes, log.seconds)
@@ -161,11 +175,18 @@ def best_policy_folder(folder: RunFolder) -> Path:
     return folder.path / "best_policy"
 
 
-def _open_folder(settings: SummarizationSettings, options: dict[str, Any]) -> RunFolder:
-    folder = open_run_folder(output_folder(settings), overwrite=settings.overwrite, resume=settings.resume == "auto")
-    if folder.is_complete and not settings.overwrite:
-        raise UserError(f"the run in '{folder.path}' is complete; overwrite=true replaces it")
-    return folder
+def _open_folder(settings: SummarizationSettings) -> RunFolder:
+    return open_run_folder(output_folder(settings), overwrite=settings.overwrite, resume=settings.resume != "none")
+
+
+def _finished(folder: RunFolder, options: dict[str, Any], processes: Processes) -> dict[str, Any]:
+    """The results of a run with nothing left to do, shown once more."""
+    before = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
+    check_same_options(before, options, NEUTRAL, folder.path)
+    results: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
+    if processes.is_main:
+        print_summary(folder, results)
+    return results
 
 
 def _tokenize_all(

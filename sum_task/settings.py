@@ -13,7 +13,7 @@ GUIDANCES = ("token", "sequence", "none")
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
-    "output_dir", "overwrite", "resume", "save_steps", "keep_checkpoints", "device", "num_threads", "report_to",
+    "output_dir", "overwrite", "resume", "checkpoint_steps", "keep_checkpoints", "device", "num_threads", "report_to",
     "quiet", "preprocessing_num_workers", "overwrite_cache",
 }  # fmt: skip
 
@@ -104,8 +104,8 @@ class SummarizationSettings:
     output_dir: str | None = setting()
     expid: str | None = setting()
     overwrite: bool = setting()
-    resume: str = setting(choices=("none", "auto"))
-    save_steps: int = setting(minimum=0)
+    resume: str = setting(choices=("none", "auto", "changed"))
+    checkpoint_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)
     log_every: int = setting(minimum=1)
     report_to: tuple[str, ...] = setting()
@@ -132,8 +132,8 @@ class SummarizationSettings:
             raise UserError("reward_retrain_epochs: 0 needs a reward model to use, in rew_checkpoint_path")
         if settings.guidance != "token" and settings.use_q_for_weight:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
-        if settings.resume == "auto" and settings.overwrite:
-            raise UserError("resume=auto keeps the run in the output folder and overwrite=true replaces it; set one")
+        if settings.resume != "none" and settings.overwrite:
+            raise UserError(f"resume={settings.resume} keeps the run there is and overwrite=true replaces it; set one")
         return settings
 
     @property

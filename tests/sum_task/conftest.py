@@ -12,9 +12,8 @@ def tiny(tmp_path_factory):
     return TinyWorld(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture
-def without_wordnet(monkeypatch):
-    """METEOR's place in evaluations is taken by a constant."""
+def stand_in_for_wordnet(monkeypatch):
+    """Let a constant take METEOR's place in evaluations."""
 
     class ConstantMeteor:
         def __call__(self, predictions, references):
@@ -22,3 +21,9 @@ def without_wordnet(monkeypatch):
 
     monkeypatch.setattr(evaluation_metrics, "Meteor", ConstantMeteor)
     monkeypatch.setattr(evaluation_metrics, "require_wordnet", lambda: None)
+
+
+@pytest.fixture
+def without_wordnet(monkeypatch):
+    """METEOR's place in evaluations is taken by a constant."""
+    stand_in_for_wordnet(monkeypatch)

@@ -93,7 +93,7 @@ ELSEWHERE = {
     "use_slow_tokenizer": "here",
     "overwrite": "here",
     "resume": "test_run_sum",
-    "save_steps": "here",
+    "checkpoint_steps": "here",
     "keep_checkpoints": "here",
     "log_every": "here",
     "report_to": "here",
@@ -186,9 +186,9 @@ def test_log_every(plain_run):
 
 
 def test_checkpoint_flags(plain_run):
-    folder, _ = plain_run(num_train_epochs=2, save_steps=1, keep_checkpoints=3)
+    folder, _ = plain_run(num_train_epochs=2, checkpoint_steps=1, keep_checkpoints=3)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [f"step-00000{n}" for n in (2, 3, 4)]
-    folder, _ = plain_run(save_steps=0)
+    folder, _ = plain_run(checkpoint_steps=0)
     assert not (folder / "checkpoints").exists()
 
 

@@ -112,7 +112,7 @@ def test_rounds_come_before_the_first_step_and_periodically_in_the_first_epochs(
     trainer = make_trainer(tiny, tmp_path, num_train_epochs=4, gradient_accumulation_steps=1, reward_retrain_epochs=2)
     rounds = []
 
-    def run_round():
+    def run_round(*_):
         rounds.append(trainer.steps_done)
         trainer.reward_trainer.rounds_done = len(rounds)
 

@@ -1,26 +1,31 @@
 """Whole runs on tiny random models: what they write, going on after a kill, and the folders they leave."""
 
 import json
+import os
+import signal
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from common.errors import UserError
+from common.errors import Interrupted, UserError
 from common.files import json_text
 from common.token_reward_model import TokenRewardModel
 from common.tracking import read_metrics
 from sum_task import policy_trainer, run_sum
 from sum_task.models import SummaryPolicy
+from sum_task.reward_trainer import RewardTrainer
 from sum_task.run_sum import run
+from tests.sum_task.conftest import stand_in_for_wordnet
 
 pytestmark = pytest.mark.usefixtures("without_wordnet")
 
 
 def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
     out = tmp_path / "run"
-    results = run(tiny.settings(output_dir=out, max_entropy_coeff=0.1, reinforce_coeff=0.1, save_steps=1))
+    results = run(tiny.settings(output_dir=out, max_entropy_coeff=0.1, reinforce_coeff=0.1, checkpoint_steps=1))
 
     assert json.loads((out / "results.json").read_text()) == json.loads(json_text(results))
     assert (results["status"], results["tested_on"], results["test_rows"]) == ("complete", "test", 4)
@@ -58,42 +63,118 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_a_killed_run_goes_on_to_the_same_end(tiny, tmp_path, monkeypatch):
-    options = {"num_train_epochs": 3, "save_steps": 1, "reinforce_coeff": 0.2}
-    run(tiny.settings(output_dir=tmp_path / "whole", **options))
+class Killed(BaseException):
+    """Nothing in the program may catch it, as nothing can catch a kill."""
 
-    class Killed(Exception):
-        pass
 
-    train = policy_trainer.PolicyTrainer._step
+RESUMED: dict[str, Any] = {
+    "num_train_epochs": 3, "rew_num_train_epochs": 2, "reward_retrain_epochs": 2, "rew_eval_period": 0.5,
+    "reinforce_coeff": 0.2, "log_every": 2, "checkpoint_steps": 1,
+}  # fmt: skip
 
-    def step(self, number):
-        if number == 4:
-            raise Killed
-        return train(self, number)
 
-    monkeypatch.setattr(policy_trainer.PolicyTrainer, "_step", step)
-    with pytest.raises(Killed):
-        run(tiny.settings(output_dir=tmp_path / "cut", **options))
-    monkeypatch.undo()
-    monkeypatch.setattr(run_sum, "check_available", lambda **_: None)
-    from sum_task import evaluation_metrics
-
-    monkeypatch.setattr(evaluation_metrics, "check_available", lambda **_: None)
-    monkeypatch.setattr(evaluation_metrics, "Meteor", lambda: lambda predictions, _: [0.5] * len(predictions))
-    run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **options))
-
-    for part in ("policy", "reward_model", "best_policy"):
-        whole, cut = weights(tmp_path / "whole" / part), weights(tmp_path / "cut" / part)
-        assert all(torch.equal(whole[name], cut[name]) for name in whole), part
-    timeless = [
-        [
+def outcome(folder):
+    """All that a run must give again, to the last bit, wherever it was cut off."""
+    results = json.loads((folder / "results.json").read_text())
+    timed = {"wall_seconds", "seconds_in_this_process", "peak_memory_mib"}
+    return {
+        "results": {name: value for name, value in results.items() if name not in timed},
+        "predictions": (folder / "predictions.jsonl").read_bytes(),
+        "weights": [
+            (folder / part / "model.safetensors").read_bytes() for part in ("policy", "reward_model", "best_policy")
+        ],
+        "events": [
             {k: v for k, v in event.items() if k != "seconds" and not k.startswith("perf/")}
-            for event in read_metrics(tmp_path / name / "metrics.jsonl")
-        ]
-        for name in ("whole", "cut")
-    ]
-    assert timeless[0] == timeless[1]
+            for event in read_metrics(folder / "metrics.jsonl")
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """Outcome of a run that nothing cut off."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in_for_wordnet(patch)
+        run(tiny.settings(output_dir=folder, **RESUMED))
+    return outcome(folder)
+
+
+def cut(monkeypatch, owner, name, count, action):
+    """Take the action when the function is called for the `count`th time."""
+    calls, original = [], getattr(owner, name)
+
+    def called(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            action()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, called)
+
+
+def kill():
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "count"),
+    [
+        (RewardTrainer, "_step", 1),
+        (RewardTrainer, "_step", 2),
+        (RewardTrainer, "_step", 4),
+        (RewardTrainer, "_step", 7),
+        (policy_trainer.PolicyTrainer, "_step", 1),
+        (policy_trainer.PolicyTrainer, "_step", 3),
+        (policy_trainer.PolicyTrainer, "_step", 6),
+        (policy_trainer.PolicyTrainer, "_validate", 1),
+        (run_sum, "write_run_report", 1),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_end(owner, name, count, tiny, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        cut(patch, owner, name, count, kill)
+        run(tiny.settings(output_dir=tmp_path / "cut", **RESUMED))
+    assert not (tmp_path / "cut" / "results.json").exists()
+    run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **RESUMED))
+    assert outcome(tmp_path / "cut") == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_after_the_step_and_it_goes_on_to_the_same_end(number, tiny, whole, tmp_path, monkeypatch):
+    for owner, resume in ((RewardTrainer, "none"), (policy_trainer.PolicyTrainer, "auto")):
+        with monkeypatch.context() as patch:
+            cut(patch, owner, "_step", 2, lambda: os.kill(os.getpid(), number))
+            with pytest.raises(
+                Interrupted, match=r"go on from '.*step-0000\d+' with the same command and --resume"
+            ) as e:
+                run(tiny.settings(output_dir=tmp_path / "cut", resume=resume, **RESUMED | {"checkpoint_steps": 0}))
+        assert e.value.exit_code == 128 + number
+        assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == (1 if resume == "none" else 2)
+    run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **RESUMED))
+    assert outcome(tmp_path / "cut") == whole
+
+
+def test_options_that_change_results_are_refused_by_name_unless_told_otherwise(tiny, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        cut(patch, policy_trainer.PolicyTrainer, "_step", 3, kill)
+        run(tiny.settings(output_dir=tmp_path / "cut", **RESUMED))
+    changed = RESUMED | {"learning_rate": 0.5}
+    with pytest.raises(UserError, match=r"learning_rate was .*, is 0.5 \(allowed with resume=changed\)"):
+        run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **changed))
+    run(tiny.settings(output_dir=tmp_path / "cut", resume="changed", **changed))
+    assert "with other options: learning_rate was" in caplog.text
+
+
+def test_a_complete_run_shows_its_result_again_and_does_nothing(tiny, tmp_path, monkeypatch, capsys):
+    results = run(tiny.settings(output_dir=tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    monkeypatch.setattr(run_sum, "load_policy", None)
+    again = run(tiny.settings(output_dir=tmp_path / "run", resume="auto"))
+    assert again == json.loads(json_text(results))
+    assert "rouge1" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(tiny, tmp_path):
