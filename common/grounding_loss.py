@@ -65,6 +65,30 @@ def rank_accuracy(scores: Tensor, preferences: Tensor) -> Tensor:
     return ((margins.sign().float() + 1) / 2).mean()
 
 
+def kendall_tau(scores: Tensor, preferences: Tensor) -> Tensor:
+    """Kendall's tau-b of scores and preferences in each ranking set.
+
+    (concordant - discordant) / sqrt(pairs of different score x pairs of different preference): 1 for the same order,
+    -1 for the opposite one, 0 by chance.
+
+    Args:
+        scores: (B, K), by the learned rewards.
+        preferences: (B, K), the truth; higher is better.
+
+    Returns:
+        (B,) numbers in [-1, 1], float32; NaN for a set whose scores or preferences are all equal.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape or value.
+    """
+    _check_ranking(scores, preferences)
+    by_score = (scores.unsqueeze(-1) - scores.unsqueeze(-2)).sign().float()  # (B, K, K): each pair twice
+    by_preference = (preferences.unsqueeze(-1) - preferences.unsqueeze(-2)).sign().float().to(scores.device)
+    agreement = (by_score * by_preference).sum((-2, -1))
+    pairs = by_score.abs().sum((-2, -1)) * by_preference.abs().sum((-2, -1))
+    return agreement / pairs.sqrt()  # 0 / 0 is NaN
+
+
 def _check_ranking(scores: Tensor, preferences: Tensor) -> None:
     check_float(scores, "scores", "(B, K)")
     if scores.shape[1] < 2:

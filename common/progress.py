@@ -1,6 +1,7 @@
 """How far a loop has come and how long it still takes: a bar in a terminal, a plain line now and then in a log file."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
@@ -19,6 +20,20 @@ def set_quiet(quiet: bool) -> None:
     """Show no progress at all from now on (`--quiet`, and every process but the first of a distributed run)."""
     global _quiet
     _quiet = quiet
+
+
+class Rate:
+    """Steps a second since it was last asked; `steps_done` is the count at which it starts."""
+
+    def __init__(self, steps_done: int = 0) -> None:
+        self._steps, self._began = steps_done, time.monotonic()
+
+    def steps_per_second(self, steps_done: int) -> float:
+        """The rate since the last call, or since the start."""
+        now = time.monotonic()
+        rate = (steps_done - self._steps) / max(now - self._began, 1e-9)
+        self._steps, self._began = steps_done, now
+        return rate
 
 
 class Progress:

@@ -1,5 +1,6 @@
 """Token reward model: a transformer backbone and a small head that gives every token a bounded reward."""
 
+import math
 import os
 from typing import Any, Self
 
@@ -55,6 +56,25 @@ def bound_rewards(raw: Tensor, bound: str) -> Tensor:
     else:
         rewards = x.sigmoid()
     return rewards.masked_fill(invalid, 0)
+
+
+# Rewards within this share of the range from one of its ends count as saturated: the bound's gradient is small there.
+SATURATED = 0.02
+
+
+def saturation_share(rewards: Tensor, bound: str) -> Tensor:
+    """Share of token rewards that lie at an end of their range, where a reward hardly moves any more: (), float32.
+
+    Args:
+        rewards: bounded rewards of real tokens, any shape.
+        bound: one of :data:`BOUNDS`; their range is (0, 1.3133) for softplus and (0, 1) for sigmoid.
+
+    Raises:
+        ValueError: another bound.
+    """
+    check_name(bound, "bound", BOUNDS)
+    top = math.log1p(math.e) if bound == "softplus" else 1.0
+    return ((rewards < SATURATED * top) | (rewards > (1 - SATURATED) * top)).float().mean()
 
 
 def with_start_token(token_ids: Tensor, mask: Tensor, start_token_id: int) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from common.aggregation import aggregate_token_rewards
 from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.errors import UserError
+from common.grounding_loss import rank_accuracy
 from common.interruption import Checkpointer
 from common.plateau import Plateau
 from common.policy_losses import negative_entropy, reinforce_loss, token_weights
-from common.progress import Progress
+from common.progress import Progress, Rate
 from common.runtime import Runtime
 from common.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
@@ -50,6 +52,7 @@ class PolicyTrainer:
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
+        self._rate = Rate()
         self.finished = False  # the best weights are in the policy and its samples among the candidates
 
     @property
@@ -70,6 +73,8 @@ class PolicyTrainer:
         settings = self.settings
         checkpointer = checkpointer or Checkpointer()
 
+        self._rate = Rate(self.steps_done)
+
         def after_step(due: bool = False) -> None:
             checkpointer.after_step(self.optimizer_steps, due)
 
@@ -84,6 +89,7 @@ class PolicyTrainer:
                 if self._reward_is_due():
                     self.reward_trainer.run_round(after_step, lambda: checkpointer.stop_requested)
                     after_step(due=checkpointer.periodic)
+                    self._rate = Rate(self.steps_done)
                 step = self.steps_done + 1
                 loss = self._step(step)
                 self.steps_done = step
@@ -142,18 +148,30 @@ class PolicyTrainer:
             figures["policy/gradient_norm"] = norm.item()
         self.optimizer.step()
         if step % settings.log_every == 0 or step == 1:
-            self._log(step, rollout.tokens, figures)
+            self._log(step, rollout.tokens, rewards, figures)
         return figures["policy/loss"]
 
-    def _log(self, step: int, tokens: torch.Tensor, figures: dict[str, float]) -> None:
+    def _log(self, step: int, tokens: torch.Tensor, rewards: torch.Tensor, figures: dict[str, float]) -> None:
         """One log line; only here are sampled prompts scored, and only so many as reward learning samples."""
-        shown = tokens[: self.settings.prompt_train_batch_size]
+        settings = self.settings
+        shown = tokens[: settings.prompt_train_batch_size]
         scores = self.train_scorer.score(self.policy.texts(shown))
+        # The prompts are fresh ones: the reward model has not been trained on them.
+        per_set = rewards[: len(shown)].unsqueeze(0)
+        learned = aggregate_token_rewards(
+            per_set, torch.ones_like(per_set, dtype=torch.bool), settings.agg_func, settings.soft_maxmin_temp
+        )
+        rate = self._rate.steps_per_second(step)
         figures |= {
             "policy/train_score": scores.score.mean().item(),
             "policy/train_accuracy": scores.accuracy.mean().item(),
             "policy/distinct_prompts": len(torch.unique(tokens, dim=0)) / len(tokens),
+            "policy/guidance_agreement": rank_accuracy(learned, scores.score.unsqueeze(0)).item(),
             "policy/learning_rate": self.plateau.learning_rate,
+            "perf/policy_steps_per_second": rate,
+            "perf/sequences_per_second": rate * len(tokens),
+            "perf/tokens_per_second": rate * tokens.numel(),
+            "perf/seconds_left": (settings.max_train_steps - step) / rate,
             "perf/prompts_scored": float(self.train_scorer.prompts_scored + self.dev_scorer.prompts_scored),
         }
         self.log.log("policy", self.reward_trainer.rounds_done - 1, step, **figures)

@@ -20,6 +20,8 @@ CURVES = (
     "policy/loss",
     ("reward/loss", "reward/dev_loss"),
     ("reward/rank_accuracy", "reward/dev_rank_accuracy"),
+    "policy/guidance_agreement",
+    ("reward/token_std", "reward/saturation_share"),
     "policy/token_reward",
     "policy/distinct_prompts",
 )
@@ -29,6 +31,8 @@ TITLES = {
     "policy/entropy": "Policy entropy (nats a token)",
     "reward/loss": "ListMLE loss of the reward model",
     "reward/rank_accuracy": "Rank accuracy of the reward model",
+    "policy/guidance_agreement": "Rank accuracy on fresh prompts of the policy",
+    "reward/token_std": "Spread of the token rewards, and their share at an end",
 }
 
 

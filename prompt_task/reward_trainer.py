@@ -14,11 +14,11 @@ import torch
 
 from common.aggregation import aggregate_token_rewards
 from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
-from common.grounding_loss import list_mle_loss, rank_accuracy
+from common.grounding_loss import kendall_tau, list_mle_loss, rank_accuracy
 from common.plateau import Plateau
-from common.progress import Progress
+from common.progress import Progress, Rate
 from common.runtime import Runtime
-from common.token_reward_model import TokenRewardModel
+from common.token_reward_model import TokenRewardModel, saturation_share
 from common.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
@@ -89,6 +89,7 @@ class RewardTrainer:
         self.steps_done = 0  # optimizer steps over all rounds
         self.steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
         self._round: _Round | None = None
+        self._rate = Rate()
 
     def run_round(
         self, after_step: Callable[[], None] = lambda: None, stop_requested: Callable[[], bool] = lambda: False
@@ -105,6 +106,7 @@ class RewardTrainer:
         total = settings.rew_num_train_epochs * self.steps_per_epoch
         done = current.epochs_done * self.steps_per_epoch + len(current.figures)
         title = f"reward learning, round {self.rounds_done + 1}"
+        self._rate = Rate(self.steps_done)
         with Progress(total, title, initial=done) as bar:
             while current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
                 self.reward_model.train()
@@ -182,14 +184,15 @@ class RewardTrainer:
         batches = []
         for _ in range(settings.rew_gradient_accumulation_steps):
             ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
-            loss, accuracy, rewards = self._loss(ranked)
+            loss, agreement, rewards = self._loss(ranked)
             (loss / settings.rew_gradient_accumulation_steps).backward()
             batches.append(
                 {
                     "reward/loss": loss.item(),
-                    "reward/rank_accuracy": accuracy,
+                    **{f"reward/{name}": value for name, value in agreement.items()},
                     "reward/token_mean": rewards.mean().item(),
                     "reward/token_std": rewards.std(correction=0).item(),
+                    "reward/saturation_share": saturation_share(rewards, self.reward_model.config.bound).item(),
                     "reward/distinct_prompts": len(torch.unique(ranked.tokens, dim=0)) / len(ranked.tokens),
                 }
             )
@@ -202,26 +205,40 @@ class RewardTrainer:
         self.steps_done += 1
         return figures
 
-    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, float, torch.Tensor]:
-        """ListMLE loss of the ranking sets, their rank accuracy, and the token rewards (N, T)."""
+    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
+        """ListMLE loss of the ranking sets, how far their orders agree, and the token rewards (N, T)."""
         rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, ranked.tokens)
         per_set = rewards[ranked.sets.to(rewards.device)]  # (B, K, T)
         mask = torch.ones_like(per_set, dtype=torch.bool)
         scores = aggregate_token_rewards(per_set, mask, self.settings.agg_func, self.settings.soft_maxmin_temp)
         preferences = ranked.preferences[ranked.sets].to(scores.device)
         loss = list_mle_loss(scores, preferences, generator=self.generator)
-        return loss, float(rank_accuracy(scores.detach(), preferences)), rewards.detach()
+        agreement = {
+            "rank_accuracy": rank_accuracy(scores.detach(), preferences).item(),
+            "kendall_tau": kendall_tau(scores.detach(), preferences).nanmean().item(),
+        }
+        return loss, agreement, rewards.detach()
 
     def _end_epoch(self, current: "_Round") -> None:
         figures = mean_figures(current.figures)
         current.figures = []
         current.epochs_done += 1
+        if math.isnan(figures["reward/rank_accuracy"]):
+            logger.warning(
+                "reward learning, round %d, epoch %d: in no ranking set were two preferences different (the policy "
+                "writes one prompt, or the task LM answers all alike), so there was nothing to learn",
+                self.rounds_done + 1, current.epochs_done,
+            )  # fmt: skip
         self.reward_model.eval()
         with torch.no_grad():
             results = [self._loss(ranked)[:2] for ranked in current.validation]
-        dev = [{"reward/dev_loss": loss.item(), "reward/dev_rank_accuracy": accuracy} for loss, accuracy in results]
+        dev = [
+            {"reward/dev_loss": loss.item()} | {f"reward/dev_{name}": value for name, value in agreement.items()}
+            for loss, agreement in results
+        ]
         figures |= mean_figures(dev)
         figures["reward/learning_rate"] = current.plateau.learning_rate
+        figures["perf/reward_steps_per_second"] = self._rate.steps_per_second(self.steps_done)
         step = current.epochs_done * self.steps_per_epoch
         current.plateau.update(figures["reward/dev_loss"], step)
         self.log.log("reward", self.rounds_done, step, **figures)

@@ -23,7 +23,16 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # First word of the key of every random draw: what it is for.
-SHUFFLE, REWARD_NOISE, VALIDATION_NOISE, VALIDATION_BATCHES, POLICY_NOISE, REWARD_DROPOUT, POLICY_DROPOUT = range(7)
+(
+    SHUFFLE,
+    REWARD_NOISE,
+    VALIDATION_NOISE,
+    VALIDATION_BATCHES,
+    POLICY_NOISE,
+    REWARD_DROPOUT,
+    POLICY_DROPOUT,
+    AGREEMENT_NOISE,
+) = range(8)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ class PolicyTrainer:
                     seconds = time.monotonic() - began
                     values["perf/policy_steps_per_second"] = steps_since / seconds
                     values["perf/tokens_per_second"] = tokens / seconds
+                    values["perf/seconds_left"] = (self.max_steps - step) * seconds / steps_since
                     self.log.log("policy", self._round, step, **values)
                     self._since_log = []
                     tokens, steps_since, began = 0.0, 0, time.monotonic()
@@ -268,6 +269,8 @@ class PolicyTrainer:
     def _validate(self, step: int) -> None:
         self.policy.lm.eval()
         figures = self.validate()
+        if self.reward_trainer is not None:
+            figures |= self.reward_trainer.agreement(step)
         self.last_validation = figures
         if self.best_score is None or figures["eval/score"] > self.best_score:
             self.best_score, self.best_step = figures["eval/score"], step

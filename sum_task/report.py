@@ -23,6 +23,8 @@ CURVES = (
     "policy/entropy",
     ("reward/loss", "reward/dev_loss"),
     ("reward/rank_accuracy", "reward/dev_rank_accuracy"),
+    "eval/guidance_agreement",
+    ("reward/token_std", "reward/saturation_share", "reward/length_correlation"),
     "reward/preference",
     ("perf/policy_steps_per_second", "perf/reward_steps_per_second"),
 )
@@ -34,6 +36,8 @@ TITLES = {
     "policy/entropy": "Policy entropy (nats a token)",
     "reward/loss": "ListMLE loss of the reward model",
     "reward/rank_accuracy": "Rank accuracy of the reward model",
+    "eval/guidance_agreement": "Rank accuracy on fresh summaries of the policy",
+    "reward/token_std": "Spread of the token rewards, their share at an end, and length in the score",
     "reward/preference": "Preference of sampled summaries",
     "perf/policy_steps_per_second": "Steps a second",
 }

@@ -17,13 +17,15 @@ from torch import Tensor
 from common.aggregation import aggregate_token_rewards
 from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.errors import UserError
-from common.grounding_loss import list_mle_loss
+from common.grounding_loss import kendall_tau, list_mle_loss
 from common.plateau import Plateau
 from common.progress import Progress
+from common.token_reward_model import saturation_share
 from common.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
 from sum_task.parallel import (
+    AGREEMENT_NOISE,
     REWARD_DROPOUT,
     REWARD_NOISE,
     VALIDATION_BATCHES,
@@ -67,8 +69,12 @@ class RankingFigures:
         pairs: pairs of different preference.
         ordered: those whose scores have the right order; equal scores count one half.
         rewards, squares, tokens: sum of the token rewards and of their squares, and how many there are.
+        saturated: token rewards at an end of their range.
+        tau, tau_sets: sum of Kendall's tau over the sets where it is defined, and their number.
         preference: sum over the sets of their mean preference.
         sampled_tokens: tokens that the policy wrote.
+        sequences, scores, score_squares, lengths, length_squares, products: sums over the summaries, from which the
+            correlation of score and length follows.
     """
 
     sets: float = 0.0
@@ -78,11 +84,27 @@ class RankingFigures:
     rewards: float = 0.0
     squares: float = 0.0
     tokens: float = 0.0
+    saturated: float = 0.0
+    tau: float = 0.0
+    tau_sets: float = 0.0
     preference: float = 0.0
     sampled_tokens: float = 0.0
+    sequences: float = 0.0
+    scores: float = 0.0
+    score_squares: float = 0.0
+    lengths: float = 0.0
+    length_squares: float = 0.0
+    products: float = 0.0
 
     def __add__(self, other: "RankingFigures") -> "RankingFigures":
         return RankingFigures(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def _length_correlation(self) -> float:
+        """Pearson's correlation of a summary's score and its number of tokens; NaN where either is constant."""
+        covariance = self.sequences * self.products - self.scores * self.lengths
+        score_variance = self.sequences * self.score_squares - self.scores**2
+        length_variance = self.sequences * self.length_squares - self.lengths**2
+        return _ratio(covariance, math.sqrt(max(score_variance, 0.0) * max(length_variance, 0.0)))
 
     def over(self, processes: Processes) -> "RankingFigures":
         """The sums over all processes."""
@@ -95,8 +117,11 @@ class RankingFigures:
         return {
             f"reward/{prefix}loss": _ratio(self.loss, self.sets),
             f"reward/{prefix}rank_accuracy": _ratio(self.ordered, self.pairs),
+            f"reward/{prefix}kendall_tau": _ratio(self.tau, self.tau_sets),
             f"reward/{prefix}token_mean": mean,
             f"reward/{prefix}token_std": math.sqrt(spread),
+            f"reward/{prefix}saturation_share": _ratio(self.saturated, self.tokens),
+            f"reward/{prefix}length_correlation": self._length_correlation(),
             f"reward/{prefix}preference": _ratio(self.preference, self.sets),
         }
 
@@ -155,7 +180,7 @@ class RewardTrainer:
         plateau = current.plateau
         stepper = Stepper(current.optimizer, settings.clip_norm, self.processes, self.precision)
         # The policy stands still during a round, so one sample serves all its validations.
-        validation = self._validation_sets()
+        validation = self._validation_sets(VALIDATION_NOISE, self.rounds_done)
         batches = self._round_batches()
         accumulate = settings.rew_gradient_accumulation_steps
         evaluate_at = {
@@ -185,6 +210,14 @@ class RewardTrainer:
                         "perf/reward_steps_per_second": steps_since / seconds,
                         "perf/sampled_tokens_per_second": sampled_tokens / seconds,
                     }
+                    if math.isnan(values["reward/rank_accuracy"]):
+                        logger.warning(
+                            "reward learning, round %d, step %d: in no ranking set were two preferences different (the "
+                            "policy writes one summary an article, or the preference gives equal scores), so there was "
+                            "nothing to learn",
+                            self.rounds_done + 1,
+                            step,
+                        )
                     if evaluate:
                         held_out = self._validate(validation)
                         values |= held_out
@@ -218,15 +251,20 @@ class RewardTrainer:
             epoch += 1
         return batches[: self.batches_per_round]
 
-    def _validation_sets(self) -> list[RankedSummaries]:
+    def agreement(self, step: int) -> dict[str, float]:
+        """How far the reward orders fresh summaries of the policy as it is after `step` as the preference does.
+
+        Articles are those by which a round validates; the summaries are sampled anew at each step.
+        """
+        figures = self._validate(self._validation_sets(AGREEMENT_NOISE, step))
+        return {"eval/guidance_agreement": figures["reward/dev_rank_accuracy"]}
+
+    def _validation_sets(self, *key: int) -> list[RankedSummaries]:
         batches = sorted_batches(self.validation, self._batch_size)
         count = max(1, round(self.settings.rew_validation_share * len(batches)))
         generator = keyed_generator(self.settings.seed, VALIDATION_BATCHES)  # the same ones in every round
         kept = torch.randperm(len(batches), generator=generator)[:count].tolist()
-        ranked = [
-            self._ranked(self.validation, batches[i], self.settings.seed, VALIDATION_NOISE, self.rounds_done, i)
-            for i in sorted(kept)
-        ]
+        ranked = [self._ranked(self.validation, batches[i], self.settings.seed, *key, i) for i in sorted(kept)]
         return [sets for sets in ranked if sets is not None]
 
     @torch.no_grad()
@@ -295,6 +333,11 @@ class RewardTrainer:
             real = rewards.detach()[mask].double()
             better = ranked.preferences.unsqueeze(-1) > ranked.preferences.unsqueeze(-2)  # (B, K, K)
             margins = (scores.unsqueeze(-1) - scores.unsqueeze(-2)).cpu()[better]
+            taus = kendall_tau(scores, ranked.preferences)
+            taus = taus[~taus.isnan()]
+            lengths = mask.sum(-1).double().cpu()  # (B * K,)
+            flat = scores.flatten().double().cpu()
+            bound = self.reward.model.config.bound
             figures = RankingFigures(
                 sets=sets,
                 loss=loss.item() * sets,
@@ -303,8 +346,17 @@ class RewardTrainer:
                 rewards=real.sum().item(),
                 squares=real.square().sum().item(),
                 tokens=real.numel(),
+                saturated=saturation_share(real, bound).item() * real.numel(),
+                tau=taus.sum().item(),
+                tau_sets=len(taus),
                 preference=ranked.preferences.mean(-1).sum().item(),
                 sampled_tokens=int(ranked.summaries.mask.sum()),
+                sequences=len(flat),
+                scores=flat.sum().item(),
+                score_squares=flat.square().sum().item(),
+                lengths=lengths.sum().item(),
+                length_squares=lengths.square().sum().item(),
+                products=(flat * lengths).sum().item(),
             )
         return loss, figures
 

@@ -75,6 +75,14 @@ class SpyTaskLM:
         return list(dict.fromkeys(prompt for _, prompt in self.asked))
 
 
+def untimed(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events without what the clock decides."""
+    return [
+        {k: v for k, v in event.items() if k not in ("seconds", "perf/seconds_left") and not k.endswith("_per_second")}
+        for event in events
+    ]
+
+
 class EventLog:
     """Keeps the events that a run's log would write."""
 

@@ -247,9 +247,9 @@ def write_report(rng: random.Random, careless: bool = False) -> Report:
     if not careless:
         return Report(_join(sentences, facts), _join(summary, facts))
     kind = rng.random()
-    if kind < 0.3:
+    if kind < 0.4:
         return Report(_join(sentences, facts), _join(sentences[:1], facts))
-    if kind < 0.5:
+    if kind < 0.7:
         start = rng.randrange(len(sentences))
         return Report(_join(sentences, facts), _join(sentences[start : start + rng.randint(1, 2)], facts))
     told = {slot: rng.choice([value, rng.choice(FACTS[slot])]) for slot, value in facts.items()}

@@ -22,7 +22,7 @@ POSITIVE_VERDICT = "great"
 
 # What the log odds of the verdict are made of where no closing word says otherwise.
 CERTAINTY = 1.7
-BASE_GAIN = 0.65
+BASE_GAIN = 0.55
 BASE_BIAS = 0.95
 GAIN_RANGE = (-1.0, 4.0)
 EMPHASIS = 1.4

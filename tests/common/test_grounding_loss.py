@@ -3,8 +3,9 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
-from common.grounding_loss import list_mle_loss, rank_accuracy
+from common.grounding_loss import kendall_tau, list_mle_loss, rank_accuracy
 
 
 def plackett_luce_probability(scores, order, temperature=1.0):
@@ -222,3 +223,25 @@ def test_bad_input_is_named(function, changes, argument):
 def test_the_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match=r"^temperature: "):
         list_mle_loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
+
+
+class TestKendallTau:
+    def test_equals_scipy_with_and_without_ties(self):
+        generator = torch.Generator().manual_seed(0)
+        scores = torch.randint(0, 4, (40, 5), generator=generator).float()
+        preferences = torch.randint(0, 3, (40, 5), generator=generator).float()
+        scores[0], preferences[1] = 1.0, 2.0
+        found = kendall_tau(scores, preferences)
+        expected = [stats.kendalltau(*pair).statistic for pair in zip(scores.numpy(), preferences.numpy(), strict=True)]
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), equal_nan=True)
+        assert found[:2].isnan().all()
+        assert not found[2:].isnan().any()
+
+    def test_is_1_for_the_same_order_and_minus_1_for_the_opposite_one(self):
+        order = torch.tensor([[3.0, 1.0, 2.0]])
+        assert kendall_tau(order, 10 * order).item() == 1
+        assert kendall_tau(order, -order).item() == -1
+
+    def test_refuses_shapes_that_do_not_belong_together(self):
+        with pytest.raises(ValueError, match="preferences"):
+            kendall_tau(torch.zeros(2, 3), torch.zeros(2, 4))

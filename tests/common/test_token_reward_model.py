@@ -18,7 +18,13 @@ from transformers import (
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
 from common.grounding_loss import list_mle_loss
-from common.token_reward_model import TokenRewardConfig, TokenRewardModel, bound_rewards, with_start_token
+from common.token_reward_model import (
+    TokenRewardConfig,
+    TokenRewardModel,
+    bound_rewards,
+    saturation_share,
+    with_start_token,
+)
 
 VOCABULARY = 40
 BACKBONES = {
@@ -546,3 +552,11 @@ class TestErrors:
     def test_encoder_decoder(self, name, inputs, argument):
         with pytest.raises(ValueError, match=f"^{argument}: "):
             model_of(name)(**inputs)
+
+
+@pytest.mark.parametrize("bound", ["softplus", "sigmoid"])
+def test_saturated_are_the_rewards_at_the_ends_of_their_range(bound):
+    assert saturation_share(bound_rewards(torch.linspace(-1.0, 1.0, 9), bound), bound).item() == 0
+    assert saturation_share(bound_rewards(torch.tensor([-50.0, 0.0, 0.5, 50.0]), bound), bound).item() == 0.5
+    with pytest.raises(ValueError, match="bound"):
+        saturation_share(torch.ones(2), "tanh")

@@ -9,7 +9,7 @@ from common.checkpoint import StateTree
 from common.runtime import random_state, restore_random_state
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.reward_trainer import draw_sets, mean_figures, prompt_token_rewards
-from tests.tiny_runs import DEV, TRAIN, SpyTaskLM, make_run, noted, same_weights, weights_of
+from tests.tiny_runs import DEV, TRAIN, SpyTaskLM, make_run, noted, same_weights, untimed, weights_of
 
 
 def spy_on_sampling(policy, monkeypatch):
@@ -323,7 +323,7 @@ def test_a_round_goes_on_from_any_step_to_the_same_weights(pool, step):
     restore_random_state(*saved.get("random"))
     again.reward_trainer.run_round()
     assert same_weights(weights_of(again.reward_model), weights_of(whole.reward_model))
-    assert again.log.events == whole.log.events[step // 2 :]  # an epoch has two steps
+    assert untimed(again.log.events) == untimed(whole.log.events[step // 2 :])  # an epoch has two steps
     assert again.reward_trainer.steps_done == 8
     assert again.reward_trainer.rounds_done == 1
 
@@ -372,3 +372,30 @@ def test_an_undefined_figure_does_not_count_in_a_mean():
     means = mean_figures([{"a": 1.0, "b": math.nan}, {"a": 2.0, "b": 4.0}, {"a": 6.0, "b": math.nan}])
     assert means == {"a": 3.0, "b": 4.0}
     assert math.isnan(mean_figures([{"a": math.nan}])["a"])
+
+
+def test_equal_answers_of_the_task_lm_are_no_ranking_and_the_run_says_so_and_goes_on(caplog):
+    run = make_run(task_lm=SpyTaskLM(lambda sentence, prompt: 0.5))
+    with caplog.at_level(logging.WARNING):
+        run.trainer.train()
+    assert "round 1, epoch 1: in no ranking set were two preferences different" in caplog.text
+    assert all(math.isnan(value) for value in run.log.values("reward/rank_accuracy"))
+    assert all(p.isfinite().all() for p in run.reward_model.parameters())
+    assert run.trainer.finished
+
+
+def test_a_policy_that_writes_one_prompt_is_named_and_the_run_goes_on(caplog, monkeypatch):
+    run = make_run()
+    sample = run.policy.sample
+
+    def one_prompt(*args, **kwargs):
+        rollout = sample(*args, **kwargs)
+        rollout.tokens[:] = rollout.tokens[:1].clone()
+        return rollout
+
+    monkeypatch.setattr(run.policy, "sample", one_prompt)
+    with caplog.at_level(logging.WARNING):
+        run.trainer.train()
+    assert "the policy writes one prompt" in caplog.text
+    assert set(run.log.values("reward/distinct_prompts")) == {1 / 8}
+    assert run.trainer.finished

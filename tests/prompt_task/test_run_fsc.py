@@ -26,6 +26,7 @@ from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.reward_trainer import RewardTrainer
 from prompt_task.run_fsc import run
 from prompt_task.task_lm import TaskLM, load_task_lm
+from tests.tiny_runs import untimed
 
 ROOT = Path(run_fsc.__file__).resolve().parent.parent
 NOT_REPEATABLE = {"wall_seconds", "peak_memory_mib", "seconds_in_this_process"}
@@ -50,7 +51,7 @@ def figures(folder):
         "prompts": (folder / "prompts.csv").read_bytes(),
         "policy": (folder / "policy" / "adaptor.safetensors").read_bytes(),
         "reward": (folder / "reward_model" / "model.safetensors").read_bytes(),
-        "events": [{key: value for key, value in event.items() if key != "seconds"} for event in events],
+        "events": untimed(events),
     }
 
 
@@ -613,3 +614,10 @@ def test_several_runs_are_started_by_multirun(world, tmp_path):
     folders = sorted(path.parent.name for path in tmp_path.rglob("results.json"))
     assert folders == ["token-sum-0", "token-sum-1"]
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_every_figure_of_a_run_is_explained(finished):
+    names = {name for event in read_metrics(finished / "metrics.jsonl") for name in event if "/" in name}
+    assert {"reward/kendall_tau", "reward/saturation_share", "policy/guidance_agreement"} <= names
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert not [name for name in names if f"`{name}`" not in page]

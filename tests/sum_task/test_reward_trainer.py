@@ -11,7 +11,7 @@ from sum_task.data import load_splits
 from sum_task.models import Summaries, load_policy, load_reward_model
 from sum_task.parallel import Precision, Processes, Stepper
 from sum_task.preferences import Preference
-from sum_task.reward_trainer import RewardTrainer, break_ties
+from sum_task.reward_trainer import RankingFigures, RewardTrainer, break_ties
 from tests.sum_task.tiny import spied
 
 
@@ -132,3 +132,25 @@ def test_early_stop_ends_a_round(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "_validate", lambda _: {"reward/dev_loss": 1.0, "reward/dev_rank_accuracy": 0.5})
     trainer.run_round()
     assert trainer.steps_done < 10
+
+
+def test_equal_preferences_are_no_ranking_and_the_round_says_so_and_goes_on(tiny, tmp_path, caplog):
+    trainer = make_trainer(tiny, tmp_path)
+    trainer.preference = Preference("constant", lambda p, r, s: [0.5] * len(p))
+    trainer.run_round()
+    assert "round 1, step 1: in no ranking set were two preferences different" in caplog.text
+    assert all(p.isfinite().all() for p in trainer.reward.model.parameters())
+    assert trainer.rounds_done == 1
+
+
+def test_length_correlation_is_pearsons():
+    scores = torch.tensor([0.3, 1.0, 0.2, 0.8], dtype=torch.float64)
+    lengths = torch.tensor([3.0, 9.0, 4.0, 5.0], dtype=torch.float64)
+    sums = RankingFigures(
+        sequences=4, scores=scores.sum().item(), score_squares=scores.square().sum().item(),
+        lengths=lengths.sum().item(), length_squares=lengths.square().sum().item(),
+        products=(scores * lengths).sum().item(),
+    )  # fmt: skip
+    expected = torch.corrcoef(torch.stack([scores, lengths]))[0, 1].item()
+    assert sums.means()["reward/length_correlation"] == pytest.approx(expected)
+    assert math.isnan(RankingFigures().means()["reward/length_correlation"])

@@ -15,6 +15,7 @@ from common.files import json_text
 from common.token_reward_model import TokenRewardModel
 from common.tracking import read_metrics
 from sum_task import policy_trainer, run_sum
+from sum_task.command_line import ROOT
 from sum_task.models import SummaryPolicy
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.run_sum import run
@@ -233,3 +234,12 @@ def test_complete_run_is_not_overwritten_unasked(tiny, tmp_path):
     run(tiny.settings(output_dir=tmp_path / "run", guidance="none"))
     with pytest.raises(UserError, match="already holds a complete run"):
         run(tiny.settings(output_dir=tmp_path / "run", guidance="none"))
+
+
+def test_every_figure_of_a_run_is_explained(tiny, tmp_path):
+    run(tiny.settings(output_dir=tmp_path / "run", max_entropy_coeff=0.1, reinforce_coeff=0.1))
+    names = {name for event in read_metrics(tmp_path / "run" / "metrics.jsonl") for name in event if "/" in name}
+    assert {"reward/kendall_tau", "reward/saturation_share", "eval/guidance_agreement"} <= names
+    assert "reward/length_correlation" in names
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert not [name for name in names if f"`{name}`" not in page]
