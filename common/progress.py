@@ -1,5 +1,6 @@
 """How far a loop has come and how long it still takes: a bar in a terminal, a plain line now and then in a log file."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -20,6 +21,12 @@ def set_quiet(quiet: bool) -> None:
     """Show no progress at all from now on (`--quiet`, and every process but the first of a distributed run)."""
     global _quiet
     _quiet = quiet
+
+
+def set_verbose(verbose: bool) -> None:
+    """Log what the program does (data, models, checkpoints, validations) as lines of level INFO, or only warnings."""
+    for package in ("common", "prompt_task", "sum_task"):
+        logging.getLogger(package).setLevel(logging.INFO if verbose else logging.NOTSET)
 
 
 class Rate:

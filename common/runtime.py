@@ -1,5 +1,6 @@
 """The one place that decides device, threads and seeds, and that reads and restores random state."""
 
+import logging
 import os
 import random
 import resource
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 
 from common.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -65,7 +68,17 @@ def start_runtime(seed: int, device: str = "auto", num_threads: int | None = Non
     random.seed(seed)
     np.random.seed(seed % 2**32)  # libraries that still draw from numpy's global generator
     torch.manual_seed(seed)
-    return Runtime(choose_device(device), seed)
+    chosen = choose_device(device)
+    logger.info("device %s, seed %d", hardware(chosen), seed)
+    return Runtime(chosen, seed)
+
+
+def describe(name: str, *parts: torch.nn.Module) -> None:
+    """Log what a model is made of and how much of it is trained."""
+    weights = {id(p): p for part in parts for p in part.parameters()}.values()
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    kinds = " + ".join(type(part).__name__ for part in parts)
+    logger.info("%s: %s, %d weights, %d of them trained", name, kinds, sum(p.numel() for p in weights), trained)
 
 
 def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

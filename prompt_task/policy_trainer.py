@@ -188,6 +188,7 @@ class PolicyTrainer:
             "eval/best_dev_score": scores.score.max().item(),
         }
         self.plateau.update(figures["eval/dev_score"], step)
+        logger.info("policy step %d: dev score %.2f, accuracy %.3f", step, *list(figures.values())[:2])
         figures["eval/countdown"] = float(self.plateau.countdown)
         self.log.log("eval", self.reward_trainer.rounds_done - 1, step, **figures)
 

@@ -240,6 +240,11 @@ class RewardTrainer:
         figures["reward/learning_rate"] = current.plateau.learning_rate
         figures["perf/reward_steps_per_second"] = self._rate.steps_per_second(self.steps_done)
         step = current.epochs_done * self.steps_per_epoch
+        dev_loss, dev_accuracy = figures["reward/dev_loss"], figures["reward/dev_rank_accuracy"]
+        logger.info(
+            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f",
+            self.rounds_done + 1, step, dev_loss, dev_accuracy,
+        )  # fmt: skip
         current.plateau.update(figures["reward/dev_loss"], step)
         self.log.log("reward", self.rounds_done, step, **figures)
 

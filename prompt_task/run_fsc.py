@@ -21,9 +21,9 @@ from transformers.utils import logging as transformers_logging
 from common.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
 from common.interruption import Checkpointer, StopRequest, telling_how_to_go_on
-from common.progress import set_quiet
+from common.progress import set_quiet, set_verbose
 from common.run_folder import RunFolder, check_same_options, environment, open_run_folder
-from common.runtime import hardware, peak_memory_mib, random_state, restore_random_state, start_runtime
+from common.runtime import describe, hardware, peak_memory_mib, random_state, restore_random_state, start_runtime
 from common.token_reward_model import TokenRewardModel
 from common.tracking import MetricsLog, check_trackers, truncate_after
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
@@ -36,6 +36,8 @@ from prompt_task.report import write_run_report
 from prompt_task.reward_trainer import RewardTrainer
 from prompt_task.settings import NEUTRAL
 from prompt_task.task_lm import TaskLM, load_task_lm
+
+logger = logging.getLogger("prompt_task.run_fsc")  # not __name__, which is __main__ for a command
 
 # Prompts of the untrained policy that the report shows beside the candidates.
 NUM_START_PROMPTS = 5
@@ -61,6 +63,7 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
     check_trackers(settings.trackers)
     splits = load_few_shot_splits(spec, settings.base_path, settings.num_shots, settings.dataset_seed)
     set_quiet(settings.quiet)
+    set_verbose(settings.verbose)
     runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads)
     checkpoint = load_checkpoint(Path(settings.checkpoint_path)) if settings.checkpoint_path else None
     folder = open_run_folder(output_folder(command), overwrite=settings.overwrite, resume=settings.resume != "none")
@@ -82,6 +85,10 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
             settings.task_lm, spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
             settings.scoring_tokens_per_batch, settings.sentence_cache_mib,
         )  # fmt: skip
+    logger.info(
+        "%s, split %d: %d train, %d dev, %d test texts; task LM %s",
+        spec.name, settings.dataset_seed, len(splits.train), len(splits.dev), len(splits.test), settings.task_lm,
+    )  # fmt: skip
     task_lm.read_ahead([example.text for example in (*splits.train, *splits.dev)])
     torch.manual_seed(settings.random_seed)  # what loading the task LM drew is none of the policy's business
     policy = PromptPolicy.from_lm(
@@ -99,8 +106,10 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
         head_init_gain=settings.head_init_gain,
     )
     reward_model.to(runtime.device)  # type: ignore[arg-type]  # transformers' annotation of `to` lacks devices
+    describe("policy", policy.adaptor, policy.lm)
     if settings.rew_freeze_backbone:
         reward_model.backbone.requires_grad_(False)
+    describe("reward model", reward_model)
 
     def scorer(examples: Any) -> PromptScorer:
         return PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff)
@@ -108,6 +117,7 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
     train_scorer, dev_scorer = scorer(splits.train), scorer(splits.dev)
     seconds_before = 0.0
     if checkpoint is not None:
+        logger.info("going on from %s", folder.checkpoint or settings.checkpoint_path)
         seconds_before = checkpoint.values["run"]["seconds"]
         if folder.checkpoint is not None:
             truncate_after(folder.metrics, checkpoint.values["run"]["events"])
@@ -133,6 +143,7 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
             state.put("run", {}, progress)
             save_checkpoint(folder.checkpoint_folder(steps), state)
             folder.drop_old_checkpoints(settings.keep_checkpoints)
+            logger.info("checkpoint after %d optimizer steps: %s", steps, folder.checkpoint_folder(steps))
 
         with stop.after_steps():
             trainer.train(Checkpointer(save, settings.checkpoint_steps, stop))

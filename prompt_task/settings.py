@@ -13,7 +13,7 @@ from common.settings import build_settings, setting
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
     "output_folder", "overwrite", "resume", "checkpoint_path", "checkpoint_steps", "save_steps", "keep_checkpoints",
-    "device", "num_threads", "report_to", "report_to_wandb", "quiet", "sentence_cache_mib",
+    "device", "num_threads", "report_to", "report_to_wandb", "quiet", "verbose", "sentence_cache_mib",
 }  # fmt: skip
 
 
@@ -95,6 +95,7 @@ class FewShotSettings:
     report_to: tuple[str, ...] = setting()
     report_to_wandb: bool = setting()
     quiet: bool = setting()
+    verbose: bool = setting()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "FewShotSettings":
@@ -131,6 +132,8 @@ class FewShotSettings:
             raise UserError(
                 f"resume={settings.resume} keeps the run in the output folder and overwrite=true replaces it; set one"
             )
+        if settings.quiet and settings.verbose:
+            raise UserError("quiet and verbose contradict each other; set one")
         return settings
 
     @property

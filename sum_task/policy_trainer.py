@@ -1,5 +1,6 @@
 """Trains the summarizer with the learned token rewards: reward-weighted MLE, optional REINFORCE and entropy terms."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from sum_task.models import Sources, Summaries, SummaryPolicy
 from sum_task.parallel import POLICY_DROPOUT, POLICY_NOISE, Precision, Processes, Stepper, keyed_generator, seed_dropout
 from sum_task.reward_trainer import RewardTrainer, pad_lengths
 from sum_task.settings import SummarizationSettings
+
+logger = logging.getLogger(__name__)
 
 
 class PolicyTrainer:
@@ -272,6 +275,7 @@ class PolicyTrainer:
         if self.reward_trainer is not None:
             figures |= self.reward_trainer.agreement(step)
         self.last_validation = figures
+        logger.info("policy step %d: validation score %.2f", step, figures["eval/score"])
         if self.best_score is None or figures["eval/score"] > self.best_score:
             self.best_score, self.best_step = figures["eval/score"], step
             self.keep_best()

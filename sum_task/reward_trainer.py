@@ -220,6 +220,13 @@ class RewardTrainer:
                         )
                     if evaluate:
                         held_out = self._validate(validation)
+                        logger.info(
+                            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f",
+                            self.rounds_done + 1,
+                            step,
+                            held_out["reward/dev_loss"],
+                            held_out["reward/dev_rank_accuracy"],
+                        )
                         values |= held_out
                         if plateau.update(held_out["reward/dev_loss"], step):
                             current.chosen = held_out

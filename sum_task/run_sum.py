@@ -22,9 +22,9 @@ from common.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.errors import UserError, run_command
 from common.files import write_jsonl_atomic
 from common.interruption import Checkpointer, StopRequest, telling_how_to_go_on
-from common.progress import set_quiet
+from common.progress import set_quiet, set_verbose
 from common.run_folder import RunFolder, check_same_options, environment, open_run_folder
-from common.runtime import hardware, peak_memory_mib, start_runtime
+from common.runtime import describe, hardware, peak_memory_mib, start_runtime
 from common.tracking import MetricsLog, check_trackers, truncate_after
 from sum_task.adapters import add_adapters, check_adapters
 from sum_task.batching import TokenizedRows, tokenize
@@ -40,7 +40,7 @@ from sum_task.reward_trainer import RewardTrainer
 from sum_task.settings import NEUTRAL, SummarizationSettings
 from sum_task.summary_evaluation import Evaluation, evaluate
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("sum_task.run_sum")  # not __name__, which is __main__ for a command
 
 
 def run(settings: SummarizationSettings) -> dict[str, Any]:
@@ -65,9 +65,18 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str, sto
     check_available(bertscore=settings.bertscore)
     check_adapters(settings.lora_rank)
     set_quiet(settings.quiet or not processes.is_main)
+    set_verbose(settings.verbose and processes.is_main)
     runtime = start_runtime(settings.seed, device, settings.num_threads)
     precision = Precision(settings.mixed_precision, runtime.device)
     splits = load_splits(**{name: getattr(settings, name) for name in DATA_OPTIONS})
+    logger.info(
+        "%s: %d train, %d validation, %d test rows, left out %s",
+        settings.dataset_name or settings.train_file,
+        len(splits.train),
+        len(splits.validation),
+        len(splits.test),
+        splits.left_out,
+    )
     options = plain_options(settings)
     folder, checkpoint = processes.on_main(lambda: _open_folder(settings)), None
     if folder.is_complete and not settings.overwrite:
@@ -84,13 +93,16 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str, sto
         if settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
     policy.to(runtime.device)
+    describe("policy", policy.lm)
     if reward is not None:
         reward.to(runtime.device)
+        describe("reward model", reward.model)
     train, validation, test = _tokenize_all(splits, policy.format, settings, processes)
     tested_on = "test" if len(test) else "validation"
 
     seconds_before = 0.0
     if checkpoint is not None:
+        logger.info("going on from %s", folder.checkpoint)
         seconds_before = checkpoint.values["run"]["seconds"]
         processes.on_main(lambda: truncate_after(folder.metrics, checkpoint.values["run"]["events"]))
     processes.on_main(folder.prepare)  # so that a folder that cannot be written ends every process
@@ -129,6 +141,7 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str, sto
             state.put("run", {}, {"options": options, "events": log.events, "seconds": log.seconds})
             save_checkpoint(folder.checkpoint_folder(steps), state)
             folder.drop_old_checkpoints(settings.keep_checkpoints)
+            logger.info("checkpoint after %d optimizer steps: %s", steps, folder.checkpoint_folder(steps))
 
         with stop.after_steps():
             trainer.train(Checkpointer(save, settings.checkpoint_steps, stop, processes.largest))

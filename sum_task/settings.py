@@ -14,7 +14,7 @@ GUIDANCES = ("token", "sequence", "none")
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
     "output_dir", "overwrite", "resume", "checkpoint_steps", "keep_checkpoints", "device", "num_threads", "report_to",
-    "quiet", "preprocessing_num_workers", "overwrite_cache",
+    "quiet", "verbose", "preprocessing_num_workers", "overwrite_cache",
 }  # fmt: skip
 
 
@@ -110,6 +110,7 @@ class SummarizationSettings:
     log_every: int = setting(minimum=1)
     report_to: tuple[str, ...] = setting()
     quiet: bool = setting()
+    verbose: bool = setting()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "SummarizationSettings":
@@ -134,6 +135,8 @@ class SummarizationSettings:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
         if settings.resume != "none" and settings.overwrite:
             raise UserError(f"resume={settings.resume} keeps the run there is and overwrite=true replaces it; set one")
+        if settings.quiet and settings.verbose:
+            raise UserError("quiet and verbose contradict each other; set one")
         return settings
 
     @property

@@ -1,6 +1,7 @@
 """Every option of configs/fsc_config.yaml does what its comment says, in a whole run: WALK has an entry for each."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,6 +268,32 @@ def walk_quiet(observe, base, world, tmp_path, monkeypatch):
     assert base.quiet is True
 
 
+def walk_verbose(observe, base, world, tmp_path, monkeypatch):
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        observe(verbose=False)
+        assert not lines
+        observe(verbose=True, quiet=False)
+    finally:
+        progress.set_verbose(False)
+        progress.set_quiet(False)
+        logging.getLogger().removeHandler(handler)
+    text = "\n".join(lines)
+    for part in (
+        "device cpu",
+        "6 train, 6 dev",
+        "policy: ",
+        "reward model: ",
+        "dev loss",
+        "dev score",
+        "checkpoint after",
+    ):
+        assert part in text
+
+
 WALK: dict[str, Walk] = {
     # data
     "dataset": becomes({"dataset": "mr"}, lambda run: run.results["dataset"], "sst-2", "mr"),
@@ -412,6 +439,7 @@ WALK: dict[str, Walk] = {
     "report_to": walk_trackers({"report_to": ["wandb"]}),
     "report_to_wandb": walk_trackers({"report_to_wandb": True}),
     "quiet": walk_quiet,
+    "verbose": walk_verbose,
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 import csv
+import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +17,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from common.checkpoint import load_checkpoint
+from common import checkpoint as checkpoint_files
+from common.checkpoint import latest_checkpoint, load_checkpoint
 from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
 from common.tracking import read_metrics
@@ -621,3 +624,43 @@ def test_every_figure_of_a_run_is_explained(finished):
     assert {"reward/kendall_tau", "reward/saturation_share", "policy/guidance_agreement"} <= names
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert not [name for name in names if f"`{name}`" not in page]
+
+
+def test_a_disk_that_gets_full_ends_the_run_in_one_line_and_keeps_the_last_good_state(
+    world, finished, tmp_path, monkeypatch
+):
+    saved, save = [], checkpoint_files.save_file
+
+    def full(tensors, path):
+        saved.append(path)
+        if len(saved) == 3:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(tensors, path)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot write .*step-\d+: No space left"):
+        patch.setattr(checkpoint_files, "save_file", full)
+        start(world, tmp_path / "run", **MIDDLE)
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert len(kept) == 2
+    assert not any("partial" in name for name in kept)
+    start(world, tmp_path / "run", resume="auto", **MIDDLE)
+    assert figures(tmp_path / "run") == figures(finished)
+
+
+def test_a_loss_that_turns_nan_ends_the_run_in_one_line_and_keeps_the_last_good_state(world, tmp_path, monkeypatch):
+    loss = policy_trainer.reinforce_loss
+    calls = []
+
+    def bad(*args):
+        calls.append(args)
+        return loss(*args) * (math.nan if len(calls) == 8 else 1.0)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="policy step 8: the loss is nan"):
+        patch.setattr(policy_trainer, "reinforce_loss", bad)
+        start(world, tmp_path / "run", **MIDDLE)
+    newest = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    state = load_checkpoint(newest)
+    assert state.get("policy/progress")[1]["steps_done"] == 6
+    assert all(bool(tensor.isfinite().all()) for tensor in state.get("policy/weights")[0].values())

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from common import progress
 from common.errors import UserError
 from common.tracking import read_metrics
 from sum_task import batching, run_sum
@@ -98,6 +99,7 @@ ELSEWHERE = {
     "log_every": "here",
     "report_to": "here",
     "quiet": "here",
+    "verbose": "here",
     "num_threads": "here",
     "device": "here",
     "bertscore": "here",
@@ -296,3 +298,14 @@ def test_rows_left_out_are_counted(plain_run, tmp_path):
         file.write(json.dumps({"document": "the storm", "summary": " "}) + "\n")
     _, results = plain_run(train_file=path)
     assert results["rows_left_out"]["train"] == 1
+
+
+def test_verbose(plain_run, caplog):
+    try:
+        plain_run(verbose="false")
+        assert not caplog.text
+        plain_run(verbose="true", quiet="false", checkpoint_steps=1)
+    finally:
+        progress.set_verbose(False)
+    for part in ("device cpu", "12 train", "policy: ", "validation score", "checkpoint after 1 optimizer steps"):
+        assert part in caplog.text

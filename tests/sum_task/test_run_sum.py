@@ -1,5 +1,6 @@
 """Whole runs on tiny random models: what they write, going on after a kill, and the folders they leave."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from common import checkpoint as checkpoint_files
 from common.errors import Interrupted, UserError
 from common.files import json_text
 from common.token_reward_model import TokenRewardModel
@@ -243,3 +245,32 @@ def test_every_figure_of_a_run_is_explained(tiny, tmp_path):
     assert "reward/length_correlation" in names
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert not [name for name in names if f"`{name}`" not in page]
+
+
+def test_a_disk_that_gets_full_ends_the_run_in_one_line_and_keeps_the_last_good_state(
+    tiny, whole, tmp_path, monkeypatch
+):
+    saved, save = [], checkpoint_files.save_file
+
+    def full(tensors, path):
+        saved.append(path)
+        if len(saved) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(tensors, path)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot write .*step-\d+: No space left"):
+        patch.setattr(checkpoint_files, "save_file", full)
+        run(tiny.settings(output_dir=tmp_path / "cut", **RESUMED))
+    assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 2
+    run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **RESUMED))
+    assert outcome(tmp_path / "cut") == whole
+
+
+def test_a_checkpoint_that_is_not_whole_is_an_error_that_says_what_to_do(tiny, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        cut(patch, policy_trainer.PolicyTrainer, "_step", 2, kill)
+        run(tiny.settings(output_dir=tmp_path / "cut", **RESUMED))
+    newest = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1]
+    (newest / "state.safetensors").write_bytes((newest / "state.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"{newest.name}' cannot be read: .* resuming takes the one before it"):
+        run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **RESUMED))
