@@ -1,0 +1,205 @@
+"""Whatever a user types or a file holds: a result or one clear line, never another exception, never half a file.
+
+Property-based: hypothesis looks for input that breaks the rule, and shrinks what it finds.
+"""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from common.files import write_jsonl_atomic
+from common.report import Report, TokenRewards
+from prompt_task import command_line as prompt_command
+from prompt_task.few_shot_data import DatasetSpec, fill_template, read_examples
+from prompt_task.settings import FewShotSettings
+from sum_task import command_line as sum_command
+from sum_task.data import load_splits
+from sum_task.settings import SummarizationSettings
+from tests.tiny_runs import published_options
+
+search = settings(
+    max_examples=150, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+
+# Quotes, braces, slots, line ends, controls, right-to-left marks, what looks like HTML, shell or Hydra's grammar.
+AWKWARD = [
+    "", " ", "\n", "\r\n", "\t", "\x00", "\x1b[31m", "\u202e", "\u2028", "\ufeff", "\ud800", "'", '"', "`", "$(id)",
+    ";", "{", "}", "{sentence}", "{prompt}", "<mask>", "{0}", "%s", "<script>alert(1)</script>", "&lt;", "]]>", "${x}",
+    "${oc.env:HOME}", "null", "~", "-1", "1e999", "nan", "[1,", "a=b", "a,b", "\\", "ש", "e\u0301", "😀", "../../x",
+]  # fmt: skip
+awkward_text = st.one_of(
+    st.sampled_from(AWKWARD),
+    st.text(max_size=30),
+    st.lists(st.sampled_from(AWKWARD) | st.text(max_size=5), max_size=6).map("".join),
+)
+plain_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | awkward_text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def result_or_one_line(function, *args, **kwargs) -> Any:
+    """What the function returns, or None where it refuses; the refusal fits on one line once blanks are joined."""
+    try:
+        return function(*args, **kwargs)
+    except UserError as error:
+        assert str(error).strip(), "a refusal that says nothing"
+        return None
+
+
+class TestOptions:
+    @search
+    @given(st.data())
+    def test_any_value_of_any_option(self, data):
+        for kind, base in (
+            (FewShotSettings, published_options()),
+            (SummarizationSettings, sum_command._read_yaml(sum_command.DEFAULTS) | {"dataset_name": "xsum"}),
+        ):
+            options = {key: value for key, value in base.items() if key != "dataset"}
+            key = data.draw(st.sampled_from(sorted(options)) | awkward_text, label="option")
+            value = data.draw(plain_values, label="value")
+            made = result_or_one_line(kind.from_mapping, options | {key: value})
+            if made is not None:
+                assert key in options
+
+    @settings(search, max_examples=25)
+    @given(st.lists(awkward_text | st.builds("{}={}".format, st.sampled_from(["top_k", "dataset", "x"]), awkward_text)))
+    def test_any_words_on_the_command_line_of_the_prompt_task(self, words):
+        result_or_one_line(prompt_command.read_command, words)
+
+    @settings(search, max_examples=100)
+    @given(st.lists(awkward_text | st.builds("--{}={}".format, st.sampled_from(["seed", "preference"]), awkward_text)))
+    def test_any_words_on_the_command_line_of_summarization(self, words):
+        words = [word for word in words if word not in ("-h", "--help")]
+        result_or_one_line(sum_command.read_command, words)
+
+    @search
+    @given(st.binary(max_size=200) | st.builds(lambda v: yaml.safe_dump(v).encode(), plain_values))
+    def test_any_content_of_a_configuration_file(self, tmp_path, content):
+        path = tmp_path / "any.yaml"
+        path.write_bytes(content)
+        result_or_one_line(sum_command.read_command, [f"--config={path}"])
+        result_or_one_line(DatasetSpec.from_yaml, path)
+
+    @search
+    @given(st.dictionaries(st.sampled_from(["name", "verbalizers", "masked_template"]) | awkward_text, plain_values))
+    def test_any_data_set(self, values):
+        whole = {"name": "x", "verbalizers": ["a", "b"], "masked_template": "{sentence} {prompt} <mask>"}
+        whole |= {"left_to_right_template": "{sentence} {prompt}"}
+        result_or_one_line(DatasetSpec.from_mapping, whole | values)
+
+
+def encoded(text: str) -> bytes:
+    """As a careless program would write it: lone surrogates too."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def as_csv(rows: list[list[str]]) -> bytes:
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([[cell.replace("\x00", "") for cell in row] for row in rows])
+    return encoded(file.getvalue())
+
+
+cells = awkward_text | st.integers().map(str) | st.just("x" * 200_000)
+rows_of_cells = st.lists(st.lists(cells, max_size=4), max_size=5)
+objects = st.dictionaries(st.sampled_from(["document", "summary"]) | awkward_text, plain_values, max_size=3)
+
+
+class TestDataFiles:
+    @search
+    @given(st.binary(max_size=300) | rows_of_cells.map(lambda rows: encoded("\n".join(map("\t".join, rows)))))
+    def test_any_content_of_a_tsv_file(self, tmp_path, content):
+        path = tmp_path / "train.tsv"
+        path.write_bytes(content)
+        result_or_one_line(read_examples, path, 2)
+
+    @search
+    @given(st.lists(st.tuples(cells, st.sampled_from(["0", "1", "2", "", "one", "1.0"]))))
+    def test_examples_that_are_read_are_those_of_the_file(self, tmp_path, rows):
+        path = tmp_path / "train.tsv"
+        text = "sentence\tlabel\n" + "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
+        path.write_bytes(encoded(text))
+        examples = result_or_one_line(read_examples, path, 2)
+        if examples is not None:
+            assert [(e.text, str(e.label)) for e in examples] == rows
+
+    @search
+    @given(
+        st.sampled_from(["csv", "json", "jsonl"]),
+        st.binary(max_size=300)
+        | st.lists(objects).map(lambda rows: json.dumps(rows).encode())
+        | st.lists(plain_values, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
+        | rows_of_cells.map(lambda rows: as_csv([["document", "summary"], *rows])),
+    )
+    def test_any_content_of_a_summarization_file(self, tmp_path, ending, content):
+        path = tmp_path / f"rows.{ending}"
+        path.write_bytes(content)
+        splits = result_or_one_line(load_splits, train_file=str(path), validation_file=str(path))
+        if splits is not None:
+            assert all(row.source.strip() and row.reference.strip() for row in splits.train)
+
+
+class Page(HTMLParser):
+    """The elements and the text of a page."""
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.elements: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+class TestTexts:
+    @search
+    @given(awkward_text, awkward_text)
+    def test_what_fills_a_template_is_data(self, sentence, prompt):
+        filled = fill_template("[{sentence}|{prompt}|<mask>]", sentence, prompt, "MASK")
+        assert filled == f"[{sentence}|{prompt}|MASK]"
+
+    @search
+    @given(st.lists(awkward_text, min_size=1, max_size=4))
+    def test_no_text_becomes_an_element_of_the_report(self, texts):
+        def page(words: list[str]) -> Page:
+            report = Report(words[0], words[-1], {"fact": words[0]})
+            report.add_token_rewards("tokens", [TokenRewards(words, [0.5] * len(words), caption=words[0])])
+            report.add_table("table", [{"column": word, words[0] or "x": word} for word in words], note=words[-1])
+            report.add_details("details", {word: word for word in words})
+            return Page(report.html())
+
+        plain, found = page(["plain"] * len(texts)), page(texts)
+        assert found.elements <= plain.elements | {"span"}  # the marks of what does not print
+        assert found.attributes <= plain.attributes | {"class"}
+        assert "script" not in found.elements
+
+    @search
+    @given(st.lists(st.dictionaries(awkward_text, awkward_text, max_size=3), max_size=4))
+    def test_any_text_survives_a_file_of_json_lines(self, tmp_path, rows):
+        path = tmp_path / "rows.jsonl"
+        write_jsonl_atomic(path, rows)
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        assert [json.loads(line) for line in lines] == rows
+
+
+@pytest.mark.parametrize("folder", ["prompt_task", "sum_task", "common", "scripts"])
+def test_no_shell_and_no_pickle(folder):
+    """What runs text as a command, or code from a file, has no place in the project."""
+    for path in (Path(__file__).resolve().parent.parent / folder).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        words = r"shell=True|os\.system|(?<![.\w])(eval|exec)\(|pickle\.load|torch\.load\(|trust_remote_code=True"
+        assert not re.findall(words, text), path
