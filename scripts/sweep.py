@@ -44,6 +44,7 @@ from sum_task.command_line import read_command as read_sum
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_NAME = 150
+NOT_TEXT = ("null", "true", "false", "inf", "nan")
 FIRST_IN_NAMES = ("agg_func", "guidance")
 
 
@@ -351,18 +352,17 @@ def plain_word(value: Any) -> str:
 
 def hydra_word(value: Any) -> str:
     """A parsed value as Hydra reads it back to the same: text of any marks in quotes, where they have no meaning."""
-    if isinstance(value, str):
-        return value if re.fullmatch(r"[a-zA-Z][\w./-]*", value, re.ASCII) else quoted(value)
-    if isinstance(value, QuotedString):
-        return quoted(value.text)
-    return Override._get_value_element_as_str(value)
+    text = value.text if isinstance(value, QuotedString) else value
+    if not isinstance(text, str):
+        return Override._get_value_element_as_str(value)
+    is_plain = re.fullmatch(r"[a-zA-Z][\w./-]*", text, re.ASCII) and text.lower() not in NOT_TEXT
+    return text if is_plain else quoted(text)
 
 
 def quoted(text: str) -> str:
-    """Text as a quoted value of Hydra: only backslashes before a quote, and ``${``, would mean something."""
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return "'" + (escaped + "\\" * trailing).replace("${", r"\${") + "'"
+    """Text as a quoted value of Hydra, in which only ``${``, a quote, and backslashes before either mean something."""
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), literal) + "'"
 
 
 def safe_name(label: str) -> str:

@@ -3,7 +3,7 @@
 #
 #     bash scripts/sweep_sum.sh --datasets xsum,cnn_dailymail:3.0.0 --seeds 0-2 agg_func=avg,max
 #     bash scripts/sweep_sum.sh --seeds 0,1,2 --config=configs/sum_builtin.yaml guidance=token,sequence,none
-#     bash scripts/sweep_sum.sh --launcher slurm --datasets xsum hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1
+#     bash scripts/sweep_sum.sh --launcher slurm --datasets xsum hydra.launcher.partition=gpu
 #
 # Runs that are complete are skipped, those that were cut off go on, so that the same command can be typed again. A run
 # that fails stops no other: it is named at the end, and the exit code is then 1. What is typed wrong is one line and
@@ -15,8 +15,8 @@
 # key=value1,value2   any option of sum_task/run_sum.py (its --help explains all), with or without -- before it; every
 #                     combination is run. A value that holds a comma or other marks is quoted: preference="'0.5*meteor'"
 # --config FILE       YAML file with defaults, such as configs/sum_builtin.yaml
-# --output DIR        the sweep's folder, otherwise outputs/sweep/sum; a run lies in DIR/xsum/agg_func=max/seed-0, its log in
-#                     seed-0.log beside it
+# --output DIR        the sweep's folder, otherwise outputs/sweep/sum below the current folder; a run lies in
+#                     DIR/xsum/agg_func=max/seed-0, its log in seed-0.log beside it
 # --launcher WORD     serial: one after another (the default); local: several at a time, by joblib; slurm: jobs of a
 #                     cluster, by submitit; ray: by Ray, on this machine or the cluster of RAY_ADDRESS
 # --jobs N            runs at a time with --launcher local, otherwise 2
