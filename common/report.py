@@ -482,7 +482,7 @@ def _points_svg(panel: PointsPanel, groups: Mapping[str, list[float]], prefix: s
             color = _SERIES[index % NUM_SERIES_COLORS]
             mean = sum(values) / len(values)
             axes.plot([index - 0.28, index + 0.28], [mean, mean], color=color, linewidth=2.4, solid_capstyle="round")
-            axes.plot(spread(index, len(values)), values, "o", color=color, alpha=0.75, markersize=6, clip_on=False)
+            axes.plot(spread(index, len(values)), values, "o", color=color, markersize=5.5, clip_on=False)
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set_xticks(range(len(groups)), [f"n = {len(values)}" for values in groups.values()])
         axes.margins(y=0.12)

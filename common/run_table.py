@@ -145,7 +145,7 @@ def collect(paths: Sequence[Path], tasks: Sequence[TaskTable]) -> tuple[list[Row
         UserError: a path that is not there.
     """
     runs, problems, seen = [], [], set()
-    folders, plans = find(paths)
+    folders, plans, damaged = find(paths)
     for folder in folders:
         try:
             runs.append(read_run(folder, tasks))
@@ -157,17 +157,18 @@ def collect(paths: Sequence[Path], tasks: Sequence[TaskTable]) -> tuple[list[Row
         seen.add(folder.resolve())
     problems += never_begun(plans, seen)
     rows, duplicates = rows_of(runs)
-    return rows, problems + duplicates + missing_seeds(rows)
+    return rows, problems + damaged + duplicates + missing_seeds(rows)
 
 
 class Unfinished(Exception):
     """A run without ``results.json``."""
 
 
-def find(paths: Sequence[Path]) -> tuple[list[Path], list[Plan]]:
-    """Run folders, and the plans of the sweeps that wrote them (oldest first), each once."""
+def find(paths: Sequence[Path]) -> tuple[list[Path], list[Plan], list[Problem]]:
+    """Run folders, the plans of the sweeps that wrote them (oldest first), each once, and plans that are damaged."""
     folders: dict[Path, Path] = {}
     plans: dict[Path, Plan] = {}
+    damaged: dict[Path, Problem] = {}
     for path in paths:
         if not path.is_dir():
             raise UserError(f"'{path}' is no folder; give run folders, or folders that hold some")
@@ -175,12 +176,15 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[Plan]]:
             here = Path(place)
             if PLANS in names:
                 for file in sorted(here.glob(f"{PLANS}/*/plan.json")):
-                    plans.setdefault(file.resolve(), Plan.read(file.parent))
+                    try:
+                        plans.setdefault(file.resolve(), Plan.read(file.parent))
+                    except UserError as error:
+                        damaged[file.resolve()] = Problem("unreadable", str(file), str(error))
             if "config.yaml" in files and _is_run_config(here / "config.yaml"):
                 folders.setdefault(here.resolve(), here)
                 names.clear()
             names[:] = sorted(name for name in names if not name.startswith("."))
-    return list(folders.values()), [plan for _, plan in sorted(plans.items())]
+    return list(folders.values()), [plan for _, plan in sorted(plans.items())], list(damaged.values())
 
 
 def _is_run_config(file: Path) -> bool:

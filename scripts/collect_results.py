@@ -245,7 +245,7 @@ def markdown(rows: Sequence[Row], comparisons: Sequence[Paired], problems: Seque
     for task in TASKS:
         own = [record for record in records if record["task"] == task.name]
         if own:
-            parts += [f"## {task.title}, mean (std) over seeds", markdown_table(shown_records(task, own))]
+            parts += [f"## {task.title}: percent, mean (std) over seeds", markdown_table(shown_records(task, own))]
             if any(name.endswith("published mean") for record in own for name in record):
                 parts.append(f"Published: {published_source(task)}. Not ours.")
     parts += [f"* {remark}" for remark in remarks(rows)]
@@ -357,7 +357,9 @@ def latex(records: Sequence[dict[str, Any]]) -> str:
         if own:
             shown = pd.DataFrame(shown_records(task, own))
             shown = shown.map(lambda cell: printable_text(cell).replace(NO_VALUE, "--"))
-            tables.append(shown.to_latex(index=False, escape=True, caption=f"{task.title}, mean (std) over seeds"))
+            tables.append(
+                shown.to_latex(index=False, escape=True, caption=f"{task.title}: percent, mean (std) over seeds")
+            )
     return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
 
 
@@ -431,7 +433,7 @@ def page(
     for task in TASKS:
         own = [record for record in records if record["task"] == task.name]
         if own:
-            note = "Mean (sample deviation) over n seeds." + (
+            note = "In percent: mean (sample deviation) over n seeds." + (
                 f" Published, not ours: {published_source(task)}."
                 if any(name.endswith("published mean") for record in own for name in record)
                 else ""

@@ -144,6 +144,15 @@ def test_a_failure_that_was_mended_since_is_none(tmp_path):
     assert kinds(problems) == ["partial"]
 
 
+def test_a_damaged_plan_is_listed_and_the_runs_count(tmp_path):
+    prompt_run(tmp_path / "d" / "m" / "seed-0", 0.9)
+    plan = write_plan(tmp_path, {"d/m/seed-0": Outcome("done")})
+    (plan.folder / "plan.json").write_text("{")
+    rows, problems = gather(tmp_path)
+    assert len(rows) == 1
+    assert kinds(problems) == ["unreadable"]
+
+
 def test_both_tasks_stand_in_one_collection(tmp_path):
     prompt_run(tmp_path / "a", 0.9)
     summary_run(tmp_path / "b", 40.0, seed=0)
@@ -167,19 +176,24 @@ class TestPaired:
                 prompt_run(tmp_path / f"{agg_func}{seed}", accuracy, seed=seed, agg_func=agg_func)
         return gather(tmp_path)[0]
 
+    def compare(self, one, other):
+        found = paired(one, other, ACCURACY)
+        assert found is not None
+        return found
+
     def test_only_seeds_that_both_have_count(self, tmp_path):
         one, other = self.rows(tmp_path, {0: 0.9, 1: 0.8, 2: 0.1}, {0: 0.7, 1: 0.7, 5: 1.0})
-        found = paired(one, other, ACCURACY)
+        found = self.compare(one, other)
         assert found.n == 2
         # Differences 20 and 10; of two values drawn with replacement the mean is 10, 15 or 20.
         assert found.difference == pytest.approx(15)
         assert (found.mean_one, found.mean_other) == (pytest.approx(85), pytest.approx(70))
         assert (found.low, found.high) == (pytest.approx(10), pytest.approx(20))
-        assert paired(other, one, ACCURACY).difference == pytest.approx(-15)
+        assert self.compare(other, one).difference == pytest.approx(-15)
 
     def test_a_constant_difference_has_an_interval_of_no_width(self, tmp_path):
         one, other = self.rows(tmp_path, {s: 0.5 + s / 10 for s in range(4)}, {s: 0.4 + s / 10 for s in range(4)})
-        found = paired(one, other, ACCURACY)
+        found = self.compare(one, other)
         assert found.low == pytest.approx(10)
         assert found.high == pytest.approx(10)
 
@@ -187,15 +201,15 @@ class TestPaired:
         differences = [1.0, 3.0, 2.0, 5.0, -1.0, 4.0, 2.0, 0.0]
         first = {seed: 0.5 + d / 100 for seed, d in enumerate(differences)}
         one, other = self.rows(tmp_path, first, dict.fromkeys(first, 0.5))
-        found = paired(one, other, ACCURACY)
+        found = self.compare(one, other)
         # Mean 2; the deviation over n is 1.871, over sqrt(8) 0.661; 1.96 of those is 1.30.
         assert CONFIDENCE == 0.95
         assert found.low == pytest.approx(2 - 1.30, abs=0.15)
         assert found.high == pytest.approx(2 + 1.30, abs=0.15)
-        assert paired(one, other, ACCURACY) == found
+        assert self.compare(one, other) == found
 
     def test_one_seed_has_no_interval_and_none_no_comparison(self, tmp_path):
         one, other = self.rows(tmp_path, {0: 0.9}, {0: 0.8, 1: 0.7})
-        assert paired(one, other, ACCURACY).low is None
+        assert self.compare(one, other).low is None
         one, other = self.rows(tmp_path / "apart", {0: 0.9}, {1: 0.7})
         assert paired(one, other, ACCURACY) is None

@@ -19,6 +19,7 @@ from common.errors import UserError, run_command
 from common.sweep_run import Outcome, Plan, PlannedRun
 from prompt_task.command_line import read_command
 from scripts import sweep
+from sum_task.meteor import require_wordnet
 from tests.tiny_runs import TINY, as_typed
 
 ROOT = Path(sweep.__file__).resolve().parent.parent
@@ -463,9 +464,13 @@ def test_a_failed_run_of_a_real_sweep_is_named_and_the_rest_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_of_summaries_on_the_built_in_models(tmp_path):
-    launcher = "local" if sweep.importlib.util.find_spec("hydra_plugins") else "serial"
+    try:
+        require_wordnet()
+    except UserError as error:
+        pytest.skip(str(error))
+    needs("local")
     words = (
-        "sum", "--config=configs/sum_builtin.yaml", "--seeds=0,1", "--output", tmp_path / "sw", "--launcher", launcher,
+        "sum", "--config=configs/sum_builtin.yaml", "--seeds=0,1", "--output", tmp_path / "sw", "--launcher", "local",
         "guidance=none", "max_train_samples=8", "max_eval_samples=2", "max_predict_samples=4", "num_train_epochs=1",
         "preference=rouge1", "device=cpu", "per_device_eval_batch_size=4",
     )  # fmt: skip
