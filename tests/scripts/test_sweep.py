@@ -6,8 +6,10 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,6 +19,7 @@ from omegaconf import OmegaConf
 
 from common.errors import UserError, run_command
 from common.sweep_run import Outcome, Plan, PlannedRun
+from common.tracking import read_metrics
 from prompt_task.command_line import read_command
 from scripts import sweep
 from sum_task.meteor import require_wordnet
@@ -460,6 +463,37 @@ def test_a_failed_run_of_a_real_sweep_is_named_and_the_rest_goes_on(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     assert "builtin/none" in line
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path):
+    words = (
+        "fsc", "--config-name=builtin", "--seeds=0", "--output", tmp_path / "sw", "save_steps=2",
+        *tiny_words(max_train_steps=40),
+    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / "sweep.py"), *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    ) as first:  # fmt: skip
+        while not list(tmp_path.rglob("step-*/state.json")):
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.05)
+        (runner,) = psutil.Process(first.pid).children()
+        runner.kill()
+        _, said = first.communicate(timeout=100)
+    assert first.returncode == 1
+    assert "(signal 9)" in said
+    assert not list(tmp_path.rglob("results.json"))
+    second = start(*words)
+    assert second.returncode == 0, second.stderr
+    assert "seed-0: goes on" in second.stdout
+    results = json.loads(next(tmp_path.rglob("results.json")).read_text())
+    assert results["policy_steps"] == 40
+    steps = [
+        event["step"] for event in read_metrics(next(tmp_path.rglob("metrics.jsonl"))) if event["phase"] == "policy"
+    ]
+    assert steps == sorted(set(steps))
 
 
 @pytest.mark.slow
