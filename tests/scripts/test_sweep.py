@@ -274,6 +274,25 @@ def test_the_scripts_explain_themselves_without_installing_anything(task, tmp_pa
         assert done.stdout.strip() == sweep.help_text(Path(script)).strip()
 
 
+@pytest.mark.parametrize("task", ["fsc", "sum"])
+def test_the_scripts_install_and_hand_on_every_word_as_it_is(task, tmp_path):
+    checkout, bin_folder = tmp_path / "check out", tmp_path / "check out" / ".venv" / "bin"
+    (checkout / "scripts").mkdir(parents=True)
+    bin_folder.mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / f"sweep_{task}.sh", checkout / "scripts")
+    (checkout / "install_packages.sh").write_text("echo installing\n")
+    (bin_folder / "python").write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
+    (bin_folder / "python").chmod(stat.S_IRWXU)
+    words = ["source_str='a, b'", "$(touch x)", "*", "--seeds", "0-4"]
+    environment = {key: value for key, value in os.environ.items() if key != "VENV"}
+    done = subprocess.run(
+        ["bash", str(checkout / "scripts" / f"sweep_{task}.sh"), *words],
+        cwd=tmp_path, capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["installing", str(checkout / "scripts" / "sweep.py"), task, *words]
+    assert not (tmp_path / "x").exists()
+
+
 def write_stub_plan(output):
     """A plan of one run that ends well, one that fails, one that is killed, and one more that ends well."""
     write = (
