@@ -61,6 +61,10 @@ setup(
         "wandb": ["wandb>=0.20,<1"],
         "lora": ["peft>=0.21,<1"],
         "bertscore": ["bert-score>=0.3.13,<1"],
+        # launchers of scripts/sweep_*.sh: local, slurm, ray
+        "sweep": ["hydra-joblib-launcher>=1.2,<2"],
+        "slurm": ["hydra-submitit-launcher>=1.2,<2", "submitit>=1.5.1,<2"],
+        "ray": ["hydra-ray-launcher>=1.2.2,<2", "ray>=2.40,<3"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -40,12 +40,21 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     Raises:
         UserError: the disk is full, or the folder is missing or cannot be written.
     """
+    write_bytes_atomic(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all.
+
+    Raises:
+        UserError: the disk is full, or the folder is missing or cannot be written.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     with _writing(path):
         try:
-            with open(partial, "x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                file.write(text)
+            with open(partial, "xb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

@@ -83,6 +83,23 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class PointsPanel:
+    """One chart of single values by group, such as the result of each seed by method, with the mean as a bar.
+
+    Attributes:
+        title: its heading.
+        ylabel: what the y axis shows, with its unit.
+        groups: values by the name of the group; values that are not finite are left out.
+        note: a remark below the chart.
+    """
+
+    title: str
+    ylabel: str
+    groups: Mapping[str, Sequence[float]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class TokenRewards:
     """One sequence with the learned reward of each of its tokens.
 
@@ -143,8 +160,31 @@ class Report:
                     {
                         "panel": panel,
                         "svg": _chart_svg(panel, curves, prefix),
-                        "last": {name: _figure(points[-1][1]) for name, points in curves.items()},
+                        "figures": {name: _figure(points[-1][1]) for name, points in curves.items()},
+                        "figures_are": "last value",
                         "binned": any(len(points) > MAX_CURVE_POINTS for points in curves.values()),
+                    }
+                )
+        if charts:
+            self._add("curves", heading, note, charts=charts)
+
+    def add_points(self, heading: str, panels: Sequence[PointsPanel], note: str = "") -> None:
+        """Add charts of single values side by side. What is empty is left out, as by `add_curves`."""
+        charts: list[dict[str, Any]] = []
+        for panel in panels:
+            finite = {
+                name: [value for value in values if math.isfinite(value)] for name, values in panel.groups.items()
+            }
+            groups = {name: values for name, values in finite.items() if values}
+            if groups:
+                prefix = f"chart-{len(self._sections)}-{len(charts)}-"
+                charts.append(
+                    {
+                        "panel": panel,
+                        "svg": _points_svg(panel, groups, prefix),
+                        "figures": {name: _figure(sum(values) / len(values)) for name, values in groups.items()},
+                        "figures_are": "mean",
+                        "binned": False,
                     }
                 )
         if charts:
@@ -411,16 +451,9 @@ _COLORS = {
 
 
 def _chart_svg(panel: Panel, curves: Mapping[str, list[tuple[float, float]]], prefix: str) -> Markup:
-    """One chart as inline SVG without a title, which the page sets."""
-    # The text stays text, in the page's font, and is never read as a formula.
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": prefix, "text.parse_math": False, "font.size": 9}
-    ):
-        figure = Figure(figsize=(6.0, 2.9), layout="constrained")
-        FigureCanvasSVG(figure)
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
+    """One chart of curves as inline SVG without a title, which the page sets."""
+    with _svg_settings(prefix):
+        figure, axes = _empty_chart()
         for x in panel.vlines:
             axes.axvline(x, color=_ROUND, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         for index, points in enumerate(curves.values()):
@@ -435,18 +468,62 @@ def _chart_svg(panel: Panel, curves: Mapping[str, list[tuple[float, float]]], pr
                 marker = "o" if len(points) <= 24 else ""
                 xs, ys = zip(*points, strict=True)
                 axes.plot(xs, ys, color=color, linewidth=1.8, linestyle=dashes, marker=marker, markersize=3.5)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(_GRID)
-        axes.grid(axis="y", color=_GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=_INK, length=0, pad=5)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.02, y=0.08)
         axes.set_xlabel(printable_text(panel.xlabel), color=_INK)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return _inline_svg(stream.getvalue(), prefix, label=_description(panel, curves))
+        return _drawn(figure, prefix, _description(panel, curves))
+
+
+def _points_svg(panel: PointsPanel, groups: Mapping[str, list[float]], prefix: str) -> Markup:
+    """One chart of single values as inline SVG; the page names the groups by their colours."""
+    with _svg_settings(prefix):
+        figure, axes = _empty_chart()
+        for index, values in enumerate(groups.values()):
+            color = _SERIES[index % NUM_SERIES_COLORS]
+            mean = sum(values) / len(values)
+            axes.plot([index - 0.28, index + 0.28], [mean, mean], color=color, linewidth=2.4, solid_capstyle="round")
+            axes.plot(spread(index, len(values)), values, "o", color=color, markersize=5.5, clip_on=False)
+        axes.set_xlim(-0.6, len(groups) - 0.4)
+        axes.set_xticks(range(len(groups)), [f"n = {len(values)}" for values in groups.values()])
+        axes.margins(y=0.12)
+        figures = (
+            f"{name} mean {_figure(sum(values) / len(values))} of {', '.join(_figure(v) for v in values)}"
+            for name, values in groups.items()
+        )
+        return _drawn(figure, prefix, f"{panel.title}: {'; '.join(figures)}")
+
+
+def spread(center: float, count: int) -> list[float]:
+    """Where `count` points of one group stand beside each other: always the same, so that charts can be compared."""
+    return [center + 0.2 * ((i + 0.5) / count - 0.5) * min(count, 4) / 2 for i in range(count)]
+
+
+def _svg_settings(prefix: str) -> Any:
+    """Settings in which the text stays text, in the page's font, and is never read as a formula."""
+    return matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": prefix, "text.parse_math": False, "font.size": 9}
+    )
+
+
+def _empty_chart() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(6.0, 2.9), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_GRID)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0, pad=5)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes
+
+
+def _drawn(figure: Figure, prefix: str, label: str) -> Markup:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None})
+    return _inline_svg(stream.getvalue(), prefix, label=label)
 
 
 def _stretches(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:

@@ -16,9 +16,11 @@ from common.report import (
     MAX_TOKENS_WITH_FIGURES,
     TOKEN_LEVELS,
     Panel,
+    PointsPanel,
     Report,
     TokenRewards,
     curves_from_metrics,
+    spread,
     visible_text,
 )
 
@@ -78,6 +80,7 @@ def full_report(text="text"):
     report = Report(text, text, {text: text, "accuracy": 0.894})
     panel = Panel(text, text, {text: [(0, 1.0), (1, 2.0)], "b": [(0, 2.0), (1, 1.0)]}, [0.5], text, text)
     report.add_curves(text, [panel], text)
+    report.add_points(text, [PointsPanel(text, text, {text: [1.0, 2.0], "b": [3.0]}, text)], text)
     report.add_table(text, [{text: text, "accuracy": 0.5}, {text: None, "accuracy": float("nan")}], text)
     tokens = TokenRewards([text, " great"], [0.1, 0.9], text, {text: text, "accuracy": 0.5})
     long = TokenRewards([text] * (MAX_TOKENS_WITH_FIGURES + 1), [0.5] * (MAX_TOKENS_WITH_FIGURES + 1))
@@ -286,6 +289,41 @@ class TestCurves:
         report = Report("t")
         report.add_curves("h", [Panel("a", "", {"x": [(i, (i * 7919) % 1000) for i in range(100_000)]})])
         assert len(report.html()) < 60_000 + 100 * MAX_CURVE_POINTS
+
+
+class TestPoints:
+    def test_every_value_is_a_point_and_the_mean_a_bar(self):
+        report = Report("t")
+        report.add_points("h", [PointsPanel("Accuracy", "%", {"max": [90.0, 92.0, 97.0], "sum": [80.0]})])
+        page = Page(report.html())
+        (svg,) = page.find("svg")
+        assert svg["attributes"]["aria-label"] == "Accuracy: max mean 93 of 90, 92, 97; sum mean 80 of 80"
+        assert [e["text"].split() for e in page.find("li")] == [["max", "93"], ["sum", "80"]]
+        drawn = [
+            str(e["attributes"].get("style")) for e in page.elements if e["tag"] == "use" and "svg" in e["parents"]
+        ]
+        assert sum("var(--series-0)" in style for style in drawn) == 3
+        assert sum("var(--series-1)" in style for style in drawn) == 1
+        assert "n = 3" in svg["text"]
+
+    def test_points_of_one_group_stand_apart_within_their_place(self):
+        for count in (1, 2, 5, 50):
+            places = spread(3, count)
+            assert len(set(places)) == count
+            assert sum(places) / count == pytest.approx(3)
+            assert max(abs(x - 3) for x in places) < 0.3
+
+    def test_what_is_not_finite_and_what_is_empty_is_left_out(self):
+        report = Report("t")
+        nan = float("nan")
+        report.add_points(
+            "kept", [PointsPanel("a", "", {"x": [nan, 3.0], "y": [nan]}), PointsPanel("b", "", {"x": []})]
+        )
+        report.add_points("left out", [PointsPanel("c", "", {})])
+        page = Page(report.html())
+        assert [e["text"] for e in page.find("h3")] == ["a"]
+        assert [e["text"] for e in page.find("h2")] == ["kept"]
+        assert [e["text"].split() for e in page.find("li")] == [["x", "3"]]
 
 
 class TestCurvesFromMetrics:
