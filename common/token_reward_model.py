@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from common.attention import share_sources
 from common.checks import at_least_float32, check_name, check_positive, real_tokens
 from common.errors import UserError
 from common.pretrained import load_pretrained
@@ -159,6 +160,7 @@ class TokenRewardModel(PreTrainedModel):
         self.backbone = AutoModel.from_config(config.backbone_config()) if backbone is None else backbone
         _refuse_encoder_only(self.backbone.config)
         self.is_encoder_decoder = bool(self.backbone.config.is_encoder_decoder)
+        self._shares_sources = share_sources(self.backbone)
         self.head = nn.Sequential(
             nn.Linear(self.backbone.config.hidden_size, config.head_hidden_size),
             nn.ReLU(),
@@ -323,7 +325,7 @@ class TokenRewardModel(PreTrainedModel):
         encoder_outputs: BaseModelOutput | Tensor | None,
         num_sequences: int,
     ) -> dict[str, Any]:
-        """Encoder states and their mask as the backbone takes them, a row for each sequence."""
+        """Encoder states and their mask as the backbone takes them: a row for each sequence, or each source."""
         if (input_ids is None) == (encoder_outputs is None):
             raise ValueError("input_ids: give an encoder-decoder backbone either this or encoder_outputs")
         if input_ids is not None:
@@ -333,7 +335,7 @@ class TokenRewardModel(PreTrainedModel):
         num_sources = states.shape[0]
         if num_sequences % num_sources:
             raise ValueError(f"decoder_input_ids: {num_sequences} rows are no multiple of the {num_sources} sources")
-        per_source = num_sequences // num_sources
+        per_source = 1 if self._shares_sources else num_sequences // num_sources
         if attention_mask is not None:
             attention_mask = real_tokens(attention_mask, states.shape[:2], "attention_mask").long()
             attention_mask = attention_mask.repeat_interleave(per_source, dim=0)

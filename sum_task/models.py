@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from common.attention import share_sources
 from common.errors import UserError, nearest
 from common.files import write_folder_atomic
 from common.pretrained import load_pretrained, load_tokenizer
@@ -90,6 +91,7 @@ class SummaryPolicy:
         self.tokenizer = text_format.tokenizer
         self.end_id = int(self.tokenizer.eos_token_id)
         self.is_encoder_decoder = text_format.is_encoder_decoder
+        self._shares_sources = self.is_encoder_decoder and share_sources(lm)
         parameters = inspect.signature(lm.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_kept_logits = "logits_to_keep" in parameters
@@ -130,7 +132,7 @@ class SummaryPolicy:
         tokens = summaries.tokens
         per_source = tokens.shape[0] // sources.ids.shape[0]
         index = torch.arange(sources.ids.shape[0], device=tokens.device).repeat_interleave(per_source)
-        sources = sources if per_source == 1 else sources.rows(index)
+        sources = sources if per_source == 1 or self._shares_sources else sources.rows(index)
         if self.is_encoder_decoder:
             start = tokens.new_full((tokens.shape[0], 1), self._start_id)
             inputs = torch.cat([start, tokens[:, :-1]], 1)
@@ -184,9 +186,13 @@ class SummaryPolicy:
         alive = torch.arange(count, device=self.device)  # the summary of each row that is still computed
         ended = torch.zeros(count, dtype=torch.bool, device=self.device)
         logits, cache = self._read_start(sources)  # once a source: its K summaries begin alike
-        cache.batch_repeat_interleave(per_source)
-        logits = logits.repeat_interleave(per_source, 0)
-        sources = sources.rows(torch.arange(len(sources.ids), device=self.device).repeat_interleave(per_source))
+        source_of = torch.arange(len(sources.ids), device=self.device).repeat_interleave(per_source)
+        logits = logits[source_of]
+        if self._shares_sources:
+            cache.self_attention_cache.batch_select_indices(source_of)
+        else:
+            self._select(cache, source_of, source_of)
+            sources, source_of = sources.rows(source_of), torch.arange(count, device=self.device)
         vocabulary = len(self.tokenizer)  # models have more rows than that, which no text belongs to
         for position in range(length):
             drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature)
@@ -198,8 +204,9 @@ class SummaryPolicy:
                 break
             if float((~ended).float().mean()) < COMPACT_BELOW:
                 kept = (~ended).nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
-                sources, alive, drawn, ended = sources.rows(kept), alive[kept], drawn[kept], ended[kept]
+                self._select(cache, kept, source_of[kept])
+                sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=self.device)
+                alive, drawn, ended = alive[kept], drawn[kept], ended[kept]
             logits = self._read_token(sources, drawn, cache, position)
         longest = int(mask.sum(-1).max())
         return Summaries(tokens[:, :longest].to(self.device), mask[:, :longest].to(self.device))
@@ -216,6 +223,14 @@ class SummaryPolicy:
                 **self._positions(positions), **self._kept(1),
             )  # fmt: skip
         return output.logits[:, -1].float(), output.past_key_values
+
+    def _select(self, cache: Any, rows: Tensor, sources: Tensor) -> None:
+        """Keep some rows of a cache, and of each the keys and values of its source."""
+        if self.is_encoder_decoder:
+            cache.self_attention_cache.batch_select_indices(rows)
+            cache.cross_attention_cache.batch_select_indices(sources)
+        else:
+            cache.batch_select_indices(rows)
 
     def _read_token(self, sources: Sources, tokens: Tensor, cache: Any, position: int) -> Tensor:
         """Logits (N, V) of the token after `tokens` (N,), which stand at `position`."""

@@ -1,0 +1,164 @@
+"""Models, data and trainers of the summarization benchmarks: t5-small's size with random weights, real articles.
+
+Weights have no influence on speed and memory but for one thing: when a summary ends. A random policy practically never
+ends one, so every sample has the greatest length, 128 tokens.
+"""
+
+import argparse
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+from common.pretrained import load_tokenizer
+from common.token_reward_model import TokenRewardConfig, TokenRewardModel
+from common.tracking import MetricsLog
+from sum_task.batching import TextFormat, TokenizedRows, shuffled_batches, tokenize
+from sum_task.command_line import read_command
+from sum_task.data import Row, load_splits
+from sum_task.models import SummaryPolicy, SummaryRewardModel
+from sum_task.parallel import POLICY_NOISE, REWARD_NOISE, Precision, Processes, Stepper
+from sum_task.policy_trainer import PolicyTrainer
+from sum_task.preferences import Preference, make_preference
+from sum_task.reward_trainer import RewardTrainer
+from sum_task.settings import SummarizationSettings
+
+# T5Config's own defaults are t5-small's.
+PUBLISHED_VOCABULARY = 32128
+TINY: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+
+
+@dataclass(frozen=True)
+class SumSetting:
+    """What a benchmark works on.
+
+    Attributes:
+        config: of policy and reward model.
+        settings: the published ones but for data, source length and batches a step.
+        text_format: tokenizer and lengths.
+        train: articles of the lengths that the benchmark is about.
+    """
+
+    config: T5Config
+    settings: SummarizationSettings
+    text_format: TextFormat
+    train: TokenizedRows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what the models and the articles are."""
+    parser.add_argument(
+        "--train_file",
+        default=os.environ.get("SUM_DATA"),
+        help="jsonl file of articles and summaries such as XSum's; the environment variable SUM_DATA by default",
+    )
+    parser.add_argument("--tokenizer", default="t5-small", help="hub id or folder of a tokenizer of T5's (t5-small)")
+    parser.add_argument("--tiny", action="store_true", help="tiny models: does everything work? Not for measuring")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def make_sum_setting(
+    train_file: str, tokenizer_name: str, length: int, filled: bool, tiny: bool, batch_size: int = 8
+) -> SumSetting:
+    """Articles cut at `length` tokens; `filled`: joined until each has so many, else as long as they are."""
+    words = [f"--train_file={train_file}", f"--validation_file={train_file}", f"--max_source_length={length}"]
+    words += [f"--reward_learning_batch_size={batch_size}", f"--per_device_train_batch_size={batch_size}"]
+    words += ["--rew_gradient_accumulation_steps=1", "--gradient_accumulation_steps=1", "--device=cpu"]
+    if tiny:
+        words += ["--head_hidden_size=32", "--max_target_length=8", "--head_init_gain=1"]
+    settings = read_command([*words, "--quiet=true"])
+    splits = load_splits(train_file=train_file, validation_file=train_file)
+    tokenizer = load_tokenizer(AutoTokenizer, tokenizer_name)
+    special = {"decoder_start_token_id": tokenizer.pad_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special["eos_token_id"] = tokenizer.eos_token_id
+    vocabulary = len(tokenizer) if tiny else max(len(tokenizer), PUBLISHED_VOCABULARY)
+    config = T5Config(vocab_size=vocabulary, **special, **(TINY if tiny else {}))
+    text_format = TextFormat(tokenizer, True, settings.source_prefix, settings.separator, length)
+    train = tokenize(splits.train, text_format, settings.max_target_length)
+    if filled:
+        train = _filled(train, text_format, length, settings.max_target_length)
+    return SumSetting(config, settings, text_format, train)
+
+
+def _filled(data: TokenizedRows, text_format: TextFormat, length: int, max_target_length: int) -> TokenizedRows:
+    """Rows whose articles are joined to at least `length` tokens, then cut there."""
+    rows, parts, tokens = [], [], 0
+    for row, source in zip(data.rows, data.sources, strict=True):
+        parts.append(row.source)
+        tokens += len(source)
+        if tokens > length * 1.25 + 8:  # a joint and the prefix of each part change the number a little
+            rows.append(Row(" ".join(parts), row.reference))
+            parts, tokens = [], 0
+    return tokenize(rows, text_format, max_target_length)
+
+
+def make_policy_lm(setting: SumSetting) -> T5ForConditionalGeneration:
+    """A policy with random weights, in evaluation mode."""
+    return T5ForConditionalGeneration(copy.deepcopy(setting.config)).eval()
+
+
+def make_reward_model(setting: SumSetting) -> TokenRewardModel:
+    """A token reward model with a backbone of the policy's size."""
+    options = setting.settings
+    return TokenRewardModel(
+        TokenRewardConfig(
+            backbone=setting.config.to_diff_dict(),
+            head_hidden_size=options.head_hidden_size,
+            head_init_gain=options.head_init_gain,
+        )
+    ).eval()
+
+
+class SumProject:
+    """The project's own trainers, which can be asked for single steps: what is measured is what a run executes."""
+
+    def __init__(
+        self, setting: SumSetting, lm: T5ForConditionalGeneration, reward_model: TokenRewardModel, folder: Path
+    ):
+        settings = setting.settings
+        processes, precision = Processes(), Precision("no", torch.device("cpu"))
+        log = MetricsLog(folder / "metrics.jsonl")
+        self.setting = setting
+        self.policy = SummaryPolicy(lm, setting.text_format)
+        self.reward = SummaryRewardModel(reward_model, setting.text_format, setting.text_format)
+        self.preference: Preference = make_preference(settings.preference)
+        self.reward_trainer = RewardTrainer(
+            self.reward, self.policy, self.preference, setting.train, setting.train, settings, processes, precision, log
+        )
+        self.policy_trainer = PolicyTrainer(
+            self.policy, self.reward_trainer, setting.train, dict, lambda: None, settings, processes, precision, log
+        )
+        optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.rew_learning_rate)
+        self._stepper = Stepper(optimizer, settings.clip_norm, processes, precision)
+        self._steps = 0
+
+    def reward_batches(self) -> list[list[int]]:
+        """The batches of the first round."""
+        return self._batches(REWARD_NOISE)
+
+    def policy_batches(self) -> list[list[int]]:
+        """The batches of the first epoch."""
+        return self._batches(POLICY_NOISE)
+
+    def reward_step(self, rows: list[int]) -> float:
+        """Sample and rank summaries of some rows, fit the reward model to the ranking; gives the loss."""
+        self._steps += 1
+        figures, _ = self.reward_trainer._step(self._stepper, [rows], self._steps)
+        return figures.loss / figures.sets
+
+    def policy_step(self, rows: list[int]) -> float:
+        """One optimizer step of the policy on the references of some rows; gives the loss."""
+        trainer = self.policy_trainer
+        trainer._epoch_batches = (0, [rows])
+        figures, _ = trainer._step(1)
+        return figures["policy/loss"]
+
+    def _batches(self, kind: int) -> list[list[int]]:
+        settings = self.setting.settings
+        key = (settings.seed, kind, 0, 0) if kind == REWARD_NOISE else (settings.seed, kind, 0)
+        return shuffled_batches(self.setting.train, settings.reward_learning_batch_size, *key)
