@@ -21,9 +21,4 @@ export TOKENIZERS_PARALLELISM=false
 python="${VENV:-.venv}/bin/python"
 "$python" prompt_task/run_fsc.py --config-name=builtin resume=auto "$@"
 
-summaries=outputs/sum/quickstart
-if [[ -f "$summaries/results.json" ]]; then
-    printf '\nthe summarization run in %s is complete; its page: %s\n' "$summaries" "$summaries/report.html"
-else
-    "$python" sum_task/run_sum.py --config=configs/sum_builtin.yaml --output_dir="$summaries" --resume=auto
-fi
+"$python" sum_task/run_sum.py --config=configs/sum_builtin.yaml --output_dir=outputs/sum/quickstart --resume
