@@ -31,10 +31,10 @@ ATTENTION = frozenset(
         "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
     )
 )  # fmt: skip
-STEP, RANKING = "benchmark: step", "benchmark: texts and METEOR"
+STEP, RANKING, MODEL = "benchmark: step", "benchmark: texts and METEOR", "benchmark: model"
 PARTS = (
-    "matrix products", "rest of attention", "other tensor operations", "optimizer", "texts and METEOR",
-    "Python and the rest",
+    "matrix products", "rest of attention", "dropout, norms, activations and copies in the models",
+    "drawing tokens, losses, batches", "optimizer", "texts and METEOR", "Python, in and out of the models",
 )  # fmt: skip
 
 
@@ -100,7 +100,11 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
     run(chosen[0][:1])
     encoded = {who: _count_rows(encoder) for who, encoder in encoders.items()}
     if profiled:
-        setattr(ranked, name, _recorded(getattr(ranked, name)))
+        if case.way != "project":
+            raise ValueError("case: only the project's steps are profiled")
+        setattr(ranked, name, _recorded(RANKING, getattr(ranked, name)))
+        for module in (lm, *encoders.values(), project.reward.model):
+            module.forward = _recorded(MODEL, module.forward)
         return {"parts": _profile(lambda: [run(rows) for rows in chosen])}
     reset_peak()
     states, clock = resident_mib(), Clock()
@@ -137,9 +141,9 @@ def _count_rows(encoder: torch.nn.Module) -> list[int]:
     return rows
 
 
-def _recorded(work: Callable[..., Any]) -> Callable[..., Any]:
+def _recorded(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
     def call(*given: Any, **named: Any) -> Any:
-        with record_function(RANKING):
+        with record_function(name):
             return work(*given, **named)
 
     return call
@@ -180,7 +184,11 @@ def _part(name: str, above: Sequence[str]) -> str:
         return "texts and METEOR"
     if any(word.startswith("Optimizer.step") for word in (name, *above)):
         return "optimizer"
-    return "Python and the rest" if name == STEP else "other tensor operations"
+    if name in (STEP, MODEL):
+        return "Python, in and out of the models"
+    if any(word == MODEL or word.startswith("autograd::engine") for word in (name, *above)):
+        return "dropout, norms, activations and copies in the models"
+    return "drawing tokens, losses, batches"
 
 
 def main(words: Sequence[str] | None = None) -> None:

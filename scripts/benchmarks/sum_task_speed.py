@@ -92,7 +92,7 @@ def _say(case: Case, arguments: argparse.Namespace, profiled: bool = False) -> d
     what = "profile" if profiled else "time and memory"
     print(f"... {what}: {case}", file=sys.stderr, flush=True)
     found = in_own_process(case, arguments, profiled)
-    print(f"    {json.dumps(found)}", file=sys.stderr, flush=True)  # hours of measuring may end before the report
+    print(f"    {json.dumps(found)}", file=sys.stderr, flush=True)  # a long run may end before its report
     return found
 
 
