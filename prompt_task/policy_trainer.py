@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.grounding_loss import rank_accuracy
 from common.interruption import Checkpointer
 from common.plateau import Plateau
-from common.policy_losses import negative_entropy, reinforce_loss, token_weights
+from common.policy_losses import negative_entropy, reinforce_loss, subtract_baseline, token_weights
 from common.progress import Progress, Rate
 from common.runtime import Runtime
 from common.tracking import MetricsLog
@@ -130,6 +130,8 @@ class PolicyTrainer:
         with torch.no_grad():
             rewards = prompt_token_rewards(self.reward_model.eval(), self.policy.source_ids, rollout.tokens)
         weights = token_weights(rewards, mask, settings.token_guidance)
+        if settings.reinforce_baseline:
+            weights = subtract_baseline(weights, mask)
         policy_loss = reinforce_loss(rollout.logits, tokens, weights, mask)
         entropy_loss = negative_entropy(rollout.logits, mask)
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss

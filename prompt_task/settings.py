@@ -62,6 +62,7 @@ class FewShotSettings:
 
     guidance: str = setting(choices=("token", "sequence"))
     use_q_for_weight: bool = setting()
+    reinforce_baseline: bool = setting()
     num_reinforce_samples: int = setting(minimum=1)
     max_entropy_coeff: float = setting(minimum=0)
     max_train_steps: int = setting(minimum=1)
@@ -122,6 +123,8 @@ class FewShotSettings:
             )
         if settings.guidance == "sequence" and settings.use_q_for_weight:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
+        if settings.reinforce_baseline and settings.num_reinforce_samples < 2:
+            raise UserError("reinforce_baseline: it is the mean of the other samples; num_reinforce_samples=1 has none")
         if settings.num_reported > settings.num_candidates:
             raise UserError(f"num_reported: at most num_candidates={settings.num_candidates}")
         if settings.resume != "none" and settings.checkpoint_path:

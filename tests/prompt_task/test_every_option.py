@@ -379,6 +379,7 @@ WALK: dict[str, Walk] = {
     # policy learning
     "guidance": becomes({"guidance": "sequence"}, guidance, {"reward"}, {"sequence"}),
     "use_q_for_weight": becomes({"use_q_for_weight": True}, guidance, {"reward"}, {"reward-to-go"}),
+    "reinforce_baseline": changed({"reinforce_baseline": True}, other_prompts),
     "num_reinforce_samples": becomes(
         {"num_reinforce_samples": 11}, lambda run: {shape for shape, _ in run.weighed}, {(8, 3)}, {(11, 3)}
     ),
