@@ -204,9 +204,7 @@ def read_run(folder: Path, tasks: Sequence[TaskTable]) -> Run:
         UserError: it cannot be read, or is of no known task.
     """
     try:
-        options = yaml.load(
-            (folder / "config.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )["options"]
+        options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["options"]
         if not (folder / "results.json").exists():
             raise Unfinished("it has no results.json: it was cut off, or is running")
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -121,7 +121,7 @@ def test_last_partial_accumulation_is_divided_by_what_it_holds(tiny, tmp_path, m
     trainer._loss = loss
     backward = spied(Stepper.backward, lambda self, part: parts.append(part.item()))
     monkeypatch.setattr(Stepper, "backward", backward)
-    monkeypatch.setattr(trainer, "_validate", lambda _: {"reward/dev_loss": 1.0})
+    monkeypatch.setattr(trainer, "_validate", lambda _: {"reward/dev_loss": 1.0, "reward/dev_rank_accuracy": 0.5})
     trainer.run_round()
     values = [loss.item() for loss in losses]
     assert parts == pytest.approx([values[0] / 2, values[1] / 2, values[2]])
