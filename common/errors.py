@@ -19,8 +19,8 @@ class Interrupted(Exception):
         exit_code: by the convention of shells, 128 + number.
     """
 
-    def __init__(self, number: int, advice: str = "nothing to go on from"):
-        super().__init__(f"stopped by {signal.Signals(number).name}; {advice}")
+    def __init__(self, number: int, advice: str = ""):
+        super().__init__(f"stopped by {signal.Signals(number).name}" + (f"; {advice}" if advice else ""))
         self.number = number
         self.exit_code = 128 + number
 

@@ -42,12 +42,14 @@ class StopRequest:
 
     @contextmanager
     def after_steps(self) -> Iterator[None]:
-        """Only note the first signal from here on."""
+        """Only note the first signal from here on; one that no step saw any more ends the run at the block's end."""
         self._put_off = True
         try:
             yield
         finally:
             self._put_off = False
+        if self.number is not None:
+            raise Interrupted(self.number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._put_off or self.number is not None:

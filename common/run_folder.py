@@ -18,6 +18,8 @@ from common.files import write_json_atomic, write_text_atomic
 
 logger = logging.getLogger(__name__)
 
+COMPLETE = "; the run is complete, overwrite=true replaces it"
+
 PACKAGES = ("token-guidance", "torch", "transformers", "tokenizers", "numpy", "safetensors", "hydra-core")
 
 
@@ -122,21 +124,38 @@ def _holds_run(folder: RunFolder) -> bool:
 
 
 def check_same_options(
-    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path, refuse: bool = True
+    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path, advice: str = ""
 ) -> None:
-    """Refuse to go on with options that would change the result, or warn of them.
+    """Refuse to go on with options that would change the result; `advice` says what can be done.
 
     Raises:
-        UserError: naming each option that differs, with both values; with `refuse` only.
+        UserError: naming each option that differs, with both values.
     """
-    keys = [key for key in sorted(before.keys() | now.keys()) if key not in neutral]
-    changed = [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
-    if changed and refuse:
-        raise UserError(
-            f"cannot go on from '{where}' with other options: {'; '.join(changed)} (allowed with resume=changed)"
-        )
+    changed = changed_options(before, now, neutral)
     if changed:
-        logger.warning("going on from '%s' with other options: %s", where, "; ".join(changed))
+        raise UserError(f"cannot go on from '{where}' with other options: {changed}{advice}")
+
+
+def check_resumable(
+    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path, resume: str
+) -> None:
+    """`check_same_options` before a checkpoint is resumed; ``resume=changed`` only warns.
+
+    Raises:
+        UserError: see `check_same_options`.
+    """
+    if resume != "changed":
+        return check_same_options(before, now, neutral, where, " (allowed with resume=changed)")
+    if changed := changed_options(before, now, neutral):
+        logger.warning("going on from '%s' with other options: %s", where, changed)
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str]) -> str:
+    """The options that differ, each with both values, as text; the neutral ones, which change no result, left out."""
+    keys = [key for key in sorted(before.keys() | now.keys()) if key not in neutral]
+    return "; ".join(
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)
+    )
 
 
 def environment() -> dict[str, Any]:

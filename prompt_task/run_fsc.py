@@ -22,7 +22,7 @@ from common.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
 from common.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.progress import set_quiet, set_verbose
-from common.run_folder import RunFolder, check_same_options, environment, open_run_folder
+from common.run_folder import COMPLETE, RunFolder, check_resumable, check_same_options, environment, open_run_folder
 from common.runtime import describe, hardware, peak_memory_mib, random_state, restore_random_state, start_runtime
 from common.token_reward_model import TokenRewardModel
 from common.tracking import MetricsLog, check_trackers, truncate_after
@@ -69,7 +69,7 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
     folder = open_run_folder(output_folder(command), overwrite=settings.overwrite, resume=settings.resume != "none")
     if folder.is_complete and not settings.overwrite:  # resume=auto of a run with nothing left to do
         before = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
-        check_same_options(before, _plain(command.options), NEUTRAL, folder.path)
+        check_same_options(before, plain_options(command.options), NEUTRAL, folder.path, COMPLETE)
         finished: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
         print_summary(folder, finished)
         return finished
@@ -78,7 +78,7 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
     if checkpoint is not None:
         where = folder.checkpoint or Path(str(settings.checkpoint_path))
         before = checkpoint.values["run"]["options"]
-        check_same_options(before, _plain(command.options), NEUTRAL, where, refuse=settings.resume != "changed")
+        check_resumable(before, plain_options(command.options), NEUTRAL, where, settings.resume)
 
     if task_lm is None:
         task_lm = load_task_lm(
@@ -122,9 +122,9 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
         if folder.checkpoint is not None:
             truncate_after(folder.metrics, checkpoint.values["run"]["events"])
     folder.prepare()
-    folder.write_config(_plain(command.options), sys.argv)
+    folder.write_config(plain_options(command.options), sys.argv)
     log = MetricsLog(
-        folder.metrics, settings.trackers, project="token-guidance-fsc", config=_plain(command.options),
+        folder.metrics, settings.trackers, project="token-guidance-fsc", config=plain_options(command.options),
         seconds_before=seconds_before,
     )  # fmt: skip
     with log:
@@ -139,7 +139,7 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
             log.sync()
             state = StateTree()
             _save_state(state, *parts)
-            progress = {"options": _plain(command.options), "events": log.events, "seconds": log.seconds}
+            progress = {"options": plain_options(command.options), "events": log.events, "seconds": log.seconds}
             state.put("run", {}, progress)
             save_checkpoint(folder.checkpoint_folder(steps), state)
             folder.drop_old_checkpoints(settings.keep_checkpoints)
@@ -177,7 +177,8 @@ def output_folder(command: Command) -> Path:
     return Path("outputs", "fsc", f"{command.spec.name}-{settings.dataset_seed}", name)
 
 
-def _plain(options: dict[str, Any]) -> dict[str, Any]:
+def plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """A command's options as plain data."""
     plain = OmegaConf.to_container(OmegaConf.create(options))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

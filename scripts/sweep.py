@@ -11,13 +11,13 @@ returns.
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import itertools
 import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import time
 import uuid
@@ -31,16 +31,16 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from common.checkpoint import latest_checkpoint
-from common.errors import UserError, nearest, run_command
+from common.errors import Interrupted, UserError, nearest, run_command
 from common.run_folder import RunFolder, check_same_options
 from common.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
+from prompt_task import run_fsc
 from prompt_task import settings as fsc_settings
-from prompt_task.command_line import read_command as read_fsc
+from sum_task import run_sum
 from sum_task import settings as sum_settings
-from sum_task.command_line import read_command as read_sum
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_NAME = 150
@@ -98,17 +98,6 @@ class Task:
     dataset_name: Callable[[dict[str, Any]], str]
 
 
-def _fsc_options(words: Sequence[str]) -> dict[str, Any]:
-    options = OmegaConf.to_container(OmegaConf.create(read_fsc(words).options))
-    assert isinstance(options, dict)
-    return {str(key): value for key, value in options.items()}
-
-
-def _sum_options(words: Sequence[str]) -> dict[str, Any]:
-    options = dataclasses.asdict(read_sum(words))
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-
-
 TASKS = {
     "fsc": Task(
         name="fsc",
@@ -118,7 +107,7 @@ TASKS = {
         own=("output_folder", "overwrite", "resume", "checkpoint_path"),
         neutral=fsc_settings.NEUTRAL,
         word=lambda name, value: f"{name}={hydra_word(value)}",
-        options=_fsc_options,
+        options=lambda words: run_fsc.plain_options(run_fsc.read_command(words).options),
         dataset_name=lambda options: str(options["dataset"]["name"]),
     ),
     "sum": Task(
@@ -129,7 +118,7 @@ TASKS = {
         own=("output_dir", "overwrite", "resume"),
         neutral=sum_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
-        options=_sum_options,
+        options=lambda words: run_sum.plain_options(run_sum.read_command(words)),
         dataset_name=lambda options: str(options["dataset_name"] or Path(str(options["train_file"])).stem),
     ),
 }
@@ -453,6 +442,8 @@ def launch(plan: Plan, launcher: str, jobs: int, to_launcher: Sequence[str]) -> 
         return ""
     except HydraException as error:
         raise UserError(f"--launcher {launcher}: {str(error).strip().splitlines()[0]}") from None
+    except KeyboardInterrupt:
+        raise Interrupted(signal.SIGINT, "the same command goes on from here") from None
     except Exception as error:  # of any kind: a lost worker, a cluster that answers no more
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     finally:
@@ -486,14 +477,5 @@ def print_end(output: Path, count: int, bad: dict[str, str]) -> int:
     return 1 if bad else 0
 
 
-def interruptible() -> int:
-    """`main`, ended by Ctrl-C without a trace."""
-    try:
-        return main()
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-
-
 if __name__ == "__main__":
-    run_command(interruptible)
+    run_command(main)

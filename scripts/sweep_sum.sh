@@ -25,16 +25,4 @@
 # --dry_run           show what would be run, and run nothing
 #
 # Afterwards: python scripts/collect_results.py DIR
-set -euo pipefail
-
-for word in "$@"; do
-    if [[ "$word" == --help || "$word" == -h ]]; then
-        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-        exit 0
-    fi
-done
-
-[[ -z "${VENV:-}" || "$VENV" == /* ]] || export VENV="$PWD/$VENV"
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-bash "$root/install_packages.sh"
-exec "${VENV:-$root/.venv}/bin/python" "$root/scripts/sweep.py" sum "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/start_sweep.sh" sum "$@"

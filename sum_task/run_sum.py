@@ -23,7 +23,7 @@ from common.errors import UserError, run_command
 from common.files import write_jsonl_atomic
 from common.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.progress import set_quiet, set_verbose
-from common.run_folder import RunFolder, check_same_options, environment, open_run_folder
+from common.run_folder import COMPLETE, RunFolder, check_resumable, check_same_options, environment, open_run_folder
 from common.runtime import describe, hardware, peak_memory_mib, start_runtime
 from common.tracking import MetricsLog, check_trackers, truncate_after
 from sum_task.adapters import add_adapters, check_adapters
@@ -83,8 +83,7 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str, sto
         return _finished(folder, options, processes)
     if folder.checkpoint is not None:
         checkpoint = load_checkpoint(folder.checkpoint)
-        before, refuse = checkpoint.values["run"]["options"], settings.resume != "changed"
-        check_same_options(before, options, NEUTRAL, folder.checkpoint, refuse)
+        check_resumable(checkpoint.values["run"]["options"], options, NEUTRAL, folder.checkpoint, settings.resume)
 
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
@@ -195,7 +194,7 @@ def _open_folder(settings: SummarizationSettings) -> RunFolder:
 def _finished(folder: RunFolder, options: dict[str, Any], processes: Processes) -> dict[str, Any]:
     """The results of a run with nothing left to do, shown once more."""
     before = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
-    check_same_options(before, options, NEUTRAL, folder.path)
+    check_same_options(before, options, NEUTRAL, folder.path, COMPLETE)
     results: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
     if processes.is_main:
         print_summary(folder, results)

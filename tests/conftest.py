@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import progress
 from tests.tiny_runs import World, make_world
 
 
@@ -15,3 +16,10 @@ def pytest_configure() -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Tiny models and data on the disk, for whole runs."""
     return make_world(Path(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture(autouse=True)
+def loud() -> None:
+    """A run sets for the whole process whether progress is shown; no test is to see what another one set."""
+    progress.set_quiet(False)
+    progress.set_verbose(False)

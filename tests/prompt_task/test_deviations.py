@@ -138,7 +138,9 @@ def test_a_flag_that_says_false_is_false(word):
         assert read_command([f"gradient_clip={word}"]).settings.gradient_clip is False
 
 
-SOURCES = sorted(path for folder in ("common", "prompt_task") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+    path for folder in ("common", "prompt_task", "sum_task", "scripts") for path in (ROOT / folder).rglob("*.py")
+)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,0 +1,14 @@
+# What sweep_fsc.sh and sweep_sum.sh share; they source it with the task and their words. --help is their first comment.
+set -euo pipefail
+
+for word in "$@"; do
+    if [[ "$word" == --help || "$word" == -h ]]; then
+        sed -n '2,/^source /{/^source /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[1]}"
+        exit 0
+    fi
+done
+
+[[ -z "${VENV:-}" || "$VENV" == /* ]] || export VENV="$PWD/$VENV"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+bash "$root/install_packages.sh"
+exec "${VENV:-$root/.venv}/bin/python" "$root/scripts/sweep.py" "$@"
