@@ -3,7 +3,7 @@ set -euo pipefail
 
 for word in "$@"; do
     if [[ "$word" == --help || "$word" == -h ]]; then
-        sed -n '2,/^source /{/^source /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[1]}"
+        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[1]}"
         exit 0
     fi
 done

@@ -26,4 +26,5 @@
 # --dry_run           show what would be run, and run nothing
 #
 # Afterwards: python scripts/collect_results.py DIR
+set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/start_sweep.sh" fsc "$@"
