@@ -10,6 +10,9 @@ import torch
 from prompt_task.few_shot_data import Example
 from prompt_task.task_lm import TaskLM
 
+# What a remembered prompt takes beside its probabilities: its text, a tensor's head, an entry of the table.
+BYTES_PER_PROMPT = 700
+
 
 @dataclass(frozen=True)
 class PromptScores:
@@ -71,14 +74,15 @@ class PromptScorer:
         examples: Sequence[Example],
         correct_coeff: float = 200.0,
         incorrect_coeff: float = 180.0,
-        memory_mib: float = 64,
+        memory_mib: float = 32,
     ):
         self.task_lm = task_lm
         self.examples = list(examples)
         self.labels = torch.tensor([example.label for example in examples])
         self.correct_coeff = correct_coeff
         self.incorrect_coeff = incorrect_coeff
-        self.max_prompts = int(memory_mib * 2**20 / (4 * len(self.examples) * task_lm.num_classes))
+        bytes_per_prompt = 4 * len(self.examples) * task_lm.num_classes + BYTES_PER_PROMPT
+        self.max_prompts = int(memory_mib * 2**20 / bytes_per_prompt)
         self.prompts_scored = 0  # prompts sent to the task LM: the budget of a run
         self.pairs_scored = 0  # (prompt, example) pairs sent to the task LM
         self._known: OrderedDict[str, torch.Tensor] = OrderedDict()  # prompt -> (E, C), NaN where not asked yet

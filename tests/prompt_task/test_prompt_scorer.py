@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from prompt_task.few_shot_data import Example
-from prompt_task.prompt_scorer import PromptScorer, label_gaps, preference
+from prompt_task.prompt_scorer import BYTES_PER_PROMPT, PromptScorer, label_gaps, preference
 from prompt_task.task_lm import TaskLM, make_task_lm
 from tests import tiny_models
 from tests.tiny_runs import SpyTaskLM
 
 EXAMPLES = [Example(f"text {i}", i % 2) for i in range(10)]
-TWO_PROMPTS = 2 * 10 * 2 * 4 / 2**20  # MiB: prompts x examples x classes x float32
+TWO_PROMPTS = 2 * (10 * 2 * 4 + BYTES_PER_PROMPT) / 2**20  # MiB: prompts x examples x classes x float32
 SHARE = torch.tensor([0, 1, 2, 4, 5, 6, 7, 9])  # 80 % of the examples
 
 

@@ -1,0 +1,233 @@
+"""Soak run: one long built-in run left alone, and the same run killed (SIGKILL) and resumed at random instants.
+
+    python -m scripts.benchmarks.soak --task prompt --minutes 60 --output DIR
+    python -m scripts.benchmarks.soak --task summary --minutes 60 --output DIR
+
+Both go on side by side, with one thread each. The second is killed at random instants until `--minutes` have passed,
+and then runs to its end. At that end its results, its sequences and its weights have to equal those of the first to the
+last bit, and the memory of the first must not grow by more than 2 % an hour once it is warm. `--length` says how long
+the run is, in multiples of the built-in configuration. Writes soak.json and memory.csv; the exit code is 1 where one of
+the two does not hold.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from common.files import write_json_atomic, write_text_atomic
+from common.progress import Progress
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+TIMED = {"wall_seconds", "seconds_in_this_process", "peak_memory_mib"}
+GROWTH_ALLOWED = 0.02  # of the memory, an hour
+
+
+@dataclass(frozen=True)
+class Command:
+    """A run that is typed again and again.
+
+    Attributes:
+        words: what python gets, without output folder and resuming.
+        output: the word that names the output folder, with {} for it.
+        resume: the word that lets it go on.
+        files: what its outcome consists of beside results.json, below the output folder.
+    """
+
+    words: tuple[str, ...]
+    output: str
+    resume: str
+    files: tuple[str, ...]
+
+    def start(self, folder: Path, log: Path, resume: bool = False) -> subprocess.Popen[bytes]:
+        """Start it in a process group of its own, its output added to `log`."""
+        words = [sys.executable, *self.words, self.output.format(folder), *([self.resume] if resume else [])]
+        with open(log, "ab") as file:
+            return subprocess.Popen(words, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True)
+
+    def outcome(self, folder: Path) -> dict[str, object]:
+        """Everything that must be equal to the last bit; only clock and memory may differ."""
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        found: dict[str, object] = {"results.json": {k: v for k, v in results.items() if k not in TIMED}}
+        return found | {name: (folder / name).read_bytes() for name in self.files}
+
+
+def prompt_command(*options: str) -> Command:
+    """The prompt task on the built-in models."""
+    words = (str(ROOT / "prompt_task" / "run_fsc.py"), "--config-name=builtin", "quiet=true", *options)
+    files = ("prompts.csv", "policy/adaptor.safetensors", "reward_model/model.safetensors")
+    return Command(words, "output_folder={}", "resume=auto", files)
+
+
+def summary_command(*options: str, launcher: Sequence[str] = ()) -> Command:
+    """Summarization on the built-in model."""
+    config = f"--config={ROOT / 'configs' / 'sum_builtin.yaml'}"
+    words = (*launcher, str(ROOT / "sum_task" / "run_sum.py"), config, "--quiet", *options)
+    files = ("predictions.jsonl", "policy/model.safetensors", "reward_model/model.safetensors")
+    return Command(words, "--output_dir={}", "--resume", files)
+
+
+def soak_command(task: str, length: int) -> Command:
+    """A run `length` times as long as the built-in one, with as many rounds of reward learning."""
+    if task == "prompt":
+        return prompt_command(
+            f"max_train_steps={500 * length}", f"early_stop_count={10 * length}", "checkpoint_steps=50"
+        )
+    return summary_command(
+        f"--num_train_epochs={2 * length}", f"--reward_retrain_epochs={length}", "--checkpoint_steps=50"
+    )
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a run and all its processes at once, wherever they are."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@dataclass
+class Watched:
+    """A run with the memory it held.
+
+    Attributes:
+        process: its present process.
+        memory: (seconds since the start, number of the process, resident MiB).
+        seconds: until it ended; None while it goes on.
+    """
+
+    process: subprocess.Popen[bytes]
+    memory: list[tuple[float, int, float]] = field(default_factory=list)
+    lives: int = 1
+    seconds: float | None = None
+
+    def look(self, now: float) -> None:
+        """Note its memory, or that it has ended.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        if self.seconds is not None:
+            return
+        code = self.process.poll()
+        if code is None:
+            try:
+                resident = psutil.Process(self.process.pid).memory_info().rss
+            except psutil.NoSuchProcess:
+                return
+            self.memory.append((now, self.lives, resident / 2**20))
+        elif code == 0:
+            self.seconds = now
+        else:
+            raise RuntimeError(f"the run failed with exit code {code}; the log says why")
+
+
+def growth_per_hour(memory: Sequence[tuple[float, float]], warm_up: float) -> float:
+    """Slope of the resident memory over time, as a share of its median an hour.
+
+    The line is Theil and Sen's, the median of the slopes of all pairs: a few short peaks do not turn it.
+
+    Args:
+        memory: (seconds, MiB).
+        warm_up: seconds that are left out at the start.
+    """
+    seconds, mib = np.array([row for row in memory if row[0] >= warm_up], dtype=float).T
+    step = max(len(seconds) // 1000, 1)  # pairs of a thousand moments are enough
+    seconds, mib = seconds[::step], mib[::step]
+    first, second = np.triu_indices(len(seconds), 1)
+    slope = np.median((mib[second] - mib[first]) / (seconds[second] - seconds[first]))
+    return float(slope * 3600 / np.median(mib))
+
+
+def soak(command: Command, output: Path, minutes: float, seed: int, between: tuple[float, float]) -> dict[str, Any]:
+    """The two runs side by side. Returns the figures.
+
+    Args:
+        command: the run.
+        output: folder of both runs, of their log and of the memory.
+        minutes: how long the second is killed again and again.
+        seed: of the instants.
+        between: fewest and most seconds from one start to the kill.
+    """
+    output.mkdir(parents=True)
+    log, whole_folder, broken_folder = output / "log", output / "whole", output / "broken"
+    instants = random.Random(seed)
+    began = time.monotonic()
+    whole = Watched(command.start(whole_folder, log))
+    broken = Watched(command.start(broken_folder, log, resume=True))
+    kill_at = instants.uniform(*between)
+    try:
+        with Progress(None, "soak", "look") as bar:
+            while whole.seconds is None or broken.seconds is None:
+                time.sleep(1.0)
+                now = time.monotonic() - began
+                bar.update(kills=str(broken.lives - 1), whole="done" if whole.seconds else "running")
+                whole.look(now)
+                broken.look(now)
+                if broken.seconds is None and kill_at <= now <= minutes * 60:
+                    kill(broken.process)
+                    broken.process = command.start(broken_folder, log, resume=True)
+                    broken.lives += 1
+                    kill_at = now + instants.uniform(*between)
+    finally:
+        for run in (whole, broken):
+            if run.process.poll() is None:
+                kill(run.process)
+    rows = [(name, *row) for name, run in (("whole", whole), ("broken", broken)) for row in run.memory]
+    table = pd.DataFrame(rows, columns=["run", "seconds", "life", "mib"])
+    write_text_atomic(output / "memory.csv", table.to_csv(index=False))
+    expected, found = command.outcome(whole_folder), command.outcome(broken_folder)
+    assert whole.seconds is not None and broken.seconds is not None
+    warm_up = whole.seconds / 6
+    return {
+        "kills": broken.lives - 1,
+        "minutes_whole": whole.seconds / 60,
+        "minutes_broken": broken.seconds / 60,
+        "different": sorted(name for name in expected if expected[name] != found[name]),
+        "warm_up_minutes": warm_up / 60,
+        "median_mib": float(np.median([mib for seconds, _, mib in whole.memory if seconds >= warm_up])),
+        "growth_per_hour": growth_per_hour([(seconds, mib) for seconds, _, mib in whole.memory], warm_up),
+        "peak_mib_of_lives": table[table.run == "broken"].groupby("life").mib.max().round(1).tolist(),
+    }
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run, print and write the figures. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=("prompt", "summary"), required=True)
+    parser.add_argument("--output", type=Path, required=True, help="new folder for the runs and their figures")
+    parser.add_argument("--minutes", type=float, default=60, help="kill and resume for so long (default: 60)")
+    parser.add_argument("--length", type=int, default=20, help="times the built-in run (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the instants (default: 0)")
+    parser.add_argument(
+        "--between", type=float, nargs=2, default=(20, 400), metavar=("FEWEST", "MOST"),
+        help="seconds from a start to the kill (default: 20 400)",
+    )  # fmt: skip
+    arguments = parser.parse_args(words)
+    if arguments.output.exists():
+        parser.error(f"--output: '{arguments.output}' exists already")
+    figures = soak(
+        soak_command(arguments.task, arguments.length), arguments.output, arguments.minutes, arguments.seed,
+        tuple(arguments.between),
+    )  # fmt: skip
+    figures = {"task": arguments.task, "length": arguments.length} | figures
+    figures["load"] = os.getloadavg()
+    write_json_atomic(arguments.output / "soak.json", figures)
+    print(json.dumps(figures, indent=1))
+    print(arguments.output / "soak.json")
+    return int(bool(figures["different"]) or figures["growth_per_hour"] > GROWTH_ALLOWED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
