@@ -6,7 +6,7 @@ so what transformers falls back on keeps several tensors of the size of the scor
 dropout mask, a byte a score, and computes the scores again in the backward pass. And it takes queries of B * K
 sequences with keys and values of B sources, so that those are computed and stored once a source.
 
-The numbers are those of transformers' own attention, the random draws of dropout included.
+The numbers are those of transformers' own attention; dropout draws are those of :mod:`common.dropout`.
 """
 
 import math
@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from common.dropout import draw_kept, kept_share
 
 SHARED_SOURCE = "shared_source"
 FAMILIES = ("t5", "mt5")
@@ -106,7 +108,7 @@ class _Attention(torch.autograd.Function):
         count, heads, length, _ = query.shape
         kept = None
         if dropout > 0:
-            kept = torch.empty(count, heads, length, key.shape[2], dtype=torch.bool).bernoulli_(1 - dropout)
+            kept = draw_kept((count, heads, length, key.shape[2]), dropout)
         output = _like(query)
         work = _Work(query, key, bias, mask)
         for row, part in work.parts:
@@ -115,7 +117,7 @@ class _Attention(torch.autograd.Function):
                 weights.mul_(kept[row, part])
             torch.bmm(weights, value[row, part], out=output[row, part])
         if dropout > 0:
-            output.div_(1 - dropout)
+            output.div_(kept_share(dropout))
         context.save_for_backward(query, key, value, bias, mask, kept, output)
         context.dropout = dropout
         return output
@@ -127,7 +129,7 @@ class _Attention(torch.autograd.Function):
         d_bias = None if bias is None or not context.needs_input_grad[3] else torch.zeros_like(bias)
         # sum_j p_ij dp_ij, which the backward pass of softmax subtracts: dropout included, it is that of the outputs.
         inner = (gradient * output).sum(-1, keepdim=True)  # (N, H, T, 1)
-        gradient = gradient / (1 - context.dropout) if context.dropout > 0 else gradient
+        gradient = gradient / kept_share(context.dropout) if context.dropout > 0 else gradient
         work = _Work(query, key, bias, mask)
         for row, part in work.parts:
             weights = work.weights(row, part)

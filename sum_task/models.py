@@ -25,12 +25,14 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from common.attention import share_sources
+from common.dropout import use_cheap_dropout
 from common.errors import UserError, nearest
 from common.files import write_folder_atomic
 from common.pretrained import load_pretrained, load_tokenizer
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
 from sum_task.adapters import merged_state_dict
 from sum_task.batching import Batch, Collator, TextFormat, pad
+from sum_task.growing_cache import let_grow
 from sum_task.settings import SummarizationSettings
 from sum_task.token_carry import carry_over, token_spans
 
@@ -92,6 +94,7 @@ class SummaryPolicy:
         self.end_id = int(self.tokenizer.eos_token_id)
         self.is_encoder_decoder = text_format.is_encoder_decoder
         self._shares_sources = self.is_encoder_decoder and share_sources(lm)
+        use_cheap_dropout(lm)
         parameters = inspect.signature(lm.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_kept_logits = "logits_to_keep" in parameters
@@ -193,6 +196,7 @@ class SummaryPolicy:
         else:
             self._select(cache, source_of, source_of)
             sources, source_of = sources.rows(source_of), torch.arange(count, device=self.device)
+        let_grow(cache.self_attention_cache if self.is_encoder_decoder else cache)
         vocabulary = len(self.tokenizer)  # models have more rows than that, which no text belongs to
         for position in range(length):
             drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature)
@@ -338,6 +342,7 @@ class SummaryRewardModel:
     """A token reward model that reads articles and summaries, in its own tokens where they are not the policy's."""
 
     def __init__(self, model: TokenRewardModel, text_format: TextFormat, policy_format: TextFormat):
+        use_cheap_dropout(model)
         self.model = model
         self.format = text_format
         self.policy_format = policy_format

@@ -1,0 +1,67 @@
+"""Dropout for CPUs: which elements are kept is decided by 16 random bits each.
+
+PyTorch draws a double for each element there, which takes longer than many of the layers around it, and keeps a factor
+of four bytes an element for the backward pass. Here a draw takes a quarter of the time and a byte is kept. The
+probability is rounded to a multiple of 2^-16, and what is kept is scaled by the rounded one, so that the mean is right.
+On other devices everything is PyTorch's own.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LEVELS = 2**16
+
+
+def kept_share(dropout: float) -> float:
+    """The probability with which `draw_kept` keeps an element: 1 - dropout, to 2^-17."""
+    return 1 - round(dropout * _LEVELS) / _LEVELS
+
+
+def draw_kept(shape: Sequence[int], dropout: float) -> Tensor:
+    """Bool tensor on the CPU, True with probability `kept_share(dropout)`; drawn from torch's default generator."""
+    count = math.prod(shape)
+    threshold = round(dropout * _LEVELS) - _LEVELS // 2
+    if threshold >= _LEVELS // 2:
+        return torch.zeros(*shape, dtype=torch.bool)
+    words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+    return (words.view(torch.int16)[:count] >= threshold).view(*shape)
+
+
+class CheapDropout(nn.Dropout):
+    """`torch.nn.Dropout` with the draws of this module on CPUs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or input.device.type != "cpu":
+            return super().forward(input)
+        return _Dropout.apply(input, self.p)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, states: Tensor, dropout: float) -> Tensor:
+        kept = draw_kept(states.shape, dropout)
+        context.save_for_backward(kept)
+        context.scale = _scale(dropout)
+        return (states * context.scale).mul_(kept)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = context.saved_tensors
+        return (gradient * context.scale).mul_(kept), None
+
+
+def _scale(dropout: float) -> float:
+    share = kept_share(dropout)
+    return 1 / share if share > 0 else 0.0
+
+
+def use_cheap_dropout(model: nn.Module) -> None:
+    """Put `CheapDropout` in the place of every plain `torch.nn.Dropout` within `model`."""
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.Dropout:
+                setattr(parent, name, CheapDropout(child.p).train(child.training))

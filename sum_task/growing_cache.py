@@ -1,0 +1,58 @@
+"""A key/value cache that is not copied for every token that is written.
+
+transformers' own dynamic cache joins each new token to what it holds, so that writing T tokens copies T^2 / 2 of them.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+_LEAST_ROOM = 16  # tokens
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values at the front of memory that is doubled whenever it is full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key_memory: Tensor | None = None
+        self._value_memory: Tensor | None = None
+
+    @classmethod
+    def of(cls, layer: DynamicLayer) -> "GrowingLayer":
+        """One that goes on from what `layer` holds."""
+        made = cls()
+        if layer.is_initialized:
+            made.lazy_initialization(layer.keys, layer.values)
+            made.keys, made.values = layer.keys, layer.values
+        return made
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add new tokens (N, H, t, d) and return all that are held."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = self.get_seq_length()
+        self._key_memory, self.keys = _joined(self._key_memory, self.keys, key_states, held)
+        self._value_memory, self.values = _joined(self._value_memory, self.values, value_states, held)
+        return self.keys, self.values
+
+
+def _joined(memory: Tensor | None, old: Tensor, new: Tensor, held: int) -> tuple[Tensor, Tensor]:
+    """The memory and, at its front, `old` and `new`. `old` is at its front already unless rows were selected since."""
+    end = held + new.shape[2]
+    is_in_place = memory is not None and memory.data_ptr() == old.data_ptr() and len(memory) == len(old)
+    if memory is None or not is_in_place or end > memory.shape[2]:
+        count, heads, _, width = new.shape
+        memory = new.new_empty(count, heads, max(end, 2 * held, _LEAST_ROOM), width)
+        if held:
+            memory[:, :, :held] = old
+    memory[:, :, held:end] = new
+    return memory, memory[:, :, :end]
+
+
+def let_grow(cache: Cache) -> None:
+    """Put `GrowingLayer` in the place of each plain dynamic layer of a cache; others, such as sliding ones, stay."""
+    for place, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[place] = GrowingLayer.of(layer)

@@ -1,0 +1,93 @@
+"""Dropout that draws 16 bits an element keeps the right share, scales it rightly and has the gradient of a factor."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from common.dropout import CheapDropout, draw_kept, kept_share, use_cheap_dropout
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.3, 0.5, 0.9])
+def test_the_share_that_is_kept(dropout):
+    torch.manual_seed(0)
+    kept = draw_kept((1000, 1003), dropout)  # no multiple of the four elements of a word
+    assert kept.shape == (1000, 1003)
+    assert kept_share(dropout) == pytest.approx(1 - dropout, abs=2**-17)
+    deviation = (dropout * (1 - dropout) / kept.numel()) ** 0.5
+    assert abs(kept.double().mean().item() - (1 - dropout)) < 5 * deviation
+
+
+def test_elements_are_independent_of_their_neighbours_and_rows():
+    torch.manual_seed(0)
+    kept = draw_kept((1000, 1000), 0.5).double() - 0.5
+    for one, other in ((kept[:, :-1], kept[:, 1:]), (kept[:, :-4], kept[:, 4:]), (kept[:-1], kept[1:])):
+        assert abs((one * other).mean().item()) < 5 * 0.25 / one.numel() ** 0.5
+
+
+@pytest.mark.parametrize(("dropout", "mean"), [(0.0, 1.0), (1.0, 0.0)])
+def test_nothing_and_everything(dropout, mean):
+    assert draw_kept((50, 3), dropout).double().mean() == mean
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_and_gradient_are_scaled_where_kept(dtype):
+    layer = CheapDropout(0.25)
+    states = torch.ones(64, 65, dtype=dtype, requires_grad=True)
+    torch.manual_seed(1)
+    output = layer(states)
+    output.sum().backward()
+    torch.manual_seed(1)
+    expected = (draw_kept(states.shape, 0.25).double() / 0.75).to(dtype)
+    torch.testing.assert_close(output.detach(), expected)
+    torch.testing.assert_close(states.grad, expected)
+    assert output.dtype == dtype
+
+
+def test_all_dropped_is_zero():
+    assert CheapDropout(1.0)(torch.ones(3, 4)).tolist() == torch.zeros(3, 4).tolist()
+
+
+def test_gradient_against_finite_differences():
+    states = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+
+    def seeded(x):
+        torch.manual_seed(3)
+        return CheapDropout(0.4)(x)
+
+    assert torch.autograd.gradcheck(seeded, states)
+
+
+def test_in_evaluation_mode_it_does_nothing():
+    states = torch.randn(3, 4)
+    assert CheapDropout(0.5).eval()(states) is states or torch.equal(CheapDropout(0.5).eval()(states), states)
+
+
+def test_a_byte_an_element_is_kept_for_the_backward_pass():
+    states = torch.randn(8, 8, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        CheapDropout(0.5)(states)
+    assert [t.dtype for t in kept] == [torch.bool]
+
+
+class OwnDropout(nn.Dropout):
+    """A kind that does something of its own."""
+
+
+def test_plain_layers_are_replaced_in_their_mode_and_others_are_not():
+    model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(OwnDropout(0.3), nn.Dropout(0.4).eval()), nn.Linear(2, 2))
+    use_cheap_dropout(model)
+    kinds = [type(layer) for layer in (model[0], model[1][0], model[1][1])]
+    assert kinds == [CheapDropout, OwnDropout, CheapDropout]
+    assert (model[0].p, model[1][1].p) == (0.2, 0.4)
+    assert (model[0].training, model[1][1].training) == (True, False)
+    assert "0.weight" not in model.state_dict()
+
+
+def test_mean_over_draws_is_the_input():
+    torch.manual_seed(0)
+    states = torch.full((200_000,), 2.0)
+    ours, theirs = CheapDropout(0.1)(states), F.dropout(states, 0.1)
+    assert ours.mean().item() == pytest.approx(2.0, abs=0.01)
+    assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.02)
