@@ -134,6 +134,18 @@ class Batch:
         source_ids, source_mask, target_ids, target_mask = (t.to(device, non_blocking=True) for t in tensors)
         return Batch(self.rows, source_ids, source_mask, target_ids, target_mask, self.indices)
 
+    def only(self, places: Sequence[int]) -> "Batch":
+        """Some of its rows, without the columns that are padding in all of them."""
+
+        def kept(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+            ids, mask = ids[list(places)], mask[list(places)]
+            columns = mask.any(0)
+            return ids[:, columns], mask[:, columns]
+
+        sources, targets = kept(self.source_ids, self.source_mask), kept(self.target_ids, self.target_mask)
+        rows, indices = ([values[place] for place in places] for values in (self.rows, self.indices))
+        return Batch(rows, *sources, *targets, indices)
+
 
 @dataclass(frozen=True)
 class Collator:

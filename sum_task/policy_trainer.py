@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,10 @@ class PolicyTrainer:
         self.best_step: int | None = None
         self.last_validation: dict[str, float] = {}
         self._since_log: list[dict[str, float]] = []  # figures of the steps since the last log line
+        # Token rewards of the reference of each row, from the reward model as the last round left it: later epochs
+        # meet the same rows again.
+        self._known_rewards: dict[int, Tensor] = {}
+        self._new_rewards: dict[int, Tensor] = {}  # of this step and this process
         self._batch_size = settings.per_device_train_batch_size * processes.count
         batches = math.ceil(len(train) / self._batch_size)
         self.steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
@@ -96,6 +101,7 @@ class PolicyTrainer:
             while self.steps_done < self.max_steps:
                 if self._reward_is_due():
                     assert self.reward_trainer is not None
+                    self._known_rewards = {}
                     self.reward_trainer.run_round(after_step)
                     if settings.reset_optim:
                         self._new_optimizer()
@@ -178,6 +184,10 @@ class PolicyTrainer:
                 sums[name] = sums.get(name, 0.0) + value * share
             tokens += int(batch.source_mask.sum() + batch.target_mask.sum())
         norm = self.stepper.step()
+        if self._remembers_rewards:  # a row may be another process's in the next epoch
+            for found in self.processes.gather(self._new_rewards):
+                self._known_rewards |= found
+            self._new_rewards = {}
         names = self._figure_names
         totals = self.processes.total(*(sums.get(name, 0.0) for name in names), float(tokens))
         figures = dict(zip(names, totals[:-1], strict=True))
@@ -206,7 +216,7 @@ class PolicyTrainer:
             logits = self.policy.logits(sources, labels)
         figures = {}
         if settings.uses_rewards:
-            rewards = self._rewards(batch, labels)
+            rewards = self._label_rewards(batch, labels)
             mle_loss = share * reward_weighted_mle_loss(
                 logits, labels.tokens, rewards, labels.mask, settings.token_guidance, settings.exp_in_wmle
             )
@@ -260,6 +270,28 @@ class PolicyTrainer:
             figures["policy/entropy"] = -term.item()
         return loss, figures
 
+    @property
+    def _remembers_rewards(self) -> bool:
+        """Whether the rewards of a reference are the same in every batch, which those of learnt padding are not."""
+        return self.settings.uses_rewards and self.settings.ignore_pad_token_for_loss
+
+    def _label_rewards(self, batch: Batch, labels: Summaries) -> Tensor:
+        """Token rewards (B, T) of the references, computed once a row between two rounds of reward learning."""
+        if not self._remembers_rewards:
+            return self._rewards(batch, labels)
+        missing = [place for place, row in enumerate(batch.indices) if row not in self._known_rewards]
+        if missing:
+            part = batch if len(missing) == len(batch.rows) else batch.only(missing)
+            found = self._rewards(part, Summaries(part.target_ids, part.target_mask)).cpu()
+            for row, rewards, length in zip(part.indices, found, part.target_mask.sum(-1).tolist(), strict=True):
+                self._new_rewards[row] = rewards[:length].clone()
+        found_first = ChainMap(self._new_rewards, self._known_rewards)
+        known = [found_first[row] for row in batch.indices]
+        rewards = torch.zeros(labels.mask.shape, dtype=known[0].dtype)
+        for place, row_rewards in enumerate(known):
+            rewards[place, : len(row_rewards)] = row_rewards
+        return rewards.to(labels.tokens.device)
+
     @torch.no_grad()
     def _rewards(self, batch: Batch, summaries: Summaries) -> Tensor:
         """Token rewards of summaries, the reward model in evaluation mode."""
@@ -288,6 +320,10 @@ class PolicyTrainer:
         names = ("steps_done", "best_score", "best_step", "last_validation", "_since_log")
         progress: dict[str, Any] = {name: getattr(self, name) for name in names}
         state.put("policy/progress", {}, progress)
+        rows = list(self._known_rewards)
+        tensors = {"rewards": torch.cat([self._known_rewards[row] for row in rows])} if rows else {}
+        lengths = [len(self._known_rewards[row]) for row in rows]
+        state.put("policy/known_rewards", tensors, {"rows": rows, "lengths": lengths})
         if self.reward_trainer is not None:
             self.reward_trainer.save_state(state)
 
@@ -297,6 +333,9 @@ class PolicyTrainer:
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
         for name, value in state.get("policy/progress")[1].items():
             setattr(self, name, value)
+        tensors, known = state.get("policy/known_rewards")
+        parts = tensors["rewards"].split(known["lengths"]) if known["rows"] else ()
+        self._known_rewards = dict(zip(known["rows"], parts, strict=True))
         if self.reward_trainer is not None:
             self.reward_trainer.load_state(state)
 

@@ -99,3 +99,15 @@ def test_tokens_of_a_large_split_are_cached_until_they_are_made_anew(tmp_path, m
     tokenize(rows, text_format(length=3), 6, cache=tmp_path)
     tokenize(rows, text_format(tokenizer=byte_tokenizer()), 6, cache=tmp_path)
     assert len(calls) == 5
+
+
+def test_some_rows_of_a_batch_keep_no_column_that_is_padding_in_all_of_them():
+    rows = [Row(str(i), "") for i in range(3)]
+    split = TokenizedRows(rows, [[5, 6], [7, 8, 9, 1], [2]], [[3], [4, 4], [5, 5, 5]])
+    for left in (False, True):
+        part = Collator(pad_id=0, sources_left=left)(split, [2, 1, 0]).only([0, 2])
+        assert part.source_ids.tolist() == ([[0, 2], [5, 6]] if left else [[2, 0], [5, 6]])
+        assert part.target_ids.tolist() == [[5, 5, 5], [3, 0, 0]]
+        assert part.target_mask.tolist() == [[True] * 3, [True, False, False]]
+        assert [row.source for row in part.rows] == ["2", "0"]
+        assert part.indices == [2, 0]

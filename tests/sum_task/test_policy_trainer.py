@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.checkpoint import StateTree
 from common.policy_losses import reward_weighted_mle_loss
 from common.tracking import MetricsLog, read_metrics
 from sum_task.batching import tokenize
@@ -175,3 +176,56 @@ def test_entropy_term_raises_the_entropy(tiny, tmp_path):
         trainer = make_trainer(tiny, folder, max_entropy_coeff=coefficient, learning_rate=1e-2)
         ends[coefficient] = [trainer._step(step)[0]["policy/entropy"] for step in (1, 2, 1, 2, 1, 2, 1, 2)][-1]
     assert ends[5.0] > ends[0.0001] + 0.05
+
+
+def count_rewarded(trainer):
+    """Rows whose references the reward model is asked about, in the order in which it is."""
+    asked = []
+    reward = trainer.reward_trainer.reward
+    reward.policy_rewards = spied(reward.policy_rewards, lambda batch, summaries: asked.extend(batch.indices))
+    return asked
+
+
+def test_rewards_of_a_reference_are_computed_once_between_two_rounds(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, num_train_epochs=4, gradient_accumulation_steps=1, reward_retrain_epochs=1)
+    asked = count_rewarded(trainer)
+    trainer.train()  # three steps an epoch; rounds before steps 1 and 3, so that step 3 and the next epoch ask anew
+    first, second = asked[:8], asked[8:]
+    assert len(set(first)) == 8
+    assert sorted(second) == list(range(12))
+
+
+def test_remembered_rewards_change_no_step(tiny, tmp_path, monkeypatch):
+    options = {"num_train_epochs": 3, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 5}
+    ends = []
+    for remembers in (True, False):
+        folder = tmp_path / str(remembers)
+        folder.mkdir()
+        if not remembers:
+            monkeypatch.setattr(PolicyTrainer, "_remembers_rewards", False)
+        trainer = make_trainer(tiny, folder, **options)
+        asked = count_rewarded(trainer)
+        trainer.train()
+        ends.append((len(asked), trainer.policy.lm.state_dict()))
+    assert ends[0][0] < ends[1][0]
+    assert all(torch.allclose(ends[0][1][name], ends[1][1][name], atol=1e-6) for name in ends[0][1])
+
+
+def test_learnt_padding_is_rewarded_in_each_batch_anew(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, ignore_pad_token_for_loss="false", num_train_epochs=2)
+    asked = count_rewarded(trainer)
+    trainer.train()
+    assert len(asked) == 24
+
+
+def test_remembered_rewards_are_in_the_checkpoint(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, gradient_accumulation_steps=1)
+    trainer._step(1)
+    state = StateTree()
+    trainer.save_state(state)
+    other = make_trainer(tiny, tmp_path)
+    other.load_state(state)
+    assert len(other._known_rewards) == 4
+    for row, rewards in trainer._known_rewards.items():
+        assert torch.equal(other._known_rewards[row], rewards)
+        assert len(rewards) == len(trainer.train_data.targets[row])
