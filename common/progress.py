@@ -131,11 +131,12 @@ class _PlainLines(tqdm):
     def _line(self) -> str:
         state = self.format_dict
         done, elapsed, unit = self.n, state["elapsed"], self.unit.strip()
+        units = f"{unit}es" if unit.endswith(("ch", "s", "x")) else f"{unit}s"
         of_total = "" if self.total is None else f"/{self.total}"
-        parts = [f"{self.desc.removesuffix(': ')}: {done}{of_total} {unit}s"]
+        parts = [f"{self.desc.removesuffix(': ')}: {done}{of_total} {units}"]
         rate = state["rate"] or (done - self.initial) / max(elapsed, 1e-9)
         if rate > 0:
-            parts.append(f"{rate:.1f} {unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}")
+            parts.append(f"{rate:.1f} {units}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}")
             if self.total is not None and done < self.total:
                 parts.append(f"{self.format_interval((self.total - done) / rate)} left")
         if self.total is None or done >= self.total:

@@ -59,6 +59,15 @@ def test_slow_steps_are_given_in_seconds_a_step_and_figures_are_shown(clock):
     assert log.getvalue() == "Evaluating: 1/3 prompts, 8.0 s/prompt, 00:16 left, loss=0.25\n"
 
 
+@pytest.mark.parametrize(("unit", "units"), [("batch", "batches"), ("prompt", "prompts"), ("loss", "losses")])
+def test_the_plural_of_a_unit(clock, unit, units):
+    log = io.StringIO()
+    with Progress(3, "Testing", unit, stream=log) as bar:
+        clock.advance(8)
+        bar.update(1)
+    assert log.getvalue().startswith(f"Testing: 1/3 {units}, ")
+
+
 def test_work_of_a_few_seconds_leaves_a_log_file_clean(clock):
     log = io.StringIO()
     for _ in progress(range(4), "Quick", stream=log):
