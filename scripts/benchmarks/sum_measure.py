@@ -20,7 +20,7 @@ from scripts.benchmarks.sum_models import SumProject, SumSetting
 from scripts.benchmarks.sum_straightforward import RewardLM, StraightforwardSummaries
 
 WAYS = ("straightforward", "project")
-STEPS = ("reward", "policy")
+STEPS = ("reward", "policy", "later policy")  # later: the rewards of the references are known from an earlier epoch
 
 MATRIX_PRODUCTS = frozenset(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"))
 # Operations that are attention as a whole, as fused kernels are: softmax, mask and dropout between two products.
@@ -94,7 +94,8 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
         project = SumProject(setting, lm, reward_model, folder)
         batches = project.reward_batches() if case.step == "reward" else project.policy_batches()
         encoders = {"policy": lm.encoder, "reward model": reward_model.backbone.get_encoder()}
-        run = project.reward_step if case.step == "reward" else project.policy_step
+        steps = (project.reward_step, project.policy_step, project.later_policy_step)
+        run = steps[STEPS.index(case.step)]
         ranked, name = project.reward_trainer, "preference"
     chosen = _evenly(batches, case.count, setting)
     run(chosen[0][:1])

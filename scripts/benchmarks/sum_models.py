@@ -152,7 +152,17 @@ class SumProject:
         return figures.loss / figures.sets
 
     def policy_step(self, rows: list[int]) -> float:
-        """One optimizer step of the policy on the references of some rows; gives the loss."""
+        """One optimizer step of the policy on references that are met for the first time; gives the loss."""
+        self.policy_trainer._known_rewards = {}
+        return self._policy_step(rows)
+
+    def later_policy_step(self, rows: list[int]) -> float:
+        """The same in a later epoch, their token rewards known since an earlier one."""
+        lengths = {row: len(self.setting.train.targets[row]) for row in rows}
+        self.policy_trainer._known_rewards = {row: torch.rand(length) for row, length in lengths.items()}
+        return self._policy_step(rows)
+
+    def _policy_step(self, rows: list[int]) -> float:
         trainer = self.policy_trainer
         trainer._epoch_batches = (0, [rows])
         figures, _ = trainer._step(1)

@@ -100,6 +100,13 @@ def test_batches_are_spread_over_the_widths(data):
     assert [len(setting.train.sources[row]) for [row] in chosen] == [widths[10], widths[30], widths[50]]
 
 
+@pytest.mark.parametrize(("step", "rows"), [("policy", 8), ("later policy", 0)])
+def test_a_policy_step_computes_the_rewards_of_its_rows_or_none(data, tmp_path, step, rows):
+    case = Case(step, "project", 16, False, 8, 1)
+    found = sum_measure.measure(case, tiny_setting(data), 0, tmp_path, False)
+    assert found["encoded"] == {"policy": 8, "reward model": rows}
+
+
 def test_shares_by_hand():
     events = [
         ("aten::mm", [], 100.0),  # outside of the step
@@ -138,6 +145,7 @@ def test_report_of_a_whole_run(data, tmp_path, monkeypatch, capsys):
     report = capsys.readouterr().out
     assert "| reward step, sources of 16 tokens |" in report
     assert "| reward step, sources of 24 tokens | not run* |" in report
+    assert report.count("| ... rewards known from an earlier epoch |") == 2
     figures = json.loads(output.read_text(encoding="utf-8"))
     assert all(sum(own["parts"].values()) == pytest.approx(1) for own in figures["profiles"])
 
