@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-_LEAST_ROOM = 16  # tokens
+_LEAST_ROOM = 16  # tokens that are made room for beside a quarter of those held
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values at the front of memory that is doubled whenever it is full."""
+    """Keys and values at the front of memory that grows by a quarter whenever it is full."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def _joined(memory: Tensor | None, old: Tensor, new: Tensor, held: int) -> tuple
     is_in_place = memory is not None and memory.data_ptr() == old.data_ptr() and len(memory) == len(old)
     if memory is None or not is_in_place or end > memory.shape[2]:
         count, heads, _, width = new.shape
-        memory = new.new_empty(count, heads, max(end, 2 * held, _LEAST_ROOM), width)
+        memory = new.new_empty(count, heads, max(end, held + held // 4 + _LEAST_ROOM), width)
         if held:
             memory[:, :, :held] = old
     memory[:, :, held:end] = new
