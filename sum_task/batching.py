@@ -143,8 +143,8 @@ class Batch:
             return ids[:, columns], mask[:, columns]
 
         sources, targets = kept(self.source_ids, self.source_mask), kept(self.target_ids, self.target_mask)
-        rows, indices = ([values[place] for place in places] for values in (self.rows, self.indices))
-        return Batch(rows, *sources, *targets, indices)
+        rows = [self.rows[place] for place in places]
+        return Batch(rows, *sources, *targets, [self.indices[place] for place in places])
 
 
 @dataclass(frozen=True)

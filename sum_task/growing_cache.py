@@ -23,7 +23,7 @@ class GrowingLayer(DynamicLayer):
     def of(cls, layer: DynamicLayer) -> "GrowingLayer":
         """One that goes on from what `layer` holds."""
         made = cls()
-        if layer.is_initialized:
+        if layer.keys is not None and layer.values is not None:
             made.lazy_initialization(layer.keys, layer.values)
             made.keys, made.values = layer.keys, layer.values
         return made
@@ -32,6 +32,7 @@ class GrowingLayer(DynamicLayer):
         """Add new tokens (N, H, t, d) and return all that are held."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         held = self.get_seq_length()
         self._key_memory, self.keys = _joined(self._key_memory, self.keys, key_states, held)
         self._value_memory, self.values = _joined(self._value_memory, self.values, value_states, held)

@@ -185,8 +185,8 @@ class PolicyTrainer:
             tokens += int(batch.source_mask.sum() + batch.target_mask.sum())
         norm = self.stepper.step()
         if self._remembers_rewards:  # a row may be another process's in the next epoch
-            for found in self.processes.gather(self._new_rewards):
-                self._known_rewards |= found
+            for new_rewards in self.processes.gather(self._new_rewards):
+                self._known_rewards |= new_rewards
             self._new_rewards = {}
         names = self._figure_names
         totals = self.processes.total(*(sums.get(name, 0.0) for name in names), float(tokens))
