@@ -6,7 +6,8 @@ so what transformers falls back on keeps several tensors of the size of the scor
 dropout mask, a byte a score, and computes the scores again in the backward pass. And it takes queries of B * K
 sequences with keys and values of B sources, so that those are computed and stored once a source.
 
-The numbers are those of transformers' own attention; dropout draws are those of :mod:`common.dropout`.
+The numbers are those of transformers' own attention; where it is computed here (fp32 on CPUs), what dropout draws is
+that of :mod:`common.dropout`.
 """
 
 import math

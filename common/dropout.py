@@ -26,9 +26,9 @@ def draw_kept(shape: Sequence[int], dropout: float) -> Tensor:
     count = math.prod(shape)
     threshold = round(dropout * _LEVELS) - _LEVELS // 2
     if threshold >= _LEVELS // 2:
-        return torch.zeros(*shape, dtype=torch.bool)
+        return torch.zeros(tuple(shape), dtype=torch.bool)
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
-    return (words.view(torch.int16)[:count] >= threshold).view(*shape)
+    return (words.view(torch.int16)[:count] >= threshold).view(tuple(shape))
 
 
 class CheapDropout(nn.Dropout):
@@ -60,8 +60,8 @@ def _scale(dropout: float) -> float:
 
 
 def use_cheap_dropout(model: nn.Module) -> None:
-    """Put `CheapDropout` in the place of every plain `torch.nn.Dropout` within `model`."""
+    """Put `CheapDropout` in the place of every plain `torch.nn.Dropout` within `model` that does not work in place."""
     for parent in model.modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
+            if type(child) is nn.Dropout and not child.inplace:
                 setattr(parent, name, CheapDropout(child.p).train(child.training))

@@ -138,16 +138,21 @@ def check_same_options(
 
 def check_resumable(
     before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path, resume: str
-) -> None:
+) -> bool:
     """`check_same_options` before a checkpoint is resumed; ``resume=changed`` only warns.
+
+    Returns:
+        Whether the options are the same. Where not, nothing that was remembered of the data or of a model holds.
 
     Raises:
         UserError: see `check_same_options`.
     """
     if resume != "changed":
-        return check_same_options(before, now, neutral, where, " (allowed with resume=changed)")
-    if changed := changed_options(before, now, neutral):
+        check_same_options(before, now, neutral, where, " (allowed with resume=changed)")
+    changed = changed_options(before, now, neutral)
+    if changed:
         logger.warning("going on from '%s' with other options: %s", where, changed)
+    return not changed
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str]) -> str:

@@ -143,6 +143,10 @@ class PromptScorer:
         counts = {"prompts_scored": self.prompts_scored, "pairs_scored": self.pairs_scored}
         return tensors, {"prompts": prompts, **counts}
 
+    def forget(self) -> None:
+        """Ask the task LM anew from now on: what it was asked is of other examples, or of another task LM."""
+        self._known.clear()
+
     def load_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         """Undo `state`."""
         rows = tensors["known"].unbind() if values["prompts"] else ()

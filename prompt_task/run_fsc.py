@@ -78,7 +78,7 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
     if checkpoint is not None:
         where = folder.checkpoint or Path(str(settings.checkpoint_path))
         before = checkpoint.values["run"]["options"]
-        check_resumable(before, plain_options(command.options), NEUTRAL, where, settings.resume)
+        same_options = check_resumable(before, plain_options(command.options), NEUTRAL, where, settings.resume)
 
     if task_lm is None:
         task_lm = load_task_lm(
@@ -134,6 +134,9 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
         parts = (reward_model, reward_trainer, trainer, train_scorer, dev_scorer)
         if checkpoint is not None:
             _load_state(checkpoint, *parts)
+            if not same_options:
+                train_scorer.forget()
+                dev_scorer.forget()
 
         def save(steps: int) -> None:
             log.sync()

@@ -38,12 +38,16 @@ class GrowingLayer(DynamicLayer):
         self._value_memory, self.values = _joined(self._value_memory, self.values, value_states, held)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows, and no memory of the others."""
+        super().batch_select_indices(indices)
+        self._key_memory = self._value_memory = None
+
 
 def _joined(memory: Tensor | None, old: Tensor, new: Tensor, held: int) -> tuple[Tensor, Tensor]:
-    """The memory and, at its front, `old` and `new`. `old` is at its front already unless rows were selected since."""
+    """The memory and, at its front, `old` and `new`. `old` is at its front already unless it was replaced since."""
     end = held + new.shape[2]
-    is_in_place = memory is not None and memory.data_ptr() == old.data_ptr() and len(memory) == len(old)
-    if memory is None or not is_in_place or end > memory.shape[2]:
+    if memory is None or memory.data_ptr() != old.data_ptr() or end > memory.shape[2]:
         count, heads, _, width = new.shape
         memory = new.new_empty(count, heads, max(end, held + held // 4 + _LEAST_ROOM), width)
         if held:

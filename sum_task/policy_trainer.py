@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from common.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy
 from sum_task.parallel import POLICY_DROPOUT, POLICY_NOISE, Precision, Processes, Stepper, keyed_generator, seed_dropout
+from sum_task.reference_rewards import ReferenceRewards
 from sum_task.reward_trainer import RewardTrainer, pad_lengths
 from sum_task.settings import SummarizationSettings
 
@@ -67,10 +67,10 @@ class PolicyTrainer:
         self.best_step: int | None = None
         self.last_validation: dict[str, float] = {}
         self._since_log: list[dict[str, float]] = []  # figures of the steps since the last log line
-        # Token rewards of the reference of each row, from the reward model as the last round left it: later epochs
-        # meet the same rows again.
-        self._known_rewards: dict[int, Tensor] = {}
-        self._new_rewards: dict[int, Tensor] = {}  # of this step and this process
+        # From the reward model as the last round left it. Those of learnt padding differ from batch to batch.
+        self.reference_rewards: ReferenceRewards | None = None
+        if settings.uses_rewards and settings.ignore_pad_token_for_loss:
+            self.reference_rewards = ReferenceRewards([len(ids) for ids in train.targets])
         self._batch_size = settings.per_device_train_batch_size * processes.count
         batches = math.ceil(len(train) / self._batch_size)
         self.steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
@@ -101,7 +101,7 @@ class PolicyTrainer:
             while self.steps_done < self.max_steps:
                 if self._reward_is_due():
                     assert self.reward_trainer is not None
-                    self._known_rewards = {}
+                    self.forget_rewards()
                     self.reward_trainer.run_round(after_step)
                     if settings.reset_optim:
                         self._new_optimizer()
@@ -162,6 +162,8 @@ class PolicyTrainer:
         """One optimizer step. Returns its figures, and the tokens it read in all processes."""
         batches = self._batches(step)
         rows_in_step = sum(len(rows) for rows in batches)
+        known = self.reference_rewards
+        learns_rewards = known is not None and any(known.lack(rows) for rows in batches)  # the same in all processes
         sums: dict[str, float] = {}
         tokens = 0
         self.policy.lm.train()
@@ -184,10 +186,9 @@ class PolicyTrainer:
                 sums[name] = sums.get(name, 0.0) + value * share
             tokens += int(batch.source_mask.sum() + batch.target_mask.sum())
         norm = self.stepper.step()
-        if self._remembers_rewards:  # a row may be another process's in the next epoch
-            for new_rewards in self.processes.gather(self._new_rewards):
-                self._known_rewards |= new_rewards
-            self._new_rewards = {}
+        if learns_rewards:
+            assert self.reference_rewards is not None
+            self.reference_rewards.exchange(self.processes)
         names = self._figure_names
         totals = self.processes.total(*(sums.get(name, 0.0) for name in names), float(tokens))
         figures = dict(zip(names, totals[:-1], strict=True))
@@ -270,27 +271,23 @@ class PolicyTrainer:
             figures["policy/entropy"] = -term.item()
         return loss, figures
 
-    @property
-    def _remembers_rewards(self) -> bool:
-        """Whether the rewards of a reference are the same in every batch, which those of learnt padding are not."""
-        return self.settings.uses_rewards and self.settings.ignore_pad_token_for_loss
+    def forget_rewards(self) -> None:
+        """Compute the rewards of all references anew."""
+        if self.reference_rewards is not None:
+            self.reference_rewards.forget()
 
     def _label_rewards(self, batch: Batch, labels: Summaries) -> Tensor:
         """Token rewards (B, T) of the references, computed once a row between two rounds of reward learning."""
-        if not self._remembers_rewards:
+        known = self.reference_rewards
+        if known is None:
             return self._rewards(batch, labels)
-        missing = [place for place, row in enumerate(batch.indices) if row not in self._known_rewards]
+        missing = [place for place, row in enumerate(batch.indices) if not known.knows(row)]
         if missing:
             part = batch if len(missing) == len(batch.rows) else batch.only(missing)
             found = self._rewards(part, Summaries(part.target_ids, part.target_mask)).cpu()
-            for row, rewards, length in zip(part.indices, found, part.target_mask.sum(-1).tolist(), strict=True):
-                self._new_rewards[row] = rewards[:length].clone()
-        found_first = ChainMap(self._new_rewards, self._known_rewards)
-        known = [found_first[row] for row in batch.indices]
-        rewards = torch.zeros(labels.mask.shape, dtype=known[0].dtype)
-        for place, row_rewards in enumerate(known):
-            rewards[place, : len(row_rewards)] = row_rewards
-        return rewards.to(labels.tokens.device)
+            for row, rewards in zip(part.indices, found, strict=True):
+                known.put(row, rewards)
+        return known.table(batch.indices, labels.mask.shape[1]).to(labels.tokens.device)
 
     @torch.no_grad()
     def _rewards(self, batch: Batch, summaries: Summaries) -> Tensor:
@@ -320,10 +317,8 @@ class PolicyTrainer:
         names = ("steps_done", "best_score", "best_step", "last_validation", "_since_log")
         progress: dict[str, Any] = {name: getattr(self, name) for name in names}
         state.put("policy/progress", {}, progress)
-        rows = list(self._known_rewards)
-        tensors = {"rewards": torch.cat([self._known_rewards[row] for row in rows])} if rows else {}
-        lengths = [len(self._known_rewards[row]) for row in rows]
-        state.put("policy/known_rewards", tensors, {"rows": rows, "lengths": lengths})
+        if self.reference_rewards is not None:
+            state.put("policy/reference_rewards", {"values": self.reference_rewards.values})
         if self.reward_trainer is not None:
             self.reward_trainer.save_state(state)
 
@@ -333,9 +328,10 @@ class PolicyTrainer:
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
         for name, value in state.get("policy/progress")[1].items():
             setattr(self, name, value)
-        tensors, known = state.get("policy/known_rewards")
-        parts = tensors["rewards"].split(known["lengths"]) if known["rows"] else ()
-        self._known_rewards = dict(zip(known["rows"], parts, strict=True))
+        if self.reference_rewards is not None and "policy/reference_rewards" in state.values:
+            values = state.get("policy/reference_rewards")[0]["values"]
+            if values.shape == self.reference_rewards.values.shape:
+                self.reference_rewards.values.copy_(values)
         if self.reward_trainer is not None:
             self.reward_trainer.load_state(state)
 

@@ -83,7 +83,9 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str, sto
         return _finished(folder, options, processes)
     if folder.checkpoint is not None:
         checkpoint = load_checkpoint(folder.checkpoint)
-        check_resumable(checkpoint.values["run"]["options"], options, NEUTRAL, folder.checkpoint, settings.resume)
+        same_options = check_resumable(
+            checkpoint.values["run"]["options"], options, NEUTRAL, folder.checkpoint, settings.resume
+        )
 
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
@@ -130,6 +132,8 @@ def _run(settings: SummarizationSettings, processes: Processes, device: str, sto
         _note_periods(settings, trainer, reward_trainer)
         if checkpoint is not None:
             _load_state(checkpoint, trainer)
+            if not same_options:
+                trainer.forget_rewards()
 
         def save(steps: int) -> None:
             if not processes.is_main:

@@ -6,12 +6,13 @@
 Both go on side by side, with one thread each. The second is killed at random instants until `--minutes` have passed,
 and then runs to its end. At that end its results, its sequences and its weights have to equal those of the first to the
 last bit, and the memory of the first must not grow by more than 2 % an hour once it is warm. `--length` says how long
-the run is, in multiples of the built-in configuration. Writes soak.json and memory.csv; the exit code is 1 where one of
-the two does not hold.
+the run is, in multiples of the built-in configuration; it has to last for those minutes. Writes soak.json and
+memory.csv, the latter also of runs that failed; the exit code is 1 where one of the three does not hold.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,8 +94,17 @@ def soak_command(task: str, length: int) -> Command:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a run and all its processes at once, wherever they are."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """End a run and all its processes at once, wherever they are.
+
+    The workers of a launcher have sessions of their own, so that its process group is not all; the launcher is stopped
+    first, lest it starts another one meanwhile.
+    """
+    with suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(process.pid)
+        launcher.suspend()
+        for one in [launcher, *launcher.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
     process.wait()
 
 
@@ -102,15 +113,32 @@ class Watched:
     """A run with the memory it held.
 
     Attributes:
-        process: its present process.
+        command, folder: what it is, and where.
         memory: (seconds since the start, number of the process, resident MiB).
         seconds: until it ended; None while it goes on.
     """
 
-    process: subprocess.Popen[bytes]
+    command: Command
+    folder: Path
     memory: list[tuple[float, int, float]] = field(default_factory=list)
-    lives: int = 1
+    lives: int = 0
     seconds: float | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        """What it prints."""
+        return self.folder.with_suffix(".log")
+
+    def start(self) -> None:
+        """Start it, or let it go on."""
+        self.process = self.command.start(self.folder, self.log, resume=self.lives > 0)
+        self.lives += 1
+
+    def kill(self) -> None:
+        """End its process, if there is one."""
+        if self.process is not None:
+            kill(self.process)
 
     def look(self, now: float) -> None:
         """Note its memory, or that it has ended.
@@ -118,7 +146,7 @@ class Watched:
         Raises:
             RuntimeError: it failed.
         """
-        if self.seconds is not None:
+        if self.seconds is not None or self.process is None:
             return
         code = self.process.poll()
         if code is None:
@@ -130,7 +158,7 @@ class Watched:
         elif code == 0:
             self.seconds = now
         else:
-            raise RuntimeError(f"the run failed with exit code {code}; the log says why")
+            raise RuntimeError(f"the run '{self.folder}' failed with exit code {code}; {self.log} says why")
 
 
 def growth_per_hour(memory: Sequence[tuple[float, float]], warm_up: float) -> float:
@@ -141,8 +169,14 @@ def growth_per_hour(memory: Sequence[tuple[float, float]], warm_up: float) -> fl
     Args:
         memory: (seconds, MiB).
         warm_up: seconds that are left out at the start.
+
+    Returns:
+        NaN where there are not two moments to compare.
     """
-    seconds, mib = np.array([row for row in memory if row[0] >= warm_up], dtype=float).T
+    warm = [row for row in memory if row[0] >= warm_up]
+    if len(warm) < 2:
+        return math.nan
+    seconds, mib = np.array(warm, dtype=float).T
     step = max(len(seconds) // 1000, 1)  # pairs of a thousand moments are enough
     seconds, mib = seconds[::step], mib[::step]
     first, second = np.triu_indices(len(seconds), 1)
@@ -161,13 +195,13 @@ def soak(command: Command, output: Path, minutes: float, seed: int, between: tup
         between: fewest and most seconds from one start to the kill.
     """
     output.mkdir(parents=True)
-    log, whole_folder, broken_folder = output / "log", output / "whole", output / "broken"
     instants = random.Random(seed)
     began = time.monotonic()
-    whole = Watched(command.start(whole_folder, log))
-    broken = Watched(command.start(broken_folder, log, resume=True))
-    kill_at = instants.uniform(*between)
+    whole, broken = Watched(command, output / "whole"), Watched(command, output / "broken")
     try:
+        whole.start()
+        broken.start()
+        kill_at = instants.uniform(*between)
         with Progress(None, "soak", "look") as bar:
             while whole.seconds is None or broken.seconds is None:
                 time.sleep(1.0)
@@ -176,18 +210,16 @@ def soak(command: Command, output: Path, minutes: float, seed: int, between: tup
                 whole.look(now)
                 broken.look(now)
                 if broken.seconds is None and kill_at <= now <= minutes * 60:
-                    kill(broken.process)
-                    broken.process = command.start(broken_folder, log, resume=True)
-                    broken.lives += 1
+                    broken.kill()
+                    broken.start()
                     kill_at = now + instants.uniform(*between)
     finally:
         for run in (whole, broken):
-            if run.process.poll() is None:
-                kill(run.process)
-    rows = [(name, *row) for name, run in (("whole", whole), ("broken", broken)) for row in run.memory]
-    table = pd.DataFrame(rows, columns=["run", "seconds", "life", "mib"])
-    write_text_atomic(output / "memory.csv", table.to_csv(index=False))
-    expected, found = command.outcome(whole_folder), command.outcome(broken_folder)
+            run.kill()
+        rows = [(run.folder.name, *row) for run in (whole, broken) for row in run.memory]
+        table = pd.DataFrame(rows, columns=["run", "seconds", "life", "mib"])
+        write_text_atomic(output / "memory.csv", table.to_csv(index=False))
+    expected, found = command.outcome(whole.folder), command.outcome(broken.folder)
     assert whole.seconds is not None and broken.seconds is not None
     warm_up = whole.seconds / 6
     return {
@@ -217,6 +249,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if arguments.output.exists():
         parser.error(f"--output: '{arguments.output}' exists already")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended too
     figures = soak(
         soak_command(arguments.task, arguments.length), arguments.output, arguments.minutes, arguments.seed,
         tuple(arguments.between),
@@ -226,7 +259,13 @@ def main(words: Sequence[str] | None = None) -> int:
     write_json_atomic(arguments.output / "soak.json", figures)
     print(json.dumps(figures, indent=1))
     print(arguments.output / "soak.json")
-    return int(bool(figures["different"]) or figures["growth_per_hour"] > GROWTH_ALLOWED)
+    return int(not passed(figures, arguments.minutes))
+
+
+def passed(figures: dict[str, Any], minutes: float) -> bool:
+    """Whether the run was killed for so many minutes, ended alike all the same, and its memory was flat."""
+    lasted = figures["kills"] > 0 and figures["minutes_broken"] >= minutes
+    return lasted and not figures["different"] and figures["growth_per_hour"] <= GROWTH_ALLOWED
 
 
 if __name__ == "__main__":

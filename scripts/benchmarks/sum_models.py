@@ -153,13 +153,15 @@ class SumProject:
 
     def policy_step(self, rows: list[int]) -> float:
         """One optimizer step of the policy on references that are met for the first time; gives the loss."""
-        self.policy_trainer._known_rewards = {}
+        self.policy_trainer.forget_rewards()
         return self._policy_step(rows)
 
     def later_policy_step(self, rows: list[int]) -> float:
         """The same in a later epoch, their token rewards known since an earlier one."""
-        lengths = {row: len(self.setting.train.targets[row]) for row in rows}
-        self.policy_trainer._known_rewards = {row: torch.rand(length) for row, length in lengths.items()}
+        known = self.policy_trainer.reference_rewards
+        assert known is not None
+        for row in rows:
+            known.put(row, torch.rand(len(self.setting.train.targets[row])))
         return self._policy_step(rows)
 
     def _policy_step(self, rows: list[int]) -> float:

@@ -236,8 +236,9 @@ def report(figures: dict[str, Any], environment_line: str) -> str:
             "<= 12,000).",
             f"\\* Measured for one and two articles ({number(one['peak'])} and {number(two['peak'])} MiB) and "
             "continued as a straight line.",
-            "With the published schedule the reward model changes at the start and after 0.5, 1 and 1.5 epochs: in "
-            "half of the policy steps of 5 epochs it has judged the references before.",
+            "With the published schedule the reward model changes at the start and after 0.5, 1 and 1.5 epochs, so "
+            "that it has judged half of the references of 5 epochs before; the mean takes a batch to cost what its "
+            "rows do.",
             f"Rows that the encoders read in a reward step of {BATCH_SIZE} articles: {'; '.join(encoded)}.",
             "Profile of the project's steps, share of the time:",
             table(["", *heads], profile_rows),

@@ -393,6 +393,25 @@ def test_options_that_change_results_are_refused_by_name_and_others_are_not(worl
     start(world, tmp_path / "run", checkpoint_path=checkpoint, **MIDDLE | changed)
 
 
+@pytest.mark.parametrize(
+    ("changed", "remembers"),
+    [({"resume": "auto"}, True), ({"resume": "changed", "dataset_seed": 1}, False)],
+)
+def test_with_other_options_no_remembered_score_holds(world, finished, tmp_path, monkeypatch, changed, remembers):
+    known = []
+
+    def train(trainer, checkpointer):
+        known.append([bool(scorer._known) for scorer in (trainer.train_scorer, trainer.dev_scorer)])
+        raise UserError("far enough")
+
+    monkeypatch.setattr(policy_trainer.PolicyTrainer, "train", train)
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(UserError, match="far enough"):
+        start(world, tmp_path / "run", **MIDDLE | changed)
+    assert known == [[remembers] * 2]
+
+
 def test_a_checkpoint_that_is_not_there_or_not_whole_is_an_error(world, finished, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint in '.*nowhere'"):
         start(world, tmp_path / "run", checkpoint_path=tmp_path / "nowhere", **MIDDLE)

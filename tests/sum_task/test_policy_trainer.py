@@ -195,15 +195,15 @@ def test_rewards_of_a_reference_are_computed_once_between_two_rounds(tiny, tmp_p
     assert sorted(second) == list(range(12))
 
 
-def test_remembered_rewards_change_no_step(tiny, tmp_path, monkeypatch):
+def test_remembered_rewards_change_no_step(tiny, tmp_path):
     options = {"num_train_epochs": 3, "gradient_accumulation_steps": 1, "per_device_train_batch_size": 5}
     ends = []
     for remembers in (True, False):
         folder = tmp_path / str(remembers)
         folder.mkdir()
-        if not remembers:
-            monkeypatch.setattr(PolicyTrainer, "_remembers_rewards", False)
         trainer = make_trainer(tiny, folder, **options)
+        if not remembers:
+            trainer.reference_rewards = None
         asked = count_rewarded(trainer)
         trainer.train()
         ends.append((len(asked), trainer.policy.lm.state_dict()))
@@ -225,7 +225,8 @@ def test_remembered_rewards_are_in_the_checkpoint(tiny, tmp_path):
     trainer.save_state(state)
     other = make_trainer(tiny, tmp_path)
     other.load_state(state)
-    assert len(other._known_rewards) == 4
-    for row, rewards in trainer._known_rewards.items():
-        assert torch.equal(other._known_rewards[row], rewards)
-        assert len(rewards) == len(trainer.train_data.targets[row])
+    values = trainer.reference_rewards.values
+    known = [row for row in range(12) if trainer.reference_rewards.knows(row)]
+    assert sorted(known) == sorted(row for rows in trainer._batches(1) for row in rows)
+    assert torch.equal(other.reference_rewards.values[~values.isnan()], values[~values.isnan()])
+    assert torch.equal(other.reference_rewards.values.isnan(), values.isnan())

@@ -22,6 +22,7 @@ from sum_task.models import SummaryPolicy
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.run_sum import run
 from tests.sum_task.conftest import stand_in_for_wordnet
+from tests.sum_task.tiny import write_rows
 
 pytestmark = pytest.mark.usefixtures("without_wordnet")
 
@@ -167,6 +168,26 @@ def test_options_that_change_results_are_refused_by_name_unless_told_otherwise(t
         run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **changed))
     run(tiny.settings(output_dir=tmp_path / "cut", resume="changed", **changed))
     assert "with other options: learning_rate was" in caplog.text
+
+
+@pytest.mark.parametrize(("resume", "remembers"), [("auto", True), ("changed", False)])
+def test_with_other_options_no_remembered_reward_holds(tiny, tmp_path, monkeypatch, resume, remembers):
+    options = RESUMED | {"reward_retrain_period": 3, "checkpoint_steps": 1}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        cut(patch, policy_trainer.PolicyTrainer, "_step", 3, kill)
+        run(tiny.settings(output_dir=tmp_path / "cut", **options))
+    known = []
+
+    def train(trainer, checkpointer):
+        known.append(not trainer.reference_rewards.values.isnan().all())
+        raise Killed
+
+    monkeypatch.setattr(policy_trainer.PolicyTrainer, "train", train)
+    if resume == "changed":
+        options["train_file"] = write_rows(tmp_path / "other.jsonl", 12, 7)
+    with pytest.raises(Killed):
+        run(tiny.settings(output_dir=tmp_path / "cut", resume=resume, **options))
+    assert known == [remembers]
 
 
 def test_a_complete_run_shows_its_result_again_and_does_nothing(tiny, tmp_path, monkeypatch, capsys):

@@ -36,7 +36,9 @@ def test_rows_are_shared_without_rest_or_overlap():
 def test_two_processes_equal_one(tiny, tmp_path, guidance):
     # 12 training rows in batches of 8: the last holds 4; 5 validation rows in batches of 4: the last holds one, and a
     # process none.
+    # Three epochs, so that rewards of references are met again that the other process has computed.
     options = {"guidance": guidance, "sampling_top_k": 5, "max_eval_samples": 5, "rew_num_train_epochs": 2}
+    options |= {"num_train_epochs": 3, "reward_retrain_epochs": 1}
     if guidance == "token":
         options |= {"reinforce_coeff": 0.3, "max_entropy_coeff": 0.1}
     one, two = tmp_path / "one", tmp_path / "two"
