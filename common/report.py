@@ -30,6 +30,7 @@ TEMPLATE = "report_template.html.j2"
 
 # A curve of more points than this is drawn as the mean of so many stretches, with their range behind it.
 MAX_CURVE_POINTS = 160
+SHORT_CELL = 12  # characters that are kept on one line
 
 NO_VALUE = "\N{EN DASH}"
 
@@ -405,15 +406,16 @@ def _is_number(value: Any) -> bool:
 
 
 def _column(values: Sequence[Any]) -> dict[str, Any]:
-    """Texts of a column's cells, numbers with one number of decimals for all."""
+    """Texts of a column's cells, numbers with one number of decimals for all; ``short``: each fits on a line."""
     present = [v for v in values if v is not None]
     floats = [v for v in present if isinstance(v, float) and math.isfinite(v)]
     largest = max((abs(v) for v in floats), default=0.0)
     decimals = 3 if largest < 10 else 2 if largest < 100 else 1
     if floats and largest < 0.001 and largest > 0:
-        return {"numeric": True, "cells": [_formatted(v) for v in values]}
+        return {"numeric": True, "short": True, "cells": [_formatted(v) for v in values]}
     cells = [_fixed(v, decimals) if isinstance(v, float) else _formatted(v) for v in values]
-    return {"numeric": bool(present) and all(_is_number(v) for v in present), "cells": cells}
+    numeric = bool(present) and all(_is_number(v) for v in present)
+    return {"numeric": numeric, "short": all(len(cell) <= SHORT_CELL for cell in cells), "cells": cells}
 
 
 def _formatted(value: Any) -> str:

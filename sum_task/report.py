@@ -1,6 +1,7 @@
 """The page of one summarization run: figures, curves, and summaries coloured by their learned token rewards."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -94,7 +95,7 @@ def write_run_report(
         f"aggregation {results['agg_func']}, seed {results['seed']}; "
         f"{results['test_rows']} rows of {results['tested_on']}"
     )
-    report = Report(f"Summaries of {results['dataset']}", subtitle, facts)
+    report = Report(f"Summaries of {_short_name(results['dataset'])}", subtitle, facts)
     if reward is not None:
         report.add_token_rewards(
             "Best, median and worst summaries and their learned token rewards",
@@ -121,6 +122,12 @@ def write_run_report(
     report.add_details("Options", options)
     report.add_details("Environment", results["environment"]["packages"] | {"hardware": results["hardware"]})
     report.write(folder.report)
+
+
+def _short_name(dataset: str) -> str:
+    """A data set's name; of a file, its own and its folder's."""
+    path = Path(dataset)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else dataset
 
 
 def _score(evaluation: Evaluation, row: int) -> float:

@@ -365,6 +365,15 @@ class TestCurvesFromMetrics:
         assert curves_from_metrics(events, ["reward/rank_accuracy"])[0].title == "Reward rank accuracy"
 
 
+def test_short_words_stay_on_one_line_and_long_texts_do_not(tmp_path):
+    report = Report("Title")
+    report.add_table("Table", [{"kind": "median", "text": "a summary of many words"}, {"kind": "best", "text": "x"}])
+    report.write(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<td class="short"><bdi>median</bdi>' in page
+    assert "<td><bdi>x</bdi>" in page  # a column is of one kind
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 class TestInChromium:
     def open(self, folder, html):
