@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from common.builtin import resolve
 from common.errors import UserError
@@ -52,10 +53,15 @@ def load_tokenizer(auto_class: Any, name: str) -> Any:
     Raises:
         UserError: it cannot be loaded.
     """
+    # It looks into the model's configuration, and warns of the kind that a reward model is, which is none of its own.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         return auto_class.from_pretrained(resolve(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"cannot load the tokenizer of '{name}': {_first_line(error)}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError, run_command
 from common.files import write_jsonl_atomic
@@ -45,6 +46,7 @@ def summarize(
 
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, summarize, print or write."""
+    transformers_logging.disable_progress_bar()
     parser = argparse.ArgumentParser(prog="generate.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="policy folder of a run")
     parser.add_argument(

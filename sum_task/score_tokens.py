@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError, run_command
 from common.files import json_text
@@ -71,6 +72,7 @@ def token_texts(tokenizer: object, ids: Sequence[int]) -> list[str]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, judge the summaries and show them."""
+    transformers_logging.disable_progress_bar()
     parser = argparse.ArgumentParser(prog="score_tokens.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="reward_model folder of a run")
     parser.add_argument("--input", metavar="FILE", help="jsonl file of articles and summaries")
