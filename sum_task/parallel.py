@@ -17,6 +17,7 @@ import torch
 from torch import distributed
 
 from common.errors import UserError
+from common.runtime import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def start_processes(device: str) -> tuple[Processes, str]:
         The processes, and the name of the device of this one.
 
     Raises:
-        UserError: a device was asked for by number; each process gets its own.
+        UserError: a device was asked for by number, where each process gets its own, or it is not there.
     """
     from accelerate.utils import get_int_from_env
 
@@ -131,7 +132,12 @@ def start_processes(device: str) -> tuple[Processes, str]:
 
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device: '{device}' with several processes; allowed: auto, cpu, cuda")
-    state = PartialState(cpu=device == "cpu")
+    choose_device(device)
+    # Without a GPU accelerate has to be told that CPUs are meant: unasked, each process would run as if it were alone.
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    wanted = get_int_from_env(("WORLD_SIZE",), 1)
+    if state.num_processes != wanted:
+        raise RuntimeError(f"{wanted} processes were started, but this one sees {state.num_processes}")
     return Processes(state.process_index, state.num_processes), str(state.device)
 
 
