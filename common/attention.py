@@ -3,14 +3,16 @@
 The models of this family add a learned bias to the attention scores. PyTorch's fused kernels give no gradient for it,
 so what transformers falls back on keeps several tensors of the size of the scores a layer until the backward pass.
 :func:`shared_source_attention` takes the place of that: it computes a few heads at a time, keeps no more than the
-dropout mask, a byte a score, and computes the scores again in the backward pass. And it takes queries of B * K
-sequences with keys and values of B sources, so that those are computed and stored once a source.
+dropout mask, a byte a score, and computes the scores again in the backward pass. Padding at the end of the keys is not
+read at all. And it takes queries of B * K sequences with keys and values of B sources, so that those are computed and
+stored once a source.
 
 The numbers are those of transformers' own attention; where it is computed here (fp32 on CPUs), what dropout draws is
 that of :mod:`common.dropout`.
 """
 
-import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from common.dropout import draw_kept, kept_share
+from common.dropout import draw_kept, kept_factors, kept_scale
 
 SHARED_SOURCE = "shared_source"
 FAMILIES = ("t5", "mt5")
@@ -76,7 +78,9 @@ def shared_source_attention(
     needs_gradient = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (query, key, value, position_bias)
     )
-    if needs_gradient and query.device.type == "cpu" and query.dtype == torch.float32:
+    # The fused kernels take bias and mask as one tensor with a row for each source, which is larger than all the rest.
+    has_large_bias = position_bias is not None and length > 1
+    if (needs_gradient or has_large_bias) and query.device.type == "cpu" and query.dtype == torch.float32:
         if attention_mask is None and module.is_causal and length > 1:
             attention_mask = query.new_ones(length, key.shape[2], dtype=torch.bool).tril()[None, None]
         scale = width**-0.5 if scaling is None else scaling
@@ -111,14 +115,12 @@ class _Attention(torch.autograd.Function):
         if dropout > 0:
             kept = draw_kept((count, heads, length, key.shape[2]), dropout)
         output = _like(query)
-        work = _Work(query, key, bias, mask)
-        for row, part in work.parts:
-            weights = work.weights(row, part)
+        work = _Work(query, key, value, bias, mask, kept, kept_scale(dropout))
+        for piece in work.pieces():
+            weights = piece.weights()
             if kept is not None:
-                weights.mul_(kept[row, part])
-            torch.bmm(weights, value[row, part], out=output[row, part])
-        if dropout > 0:
-            output.div_(kept_share(dropout))
+                weights.mul_(piece.factors())
+            torch.bmm(weights, piece.value, out=piece.of(output))
         context.save_for_backward(query, key, value, bias, mask, kept, output)
         context.dropout = dropout
         return output
@@ -130,21 +132,27 @@ class _Attention(torch.autograd.Function):
         d_bias = None if bias is None or not context.needs_input_grad[3] else torch.zeros_like(bias)
         # sum_j p_ij dp_ij, which the backward pass of softmax subtracts: dropout included, it is that of the outputs.
         inner = (gradient * output).sum(-1, keepdim=True)  # (N, H, T, 1)
-        gradient = gradient / kept_share(context.dropout) if context.dropout > 0 else gradient
-        work = _Work(query, key, bias, mask)
-        for row, part in work.parts:
-            weights = work.weights(row, part)
-            d_scores = torch.bmm(gradient[row, part], value[row, part].transpose(1, 2), out=work.second(part))
-            if kept is not None:
-                d_scores.mul_(kept[row, part])
-            d_scores.sub_(inner[row, part]).mul_(weights)
-            if kept is not None:
-                weights.mul_(kept[row, part])
-            torch.bmm(weights.transpose(1, 2), gradient[row, part], out=d_value[row, part])
-            torch.bmm(d_scores, key[row, part], out=d_query[row, part])
-            torch.bmm(d_scores.transpose(1, 2), query[row, part], out=d_key[row, part])
+        work = _Work(query, key, value, bias, mask, kept, kept_scale(context.dropout))
+        for piece in work.pieces():
+            weights = piece.weights()
+            d_output = piece.of(gradient)
+            d_scores = torch.bmm(d_output, piece.value.transpose(1, 2))
+            if kept is None:
+                d_scores.sub_(piece.of(inner)).mul_(weights)
+            else:
+                factors = piece.factors()
+                d_scores.mul_(factors).sub_(piece.of(inner)).mul_(weights)
+                weights.mul_(factors)
+            if piece.hidden is not None:  # only a query that sees nothing has weights there
+                d_scores.masked_fill_(piece.hidden, 0)
+            torch.bmm(weights.transpose(1, 2), d_output, out=piece.of_keys(d_value))
+            torch.bmm(d_scores, piece.key, out=piece.of(d_query))
+            torch.bmm(d_scores.transpose(1, 2), piece.query, out=piece.of_keys(d_key))
             if d_bias is not None:
-                d_bias[0, part].add_(d_scores)
+                d_bias[0, piece.heads, :, : piece.width].add_(d_scores)
+        for row, width in enumerate(work.widths):
+            d_key[row, :, width:] = 0
+            d_value[row, :, width:] = 0
         return d_query, d_key, d_value, d_bias, None, None
 
 
@@ -154,40 +162,102 @@ def _like(states: Tensor) -> Tensor:
     return states.new_empty(count, length, heads, width).transpose(1, 2)
 
 
+@dataclass
 class _Work:
-    """Attention weights of a few heads of one row at a time, in the same memory.
+    """What attention is computed from: that of a few heads of one row at a time.
 
     Attributes:
-        parts: (row, slice of heads), all of them.
+        query, key, value, bias: see `shared_source_attention`.
+        mask: True where attention is allowed, (1 or N, 1, 1 or T, S); None: everywhere.
+        kept: True at the weights that dropout keeps, (N, H, T, S); None: at all.
+        scale: the factor of what is kept.
+        widths: of each row, the number of keys up to the last that a query of it may see.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, bias: Tensor | None, mask: Tensor | None):
-        count, heads, length, _ = query.shape
-        self.query, self.key = query, key
-        self.bias = None if bias is None else bias.detach()
-        self.hidden = None if mask is None else ~mask
-        self._shape = (length, key.shape[2])
-        at_once = max(1, min(heads, _SCORES_AT_ONCE // math.prod(self._shape)))
-        self.parts = [
-            (row, slice(h, min(h + at_once, heads))) for row in range(count) for h in range(0, heads, at_once)
-        ]
-        self._memory = [query.new_empty(at_once, *self._shape) for _ in range(2)]
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+    mask: Tensor | None
+    kept: Tensor | None
+    scale: float
 
-    def weights(self, row: int, part: slice) -> Tensor:
-        """softmax(q k' + bias), (heads, T, S); valid until the next call."""
-        scores = self._memory[0][: part.stop - part.start]
-        query, key = self.query[row, part], self.key[row, part].transpose(1, 2)
-        if self.bias is None:
-            torch.bmm(query, key, out=scores)
+    def __post_init__(self) -> None:
+        count, size = self.query.shape[0], self.key.shape[2]
+        self.widths = [size] * count
+        if self.mask is not None:
+            seen = self.mask[:, 0].any(1)  # (1 or N, S)
+            last = (seen * torch.arange(1, size + 1)).amax(-1)
+            # A query that sees nothing gives all keys the same weight, as it does in transformers.
+            last = last.where(self.mask[:, 0].any(-1).all(-1), size)
+            self.widths = last.expand(count).tolist()
+
+    def pieces(self) -> Iterator["_Piece"]:
+        """All the work."""
+        count, heads, length, _ = self.query.shape
+        for row in range(count):
+            width = self.widths[row]
+            hidden = None
+            if self.mask is not None:
+                visible = self.mask[min(row, len(self.mask) - 1), :, :, :width]
+                hidden = None if bool(visible.all()) else ~visible
+            at_once = max(1, min(heads, _SCORES_AT_ONCE // (length * width)))
+            for head in range(0, heads, at_once):
+                yield _Piece(self, row, slice(head, min(head + at_once, heads)), width, hidden)
+
+
+@dataclass
+class _Piece:
+    """A few heads of one row.
+
+    Attributes:
+        work: of which this is a piece.
+        row, heads: where it lies in it.
+        width: its number of keys.
+        hidden: True at the keys that a query may not see, (1, 1 or T, width); None: nowhere.
+    """
+
+    work: _Work
+    row: int
+    heads: slice
+    width: int
+    hidden: Tensor | None
+
+    def of(self, states: Tensor) -> Tensor:
+        """This piece of a tensor (N, H, T, ...)."""
+        return states[self.row, self.heads]
+
+    def of_keys(self, states: Tensor) -> Tensor:
+        """This piece of a tensor (N, H, S, d)."""
+        return states[self.row, self.heads, : self.width]
+
+    @property
+    def query(self) -> Tensor:
+        return self.of(self.work.query)
+
+    @property
+    def key(self) -> Tensor:
+        return self.of_keys(self.work.key)
+
+    @property
+    def value(self) -> Tensor:
+        return self.of_keys(self.work.value)
+
+    def weights(self) -> Tensor:
+        """softmax(q k' + bias), (heads, T, width)."""
+        query, key = self.query, self.key.transpose(1, 2)
+        if self.work.bias is None:
+            scores = torch.bmm(query, key)
         else:
-            torch.baddbmm(self.bias[0, part], query, key, out=scores)
+            scores = torch.baddbmm(self.work.bias.detach()[0, self.heads, :, : self.width], query, key)
         if self.hidden is not None:
-            scores.masked_fill_(self.hidden[min(row, len(self.hidden) - 1)], torch.finfo(scores.dtype).min)
+            scores.masked_fill_(self.hidden, torch.finfo(scores.dtype).min)
         return torch.softmax(scores, -1, out=scores)
 
-    def second(self, part: slice) -> Tensor:
-        """More memory of the same shape."""
-        return self._memory[1][: part.stop - part.start]
+    def factors(self) -> Tensor:
+        """What dropout multiplies the weights by."""
+        assert self.work.kept is not None
+        return kept_factors(self.of(self.work.kept)[..., : self.width], self.work.scale, self.work.query.dtype)
 
 
 AttentionInterface.register(SHARED_SOURCE, shared_source_attention)

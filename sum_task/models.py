@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -25,7 +26,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from common.attention import share_sources
-from common.dropout import use_cheap_dropout
+from common.cheap_layers import use_cheap_layers
 from common.errors import UserError, nearest
 from common.files import write_folder_atomic
 from common.pretrained import load_pretrained, load_tokenizer
@@ -78,6 +79,11 @@ class Summaries:
     tokens: Tensor
     mask: Tensor
 
+    def part(self, first: int, end: int) -> "Summaries":
+        """Those from `first` to before `end`, no wider than the longest of them."""
+        longest = int(self.mask[first:end].sum(-1).max())
+        return Summaries(self.tokens[first:end, :longest], self.mask[first:end, :longest])
+
     def lists(self) -> list[list[int]]:
         """The real token ids of each summary."""
         tokens, lengths = self.tokens.tolist(), self.mask.sum(-1).tolist()
@@ -94,7 +100,7 @@ class SummaryPolicy:
         self.end_id = int(self.tokenizer.eos_token_id)
         self.is_encoder_decoder = text_format.is_encoder_decoder
         self._shares_sources = self.is_encoder_decoder and share_sources(lm)
-        use_cheap_dropout(lm)
+        use_cheap_layers(lm)
         parameters = inspect.signature(lm.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._takes_kept_logits = "logits_to_keep" in parameters
@@ -124,6 +130,22 @@ class SummaryPolicy:
         encoder = self.lm.get_encoder()
         states = encoder(input_ids=source_ids, attention_mask=source_mask.long()).last_hidden_state
         return Sources(source_ids, source_mask, states)
+
+    def join(self, parts: Sequence[Sources]) -> Sources:
+        """The sources of several batches as one, as wide as the widest."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.ids.shape[1] for part in parts)
+
+        def widened(values: Tensor, filling: float) -> Tensor:
+            missing = width - values.shape[1]
+            sides = (0, missing) if self.is_encoder_decoder else (missing, 0)  # what writes on needs the end at the end
+            return F.pad(values, (0, 0, *sides) if values.dim() == 3 else sides, value=filling)
+
+        ids = torch.cat([widened(part.ids, self.pad_id) for part in parts])
+        mask = torch.cat([widened(part.mask, False) for part in parts])
+        states = [widened(part.states, 0) for part in parts if part.states is not None]
+        return Sources(ids, mask, torch.cat(states) if states else None)
 
     def logits(self, sources: Sources, summaries: Summaries) -> Tensor:
         """Logits (N, T, V) of the policy's own distribution, position t predicting token t of the summaries.
@@ -342,7 +364,7 @@ class SummaryRewardModel:
     """A token reward model that reads articles and summaries, in its own tokens where they are not the policy's."""
 
     def __init__(self, model: TokenRewardModel, text_format: TextFormat, policy_format: TextFormat):
-        use_cheap_dropout(model)
+        use_cheap_layers(model)
         self.model = model
         self.format = text_format
         self.policy_format = policy_format

@@ -1,13 +1,15 @@
 """Learns token rewards from ranked summaries: one round = a policy held still, a reward model fitted to its samples.
 
 A batch samples K summaries of each article, ranks them by the preference, aggregates the token rewards of each to a
-score and takes the ListMLE loss against the ranking.
+score and takes the ListMLE loss against the ranking. The policy stands still during a round, so the summaries of
+several batches are sampled at once: writing a token for many takes little longer than for a few.
 """
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,6 +185,7 @@ class RewardTrainer:
         validation = self._validation_sets(VALIDATION_NOISE, self.rounds_done)
         batches = self._round_batches()
         accumulate = settings.rew_gradient_accumulation_steps
+        ranked = self.ranked_from(batches, current.steps * accumulate)
         evaluate_at = {
             round(k * settings.rew_eval_period * self.steps_per_epoch)
             for k in range(1, math.ceil(settings.rew_num_train_epochs / settings.rew_eval_period) + 1)
@@ -192,8 +195,8 @@ class RewardTrainer:
         with Progress(self.steps_per_round, title, initial=current.steps) as bar:
             while current.steps < self.steps_per_round and not plateau.should_stop:
                 step = current.steps + 1
-                part = batches[(step - 1) * accumulate : step * accumulate]
-                figures, norm = self._step(stepper, part, step)
+                sizes = [len(rows) for rows in batches[(step - 1) * accumulate : step * accumulate]]
+                figures, norm = self._step(stepper, list(itertools.islice(ranked, len(sizes))), sum(sizes), step)
                 current.since_log += figures
                 sampled_tokens += figures.sampled_tokens
                 current.steps = step
@@ -270,35 +273,90 @@ class RewardTrainer:
         batches = sorted_batches(self.validation, self._batch_size)
         count = max(1, round(self.settings.rew_validation_share * len(batches)))
         generator = keyed_generator(self.settings.seed, VALIDATION_BATCHES)  # the same ones in every round
-        kept = torch.randperm(len(batches), generator=generator)[:count].tolist()
-        ranked = [self._ranked(self.validation, batches[i], self.settings.seed, *key, i) for i in sorted(kept)]
+        kept = sorted(torch.randperm(len(batches), generator=generator)[:count].tolist())
+        keys = [(self.settings.seed, *key, i) for i in kept]
+        at_once = self.settings.rew_sampling_batches
+        ranked: list[RankedSummaries | None] = []
+        for first in range(0, count, at_once):
+            part = slice(first, first + at_once)
+            ranked += self.rank(self.validation, [batches[i] for i in kept[part]], keys[part])
         return [sets for sets in ranked if sets is not None]
 
+    def ranked_from(self, batches: Sequence[list[int]], first: int) -> Iterator[RankedSummaries | None]:
+        """Ranked summaries of the round's batches from number `first` on; None where this process has no row of one.
+
+        Which batches are sampled at once does not depend on `first`: a run that is resumed within them writes them
+        again.
+        """
+        at_once = self.settings.rew_sampling_batches
+        accumulate = self.settings.rew_gradient_accumulation_steps
+        for begin in range(first - first % at_once, len(batches), at_once):
+            numbers = range(begin, min(begin + at_once, len(batches)))
+            keys = [self._key(n // accumulate + 1, n % accumulate) for n in numbers]
+            ranked = self.rank(self.train, [batches[n] for n in numbers], keys)
+            yield from ranked[max(0, first - begin) :]
+
+    def _key(self, step: int, number: int) -> tuple[int, ...]:
+        """Of the random numbers with which the batch of that number within a step of this round is sampled."""
+        return self.settings.seed, REWARD_NOISE, self.rounds_done, step, number
+
     @torch.no_grad()
-    def _ranked(self, data: TokenizedRows, rows: list[int], *key: int) -> RankedSummaries | None:
-        """Sample and rank summaries of this process's rows of a batch; None where it has none."""
+    def rank(
+        self, data: TokenizedRows, batches: Sequence[list[int]], keys: Sequence[tuple[int, ...]]
+    ) -> list[RankedSummaries | None]:
+        """Sample summaries of several batches at once and rank them.
+
+        Args:
+            data: the rows.
+            batches: the rows of each batch, in all processes.
+            keys: of the random numbers of each batch.
+
+        Returns:
+            Those of this process's rows of each batch; None where it has none.
+
+        Raises:
+            UserError: the preference gives a score that is not a finite number.
+        """
         settings = self.settings
         per_source = settings.reward_learning_samples
-        generator = keyed_generator(*key)
-        noise = torch.rand(len(rows), per_source, settings.max_target_length, generator=generator)
-        tie_noise = torch.rand(len(rows), per_source, generator=generator)
-        mine = self.processes.share(range(len(rows)))
-        if not mine:
-            return None
-        batch = self.collate(data, [rows[i] for i in mine]).to(self.policy.device)
+        mine: list[Batch | None] = []
+        noises, tie_noises = [], []
+        for rows, key in zip(batches, keys, strict=True):
+            generator = keyed_generator(*key)
+            noise = torch.rand(len(rows), per_source, settings.max_target_length, generator=generator)
+            tie_noise = torch.rand(len(rows), per_source, generator=generator)
+            kept = self.processes.share(range(len(rows)))
+            noises.append(noise[kept])
+            tie_noises.append(tie_noise[kept])
+            mine.append(self.collate(data, [rows[i] for i in kept]).to(self.policy.device) if kept else None)
+        own = [batch for batch in mine if batch is not None]
+        if not own:
+            return list(mine)  # type: ignore[arg-type]
         was_training = self.policy.lm.training
         self.policy.lm.eval()
         with self.precision.autocast():
-            sources = self.policy.encode(batch.source_ids, batch.source_mask)
-            summaries = self._sample(sources, noise[mine])
+            sources = self.policy.join([self.policy.encode(batch.source_ids, batch.source_mask) for batch in own])
+            summaries = self._sample(sources, torch.cat(noises))
         self.policy.lm.train(was_training)
-        references = [row.reference for row in batch.rows for _ in range(per_source)]
-        articles = [row.source for row in batch.rows for _ in range(per_source)]
-        scores = self.preference(self.policy.texts(summaries), references, articles)
+        written = [row for batch in own for row in batch.rows for _ in range(per_source)]
+        scores = self.preference(
+            self.policy.texts(summaries), [row.reference for row in written], [row.source for row in written]
+        )
         if not bool(scores.isfinite().all()):
             raise UserError(f"preference: '{settings.preference}' gave a score that is not a finite number")
-        preferences = scores.view(len(mine), per_source)
-        return RankedSummaries(batch, summaries, preferences, break_ties(preferences, tie_noise[mine]))
+        preferences = scores.view(-1, per_source)
+        ranks = break_ties(preferences, torch.cat(tie_noises))
+        ranked: list[RankedSummaries | None] = []
+        first = 0
+        for batch in mine:
+            if batch is None:
+                ranked.append(None)
+                continue
+            end = first + len(batch.rows)
+            part = summaries.part(first * per_source, end * per_source)
+            ranked.append(RankedSummaries(batch, part, preferences[first:end], ranks[first:end]))
+            first = end
+        return ranked
 
     def _sample(self, sources: Sources, noise: Tensor) -> Summaries:
         settings = self.settings
@@ -306,15 +364,18 @@ class RewardTrainer:
             sources, noise.shape[1], noise.flatten(0, 1), settings.sampling_top_k, settings.sampling_temperature
         )
 
-    def _step(self, stepper: Stepper, batches: list[list[int]], step: int) -> tuple[RankingFigures, float]:
-        """One optimizer step over some batches. Returns the figures of all processes and the gradient norm."""
-        sets_in_step = sum(len(rows) for rows in batches)
+    def _step(
+        self, stepper: Stepper, batches: Sequence[RankedSummaries | None], sets_in_step: int, step: int
+    ) -> tuple[RankingFigures, float]:
+        """One optimizer step over some batches, which hold so many ranking sets in all processes.
+
+        Returns the figures of all processes and the gradient norm.
+        """
         figures = RankingFigures()
-        for number, rows in enumerate(batches):
-            key = (self.rounds_done, step, number)
-            ranked = self._ranked(self.train, rows, self.settings.seed, REWARD_NOISE, *key)
+        for number, ranked in enumerate(batches):
             if ranked is None:
                 continue
+            key = (self.rounds_done, step, number)
             seed_dropout(self.settings.seed, REWARD_DROPOUT, *key, self.processes.rank)
             self.reward.model.train()
             loss, found = self._loss(ranked)

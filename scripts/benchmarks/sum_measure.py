@@ -1,6 +1,7 @@
 """Time, memory or profile of one kind of step done one way, in a process of its own. Started by sum_task_speed.py."""
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -74,12 +75,15 @@ def in_own_process(case: Case, arguments: argparse.Namespace, profiled: bool = F
 def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: bool) -> dict[str, Any]:
     """Clock and peak memory over the steps of a case, or their profile; and what the encoders read.
 
+    Where several batches are sampled at once, the clock shows the mean step over those batches.
     ``states`` is what the process holds before them, Adam's states included: one article goes ahead as a warm-up.
     ``encoded`` is the number of rows that each model's encoder reads in a step.
     """
     lm, reward_model = sum_models.make_policy_lm(setting), sum_models.make_reward_model(setting)
     batches: list[list[int]]
-    run: Callable[[list[int]], float]
+    run_all: Callable[[list[list[int]]], list[float]]
+    run: Callable[[list[int]], float] | None = None
+    at_once = 1  # batches that are worked on together
     if case.way == "straightforward":
         reward_lm = RewardLM.like(reward_model)
         del reward_model
@@ -94,11 +98,15 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
         project = SumProject(setting, lm, reward_model, folder)
         batches = project.reward_batches() if case.step == "reward" else project.policy_batches()
         encoders = {"policy": lm.encoder, "reward model": reward_model.backbone.get_encoder()}
-        steps = (project.reward_step, project.policy_step, project.later_policy_step)
-        run = steps[STEPS.index(case.step)]
+        if case.step == "reward":
+            run_all, at_once = project.reward_steps, setting.settings.rew_sampling_batches
+        else:
+            run = project.policy_step if case.step == "policy" else project.later_policy_step
         ranked, name = project.reward_trainer, "preference"
+    if run is not None:
+        run_all = functools.partial(_one_by_one, run)
     chosen = _evenly(batches, case.count, setting)
-    run(chosen[0][:1])
+    run_all([chosen[0][:1]])
     encoded = {who: _count_rows(encoder) for who, encoder in encoders.items()}
     if profiled:
         if case.way != "project":
@@ -106,11 +114,14 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
         setattr(ranked, name, _recorded(RANKING, getattr(ranked, name)))
         for module in (lm, *encoders.values(), project.reward.model):
             module.forward = _recorded(MODEL, module.forward)
-        return {"parts": _profile(lambda: [run(rows) for rows in chosen])}
+        return {"parts": _profile(lambda: run_all(chosen))}
     reset_peak()
     states, clock = resident_mib(), Clock()
     system = os.times().system
-    losses = [clock.time(lambda rows=rows: run(rows)) for rows in chosen]  # type: ignore[misc]
+    losses = []
+    for first in range(0, len(chosen), at_once):
+        part = chosen[first : first + at_once]
+        losses += clock.time(functools.partial(run_all, part), steps=len(part))
     system = os.times().system - system
     return {
         "clock": asdict(clock),
@@ -121,6 +132,10 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
         "widths": [_width(rows, setting) for rows in chosen],
         "encoded": {who: sum(rows) / len(chosen) for who, rows in encoded.items()},
     }
+
+
+def _one_by_one(run: Callable[[list[int]], float], batches: list[list[int]]) -> list[float]:
+    return [run(rows) for rows in batches]
 
 
 def _width(rows: Sequence[int], setting: SumSetting) -> int:

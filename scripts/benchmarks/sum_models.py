@@ -145,11 +145,17 @@ class SumProject:
         """The batches of the first epoch."""
         return self._batches(POLICY_NOISE)
 
-    def reward_step(self, rows: list[int]) -> float:
-        """Sample and rank summaries of some rows, fit the reward model to the ranking; gives the loss."""
-        self._steps += 1
-        figures, _ = self.reward_trainer._step(self._stepper, [rows], self._steps)
-        return figures.loss / figures.sets
+    def reward_steps(self, batches: list[list[int]]) -> list[float]:
+        """Sample and rank summaries, fit the reward model to the ranking, a step a batch; gives the losses.
+
+        As in a round, the summaries of `rew_sampling_batches` batches are sampled at once.
+        """
+        losses = []
+        for rows, ranked in zip(batches, self.reward_trainer.ranked_from(batches, 0), strict=True):
+            self._steps += 1
+            figures, _ = self.reward_trainer._step(self._stepper, [ranked], len(rows), self._steps)
+            losses.append(figures.loss / figures.sets)
+        return losses
 
     def policy_step(self, rows: list[int]) -> float:
         """One optimizer step of the policy on references that are met for the first time; gives the loss."""

@@ -36,6 +36,7 @@ from sum_task.reward_trainer import RankedSummaries
 TOLERANCE = 1e-5
 BATCH_SIZE = 8
 SHORT, LONG = 512, 1024
+_SAMPLED_AT_ONCE = 4  # rew_sampling_batches: as many steps have one sampling between them
 TINY_LENGTHS = (16, 24)
 
 
@@ -43,8 +44,10 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure, print a report in Markdown, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sum_models.add_arguments(parser)
-    parser.add_argument("--repeats", type=int, default=2, help="steps of each way on equal lengths (2)")
-    parser.add_argument("--batches", type=int, default=4, help="steps of each way on the lengths of the data (4)")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="straightforward reward steps; the project does four times as many (2)"
+    )
+    parser.add_argument("--batches", type=int, default=4, help="policy steps of each way (4)")
     parser.add_argument("--output", type=Path, help="JSON file for all figures")
     arguments = parser.parse_args(words)
     if arguments.train_file is None:
@@ -73,10 +76,11 @@ def main(words: Sequence[str] | None = None) -> int:
 def _cases(short: int, long: int, arguments: argparse.Namespace) -> list[Case]:
     """What is measured, in the order of the report."""
     equal, real = arguments.repeats, arguments.batches
-    both = [Case("reward", way, short, True, BATCH_SIZE, equal) for way in WAYS]
+    counts = {"straightforward": equal, "project": equal * _SAMPLED_AT_ONCE}
+    both = [Case("reward", way, short, True, BATCH_SIZE, counts[way]) for way in WAYS]
     both += [Case("reward", "straightforward", long, True, size, 1) for size in (1, 2)]
-    both += [Case("reward", "project", long, True, BATCH_SIZE, equal)]
-    both += [Case("reward", way, short, False, BATCH_SIZE, equal if way == WAYS[0] else real) for way in WAYS]
+    both += [Case("reward", "project", long, True, BATCH_SIZE, counts["project"])]
+    both += [Case("reward", way, short, False, BATCH_SIZE, counts[way]) for way in WAYS]
     for length in (short, long):
         both += [Case("policy", way, length, False, BATCH_SIZE, real) for way in WAYS]
         both += [Case("later policy", "project", length, False, BATCH_SIZE, real)]
@@ -85,7 +89,7 @@ def _cases(short: int, long: int, arguments: argparse.Namespace) -> list[Case]:
 
 def _profiled(short: int, long: int, arguments: argparse.Namespace) -> list[Case]:
     return [
-        Case("reward", "project", short, True, BATCH_SIZE, 1),
+        Case("reward", "project", short, True, BATCH_SIZE, _SAMPLED_AT_ONCE),
         Case("policy", "project", long, False, BATCH_SIZE, arguments.batches),
     ]
 
@@ -115,7 +119,7 @@ def compare(setting: SumSetting, seed: int, folder: Path) -> dict[str, float]:
     rows = [lengths.index(min(lengths)), lengths.index(max(lengths))]
     count = setting.settings.reward_learning_samples
     repeated = [row for row in rows for _ in range(count)]
-    ranked = project.reward_trainer._ranked(setting.train, rows, seed)
+    (ranked,) = project.reward_trainer.rank(setting.train, [rows], [(seed,)])
     assert ranked is not None
     samples = ranked.summaries
     references = [setting.train.rows[row].reference for row in repeated]
@@ -239,6 +243,7 @@ def report(figures: dict[str, Any], environment_line: str) -> str:
             "With the published schedule the reward model changes at the start and after 0.5, 1 and 1.5 epochs, so "
             "that it has judged half of the references of 5 epochs before; the mean takes a batch to cost what its "
             "rows do.",
+            f"The project samples the summaries of {_SAMPLED_AT_ONCE} reward steps at once.",
             f"Rows that the encoders read in a reward step of {BATCH_SIZE} articles: {'; '.join(encoded)}.",
             "Profile of the project's steps, share of the time:",
             table(["", *heads], profile_rows),

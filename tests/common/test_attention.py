@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import BartConfig, BartModel, MT5Config, MT5Model, T5Config, T5Model
 
-from common.attention import SHARED_SOURCE, share_sources
+from common import attention
+from common.attention import SHARED_SOURCE, _Attention, share_sources
 from common.dropout import draw_kept, kept_share
 
 SIZE: dict[str, Any] = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 3, "vocab_size": 50}
@@ -81,6 +82,52 @@ def test_dropout_is_that_of_the_weights(with_padding, monkeypatch):
         torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def random_inputs(queries, keys):
+    generator = torch.Generator().manual_seed(6)
+    shapes = [(2, 3, queries, 4), (2, 3, keys, 4), (2, 3, keys, 4), (1, 3, queries, keys), (2, 3, queries, 4)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
+MASKS = {
+    "padding at the end": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()[:, None, None],
+    "padding at both ends and within": torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 1, 1]]).bool()[:, None, None],
+    "nothing to see": torch.tensor([[0, 0, 0, 0, 0], [1, 1, 0, 0, 0]]).bool()[:, None, None],
+    "a query that sees nothing": torch.cat([CAUSAL[1:, :], CAUSAL[:1] & False])[None, None],
+    "causal": CAUSAL[None, None],
+    "causal, with padding": CAUSAL & torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()[:, None, None],
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_masks(mask, dropout):
+    *inputs, direction = random_inputs(5, 5)
+    found = []
+    ways: list[Any] = [PlainAttention, _Attention]
+    for way in ways:
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        torch.manual_seed(7)
+        output = way.apply(*leaves, mask, dropout)
+        (output * direction).sum().backward()
+        found.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_at_the_end_is_not_read():
+    query, key, value, _, direction = random_inputs(2, 5)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]).bool()[:, None, None]
+    key, value = (tensor.masked_fill(~mask.transpose(2, 3), torch.nan).requires_grad_() for tensor in (key, value))
+    output = _Attention.apply(query.requires_grad_(), key, value, None, mask, 0.3)
+    assert output.isfinite().all()
+    output.backward(direction)
+    assert query.grad.isfinite().all()
+    for tensor in (key, value):
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.masked_select(~mask.transpose(2, 3)).abs().max() == 0
+
+
 def test_scores_are_computed_in_parts(monkeypatch):
     _, ours = make_pair(T5Model, T5Config, dropout_rate=0.0)
     expected, gradients = read(ours, shared=True, with_padding=True)
@@ -112,6 +159,17 @@ def test_without_gradient_the_numbers_are_the_same():
         parameter.requires_grad_(False)
     found = read(ours, shared=True, with_padding=True)[0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_bias_is_added_to_a_mask_for_each_source(monkeypatch):
+    _, ours = make_pair(T5Model, T5Config, dropout_rate=0.0)
+
+    def fused(*_, **__):
+        raise AssertionError("the fused kernels were called")
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", fused)
+    with torch.no_grad():
+        ours.eval().encoder(input_ids=torch.ones(SOURCES, LENGTH, dtype=torch.long))
 
 
 def test_other_families_and_other_attention_stay_as_they_are():

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from common.dropout import CheapDropout, draw_kept, kept_share, use_cheap_dropout
+from common.dropout import PIECE, CheapDropout, draw_kept, kept_factors, kept_scale, kept_share
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.3, 0.5, 0.9])
@@ -76,19 +75,21 @@ def test_a_byte_an_element_is_kept_for_the_backward_pass():
     assert [t.dtype for t in kept] == [torch.bool]
 
 
-class OwnDropout(nn.Dropout):
-    """A kind that does something of its own."""
+def test_pieces_of_a_large_tensor_fit_together_whatever_its_layout():
+    states = torch.ones(PIECE // 100, 201).t().requires_grad_()
+    layer = CheapDropout(0.5)
+    torch.manual_seed(4)
+    output = layer(states)
+    output.sum().backward()
+    torch.manual_seed(4)
+    expected = draw_kept(states.shape, 0.5).float() * 2
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    torch.testing.assert_close(states.grad, expected, rtol=0, atol=0)
 
 
-def test_plain_layers_are_replaced_in_their_mode_and_others_are_not():
-    inner = nn.Sequential(OwnDropout(0.3), nn.Dropout(0.4).eval())
-    model = nn.Sequential(nn.Dropout(0.2), inner, nn.Linear(2, 2))
-    use_cheap_dropout(model)
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Dropout)]
-    assert [type(layer) for layer in layers] == [CheapDropout, OwnDropout, CheapDropout]
-    assert [layer.p for layer in layers] == [0.2, 0.3, 0.4]
-    assert [layer.training for layer in layers] == [True, True, False]
-    assert list(model.state_dict()) == ["2.weight", "2.bias"]
+def test_factors_of_what_is_kept():
+    assert kept_factors(torch.tensor([[True, False]]), 1.25, torch.float64).tolist() == [[1.25, 0.0]]
+    assert (kept_scale(0.5), kept_scale(1.0)) == (2.0, 0.0)
 
 
 def test_mean_over_draws_is_the_input():

@@ -488,10 +488,8 @@ def test_a_failed_run_of_a_real_sweep_is_named_and_the_rest_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path):
-    words = (
-        "fsc", "--config-name=builtin", "--seeds=0", "--output", tmp_path / "sw", "save_steps=2",
-        *tiny_words(max_train_steps=40),
-    )  # fmt: skip
+    options = ("fsc", "--config-name=builtin", "--seeds=0", "save_steps=2", *tiny_words(max_train_steps=40))
+    words = (*options, "--output", tmp_path / "killed")
     with subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "sweep.py"), *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -509,11 +507,12 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path):
     second = start(*words)
     assert second.returncode == 0, second.stderr
     assert "seed-0: goes on" in second.stdout
-    results = json.loads(next(tmp_path.rglob("results.json")).read_text())
-    assert results["policy_steps"] == 40
-    steps = [
-        event["step"] for event in read_metrics(next(tmp_path.rglob("metrics.jsonl"))) if event["phase"] == "policy"
-    ]
+    alone = start(*options, "--output", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    (resumed,), (expected,) = ([*(tmp_path / name).rglob("results.json")] for name in ("killed", "alone"))
+    for name in ("policy_steps", "reward_steps", "prompts_scored", "test_accuracy"):
+        assert json.loads(resumed.read_text())[name] == json.loads(expected.read_text())[name]
+    steps = [event["step"] for event in read_metrics(resumed.with_name("metrics.jsonl")) if event["phase"] == "policy"]
     assert steps == sorted(set(steps))
 
 

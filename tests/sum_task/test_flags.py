@@ -89,6 +89,7 @@ ELSEWHERE = {
     "model_name_or_path": "test_run_sum",
     "rew_model_name_or_path": "test_run_sum",
     "resize_position_embeddings": "test_models",
+    "rew_sampling_batches": "test_reward_trainer",
     "expid": "here",
     "output_dir": "here",
     "use_slow_tokenizer": "here",
