@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO, TypeVar
 
@@ -81,6 +82,20 @@ class Progress:
         if postfix:
             self._bar.set_postfix(postfix, refresh=False)
         self._bar.update(n)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Other work, whose time is none of these steps' and does not count in what they are said to take."""
+        before = self._elapsed
+        yield
+        if not self._bar.disable:
+            away = self._elapsed - before
+            self._bar.start_t += away
+            self._bar.last_print_t += away
+
+    @property
+    def _elapsed(self) -> float:
+        return float(self._bar.format_dict["elapsed"])
 
     def close(self) -> None:
         """End the bar; closing twice does no harm."""

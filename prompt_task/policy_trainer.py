@@ -87,7 +87,8 @@ class PolicyTrainer:
         with Progress(settings.max_train_steps, "policy learning", initial=self.steps_done) as bar:
             while not self._is_over:
                 if self._reward_is_due():
-                    self.reward_trainer.run_round(after_step, lambda: checkpointer.stop_requested)
+                    with bar.paused():
+                        self.reward_trainer.run_round(after_step, lambda: checkpointer.stop_requested)
                     after_step(due=checkpointer.periodic)
                     self._rate = Rate(self.steps_done)
                 step = self.steps_done + 1

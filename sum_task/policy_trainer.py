@@ -102,7 +102,8 @@ class PolicyTrainer:
                 if self._reward_is_due():
                     assert self.reward_trainer is not None
                     self.forget_rewards()
-                    self.reward_trainer.run_round(after_step)
+                    with bar.paused():
+                        self.reward_trainer.run_round(after_step)
                     if settings.reset_optim:
                         self._new_optimizer()
                     after_step(due=checkpointer.periodic)

@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 
@@ -49,6 +50,35 @@ def test_a_log_file_gets_a_plain_line_after_5_seconds_and_then_every_30(clock):
     assert "\r" not in log.getvalue()
     assert log.getvalue().splitlines()[0] == "Learning rewards: 5/100 steps, 1.0 steps/s, 01:35 left"
     assert log.getvalue().splitlines()[-1] == "Learning rewards: 100/100 steps, 1.0 steps/s, 01:40 in all"
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_the_time_of_other_work_is_not_that_of_the_steps(clock, kind):
+    log = kind()
+    with Progress(10, "Learning", stream=log) as bar:
+        with bar.paused():
+            clock.advance(600)
+        for _ in range(2):
+            clock.advance(6)
+            bar.update(1)
+        with bar.paused():
+            clock.advance(600)
+        for _ in range(8):
+            clock.advance(6)
+            bar.update(1)
+    lines = log.getvalue().splitlines()
+    if kind is Terminal:
+        assert "01:00" in lines[-1]
+        assert not re.search(r"\d+:\d\d:\d\d|[12]\d:\d\d", log.getvalue())
+    else:
+        assert re.fullmatch(r"Learning: 1/10 steps, 6.0 s/step, 00:5[34] left", lines[0])
+        assert lines[-1] == "Learning: 10/10 steps, 6.0 s/step, 01:00 in all"
+
+
+def test_nothing_is_paused_where_nothing_is_shown(clock):
+    set_quiet(True)
+    with Progress(10, "Learning", stream=io.StringIO()) as bar, bar.paused():
+        clock.advance(5)
 
 
 def test_slow_steps_are_given_in_seconds_a_step_and_figures_are_shown(clock):

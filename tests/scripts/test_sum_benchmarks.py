@@ -76,7 +76,8 @@ def test_a_reward_step_is_measured_and_its_encoded_rows_counted(data, tmp_path, 
     found = sum_measure.measure(case, tiny_setting(data), 0, tmp_path, profiled=False)
     assert found["encoded"] == {"policy": rows, "reward model": rows}
     assert found["peak"] >= found["states"] > 0
-    assert len(found["losses"]) == len(found["clock"]["cpu"]) == 2
+    assert len(found["losses"]) == 2
+    assert len(found["clock"]["cpu"]) == (2 if way == "straightforward" else 1)  # what is sampled at once is one piece
     assert found["losses"] == pytest.approx([1.79, 1.79], abs=0.5)  # ln 3! where nothing has been learnt
 
 
