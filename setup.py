@@ -32,6 +32,7 @@ DEPENDENCIES = [
 DEVELOPMENT = [
     "pytest>=9,<10",
     "pytest-timeout>=2.4,<3",
+    "pytest-xdist>=3.8,<4",
     "hypothesis>=6.150,<7",
     "packaging>=24",
     "ruff>=0.17,<0.18",

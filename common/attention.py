@@ -27,6 +27,7 @@ SHARED_SOURCE = "shared_source"
 FAMILIES = ("t5", "mt5")
 
 _SCORES_AT_ONCE = 2**19  # 2 MiB, which stay in a processor's cache
+_SCORES_IN_CACHE = 2**22  # 16 MiB, where the fused kernels and the way of this module are equally fast
 
 
 def share_sources(model: PreTrainedModel) -> bool:
@@ -78,9 +79,11 @@ def shared_source_attention(
     needs_gradient = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (query, key, value, position_bias)
     )
-    # The fused kernels take bias and mask as one tensor with a row for each source, which is larger than all the rest.
-    has_large_bias = position_bias is not None and length > 1
-    if (needs_gradient or has_large_bias) and query.device.type == "cpu" and query.dtype == torch.float32:
+    # The fused kernels take bias and mask as one tensor of the size of all scores, which costs more than they save once
+    # it does not fit into a processor's cache.
+    has_large_bias = position_bias is not None and query[..., 0].numel() * key.shape[2] > _SCORES_IN_CACHE
+    own = needs_gradient or has_large_bias or dropout > 0
+    if own and query.device.type == "cpu" and query.dtype == torch.float32:
         if attention_mask is None and module.is_causal and length > 1:
             attention_mask = query.new_ones(length, key.shape[2], dtype=torch.bool).tril()[None, None]
         scale = width**-0.5 if scaling is None else scaling
@@ -164,12 +167,12 @@ def _like(states: Tensor) -> Tensor:
 
 @dataclass
 class _Work:
-    """What attention is computed from: that of a few heads of one row at a time.
+    """What attention is computed from, to be taken a few heads of one row at a time.
 
     Attributes:
         query, key, value, bias: see `shared_source_attention`.
         mask: True where attention is allowed, (1 or N, 1, 1 or T, S); None: everywhere.
-        kept: True at the weights that dropout keeps, (N, H, T, S); None: at all.
+        kept: True at the weights that dropout keeps, (N, H, T, S); None: it keeps all.
         scale: the factor of what is kept.
         widths: of each row, the number of keys up to the last that a query of it may see.
     """

@@ -7,9 +7,9 @@ the backward pass. Those of this module go over them once or twice, in pieces th
 * the norm of the T5 and Llama families, which keeps its input alone;
 * ReLU and dropout between the two layers of T5's feed-forward blocks, in place: their output tells the backward pass
   all it has to know;
-* GELU by its tanh formula as one operation, as transformers has it too. It is used on every device.
+* GELU by its tanh formula as one operation, as transformers has it too.
 
-Half precision and other devices are left to transformers' own code.
+On other devices dropout and norms are PyTorch's and transformers' own, and norms are in half precision too.
 """
 
 import functools

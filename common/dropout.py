@@ -35,8 +35,12 @@ def draw_kept(shape: Sequence[int], dropout: float) -> Tensor:
 
 
 def kept_factors(kept: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """`scale` where a bool tensor is True, else 0; of its shape. From integers this is twice as fast as from bools."""
-    return kept.view(torch.int8).to(dtype).mul_(scale)
+    """`scale` where a bool tensor is True, else 0; of its shape, for states of `dtype`.
+
+    For half precision they are in fp32: rounded to 8 bits the scale would move the mean of what it multiplies.
+    """
+    factors = kept.view(torch.int8).to(torch.promote_types(dtype, torch.float32))  # twice as fast as from bool
+    return factors.mul_(scale)
 
 
 class CheapDropout(nn.Dropout):

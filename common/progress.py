@@ -87,11 +87,13 @@ class Progress:
     def paused(self) -> Iterator[None]:
         """Other work, whose time is none of these steps' and does not count in what they are said to take."""
         before = self._elapsed
-        yield
-        if not self._bar.disable:
-            away = self._elapsed - before
-            self._bar.start_t += away
-            self._bar.last_print_t += away
+        try:
+            yield
+        finally:
+            if not self._bar.disable:
+                away = self._elapsed - before
+                self._bar.start_t += away
+                self._bar.last_print_t += away
 
     @property
     def _elapsed(self) -> float:

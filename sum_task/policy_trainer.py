@@ -101,13 +101,14 @@ class PolicyTrainer:
             while self.steps_done < self.max_steps:
                 if self._reward_is_due():
                     assert self.reward_trainer is not None
+                    round_began = time.monotonic()
                     self.forget_rewards()
                     with bar.paused():
                         self.reward_trainer.run_round(after_step)
                     if settings.reset_optim:
                         self._new_optimizer()
                     after_step(due=checkpointer.periodic)
-                    began = time.monotonic()
+                    began += time.monotonic() - round_began  # no part of what the steps since the last line took
                 step = self.steps_done + 1
                 figures, read = self._step(step)
                 self.steps_done = step
@@ -126,8 +127,9 @@ class PolicyTrainer:
                     self._since_log = []
                     tokens, steps_since, began = 0.0, 0, time.monotonic()
                 if step in self._validation_steps or step == self.max_steps:
+                    validation_began = time.monotonic()
                     self._validate(step)
-                    began = time.monotonic()
+                    began += time.monotonic() - validation_began
                 after_step(due=checkpointer.periodic and step == self.max_steps)
 
     @property

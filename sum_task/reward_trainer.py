@@ -43,6 +43,8 @@ from sum_task.settings import SummarizationSettings
 
 logger = logging.getLogger(__name__)
 
+_SAMPLED_AT_ONCE = 4  # batches; a decoder-only policy would need memory for K times as many articles
+
 
 @dataclass
 class RankedSummaries:
@@ -170,6 +172,7 @@ class RewardTrainer:
         self.steps_per_epoch = batches / settings.rew_gradient_accumulation_steps
         self.steps_per_round = math.ceil(self.batches_per_round / settings.rew_gradient_accumulation_steps)
         self._batch_size = batch_size
+        self.sampled_at_once = settings.rew_sampling_batches or (_SAMPLED_AT_ONCE if policy.is_encoder_decoder else 1)
 
     def run_round(self, after_step: Callable[[], None] = lambda: None) -> None:
         """One round: warm weights, fresh optimizer; ends with the weights that were best in validation.
@@ -275,7 +278,7 @@ class RewardTrainer:
         generator = keyed_generator(self.settings.seed, VALIDATION_BATCHES)  # the same ones in every round
         kept = sorted(torch.randperm(len(batches), generator=generator)[:count].tolist())
         keys = [(self.settings.seed, *key, i) for i in kept]
-        at_once = self.settings.rew_sampling_batches
+        at_once = self.sampled_at_once
         ranked: list[RankedSummaries | None] = []
         for first in range(0, count, at_once):
             part = slice(first, first + at_once)
@@ -288,7 +291,7 @@ class RewardTrainer:
         Which batches are sampled at once does not depend on `first`: a run that is resumed within them writes them
         again.
         """
-        at_once = self.settings.rew_sampling_batches
+        at_once = self.sampled_at_once
         accumulate = self.settings.rew_gradient_accumulation_steps
         for begin in range(first - first % at_once, len(batches), at_once):
             numbers = range(begin, min(begin + at_once, len(batches)))

@@ -64,7 +64,7 @@ class SummarizationSettings:
     sampling_temperature: float = setting(above=0)
     reward_learning_batch_size: int = setting(minimum=1)
     rew_gradient_accumulation_steps: int = setting(minimum=1)
-    rew_sampling_batches: int = setting(minimum=1)
+    rew_sampling_batches: int | None = setting(minimum=1)
     rew_num_train_epochs: float = setting(above=0)
     rew_learning_rate: float = setting(above=0)
     rew_eval_period: float = setting(above=0)

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
         batches = project.reward_batches() if case.step == "reward" else project.policy_batches()
         encoders = {"policy": lm.encoder, "reward model": reward_model.backbone.get_encoder()}
         if case.step == "reward":
-            run_all, at_once = project.reward_steps, setting.settings.rew_sampling_batches
+            run_all, at_once = project.reward_steps, project.reward_trainer.sampled_at_once
         else:
             run = project.policy_step if case.step == "policy" else project.later_policy_step
         ranked, name = project.reward_trainer, "preference"
@@ -119,8 +120,9 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
     states, clock = resident_mib(), Clock()
     system = os.times().system
     losses = []
-    for first in range(0, len(chosen), at_once):
-        part = chosen[first : first + at_once]
+    groups = math.ceil(len(chosen) / at_once)
+    for first in range(groups):
+        part = chosen[first::groups]  # of all widths, as those that a round samples at once
         losses += clock.time(functools.partial(run_all, part), steps=len(part))
     system = os.times().system - system
     return {

@@ -29,6 +29,7 @@ from sum_task.settings import SummarizationSettings
 
 # T5Config's own defaults are t5-small's.
 PUBLISHED_VOCABULARY = 32128
+SAMPLED_AT_ONCE = 4  # the default of rew_sampling_batches: as many reward steps have one sampling between them
 TINY: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2}
 
 
@@ -69,6 +70,7 @@ def make_sum_setting(
     words = [f"--train_file={train_file}", f"--validation_file={train_file}", f"--max_source_length={length}"]
     words += [f"--reward_learning_batch_size={batch_size}", f"--per_device_train_batch_size={batch_size}"]
     words += ["--rew_gradient_accumulation_steps=1", "--gradient_accumulation_steps=1", "--device=cpu"]
+    words += [f"--rew_sampling_batches={SAMPLED_AT_ONCE}"]
     if tiny:
         words += ["--head_hidden_size=32", "--max_target_length=8", "--head_init_gain=1"]
     settings = read_command([*words, "--quiet=true"])

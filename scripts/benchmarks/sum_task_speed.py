@@ -36,7 +36,6 @@ from sum_task.reward_trainer import RankedSummaries
 TOLERANCE = 1e-5
 BATCH_SIZE = 8
 SHORT, LONG = 512, 1024
-_SAMPLED_AT_ONCE = 4  # rew_sampling_batches: as many steps have one sampling between them
 TINY_LENGTHS = (16, 24)
 
 
@@ -77,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _cases(short: int, long: int, arguments: argparse.Namespace) -> list[Case]:
     """What is measured, in the order of the report."""
     equal, real = arguments.repeats, arguments.batches
-    counts = {"straightforward": equal, "project": equal * _SAMPLED_AT_ONCE}
+    counts = {"straightforward": equal, "project": equal * sum_models.SAMPLED_AT_ONCE}
     both = [Case("reward", way, short, True, BATCH_SIZE, counts[way]) for way in WAYS]
     both += [Case("reward", "straightforward", long, True, size, 1) for size in (1, 2)]
     both += [Case("reward", "project", long, True, BATCH_SIZE, counts["project"])]
@@ -90,7 +89,7 @@ def _cases(short: int, long: int, arguments: argparse.Namespace) -> list[Case]:
 
 def _profiled(short: int, long: int, arguments: argparse.Namespace) -> list[Case]:
     return [
-        Case("reward", "project", short, True, BATCH_SIZE, _SAMPLED_AT_ONCE),
+        Case("reward", "project", short, True, BATCH_SIZE, sum_models.SAMPLED_AT_ONCE),
         Case("policy", "project", long, False, BATCH_SIZE, arguments.batches),
     ]
 
@@ -240,7 +239,7 @@ def report(figures: dict[str, Any], environment_line: str) -> str:
             "# Summarization against the straightforward way" + (" (TINY MODELS)" if figures["tiny"] else ""),
             environment_line,
             f"Mean seconds of a step; MiB are the peak of a process that does nothing else. Differences between the "
-            f"two ways on the same input: {agreement}.",
+            f"two ways on the same input, with GELU for ReLU: {agreement}.",
             table(["", "straightforward, s", "project, s", "ratio", "wanted", "peak MiB"], rows),
             f"Peak memory of a reward step at {short} tokens: {share} of the straightforward way (wanted: <= 0.5); at "
             f"{long} tokens {number(_find(figures, 'reward', 'project', long, True, BATCH_SIZE)['peak'])} MiB (wanted: "
@@ -250,7 +249,7 @@ def report(figures: dict[str, Any], environment_line: str) -> str:
             "With the published schedule the reward model changes at the start and after 0.5, 1 and 1.5 epochs, so "
             "that it has judged half of the references of 5 epochs before; the mean takes a batch to cost what its "
             "rows do.",
-            f"The project samples the summaries of {_SAMPLED_AT_ONCE} reward steps at once.",
+            f"The project samples the summaries of {sum_models.SAMPLED_AT_ONCE} reward steps at once.",
             f"Rows that the encoders read in a reward step of {BATCH_SIZE} articles: {'; '.join(encoded)}.",
             "Profile of the project's steps, share of the time:",
             table(["", *heads], profile_rows),

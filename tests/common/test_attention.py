@@ -8,7 +8,9 @@ from transformers import BartConfig, BartModel, MT5Config, MT5Model, T5Config, T
 
 from common import attention
 from common.attention import SHARED_SOURCE, _Attention, share_sources
+from common.cheap_layers import use_cheap_layers
 from common.dropout import draw_kept, kept_share
+from tests.sum_task.tiny import spied
 
 SIZE: dict[str, Any] = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 3, "vocab_size": 50}
 SOURCES, PER_SOURCE, LENGTH, WRITTEN = 2, 3, 7, 5
@@ -152,7 +154,9 @@ def test_no_scores_are_kept_for_the_backward_pass():
     assert {t.dtype for t in score_sized} == {torch.bool}
 
 
-def test_without_gradient_the_numbers_are_the_same():
+@pytest.mark.parametrize("in_cache", [0, 10**9])
+def test_without_gradient_the_numbers_are_the_same(in_cache, monkeypatch):
+    monkeypatch.setattr(attention, "_SCORES_IN_CACHE", in_cache)
     own, ours = make_pair(T5Model, T5Config, dropout_rate=0.0)
     expected = read(own, shared=False, with_padding=True)[0]
     for parameter in ours.parameters():
@@ -161,15 +165,33 @@ def test_without_gradient_the_numbers_are_the_same():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_no_bias_is_added_to_a_mask_for_each_source(monkeypatch):
+@pytest.mark.parametrize(
+    "in_cache", [SOURCES * SIZE["num_heads"] * LENGTH**2 - 1, SOURCES * SIZE["num_heads"] * LENGTH**2]
+)
+def test_bias_and_mask_become_one_tensor_where_that_is_small(in_cache, monkeypatch):
     _, ours = make_pair(T5Model, T5Config, dropout_rate=0.0)
-
-    def fused(*_, **__):
-        raise AssertionError("the fused kernels were called")
-
-    monkeypatch.setattr(attention, "sdpa_attention_forward", fused)
+    calls = []
+    noted = spied(attention.sdpa_attention_forward, lambda *given, **_: calls.append(given))
+    monkeypatch.setattr(attention, "sdpa_attention_forward", noted)
+    monkeypatch.setattr(attention, "_SCORES_IN_CACHE", in_cache)
     with torch.no_grad():
         ours.eval().encoder(input_ids=torch.ones(SOURCES, LENGTH, dtype=torch.long))
+    assert len(calls) == (SIZE["num_layers"] if in_cache >= SOURCES * SIZE["num_heads"] * LENGTH**2 else 0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_dropout_is_drawn_again_alike_where_states_are_computed_again(reentrant):
+    _, ours = make_pair(T5Model, T5Config, dropout_rate=0.3)
+    use_cheap_layers(ours.train())
+    torch.manual_seed(8)
+    expected, gradients = read(ours, shared=True, with_padding=True)
+    ours.zero_grad()
+    ours.activation_checkpointing_enable({"use_reentrant": reentrant})
+    ours.get_input_embeddings().register_forward_hook(lambda module, given, output: output.requires_grad_())
+    torch.manual_seed(8)
+    found, found_gradients = read(ours, shared=True, with_padding=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found_gradients, gradients)
 
 
 def test_other_families_and_other_attention_stay_as_they_are():

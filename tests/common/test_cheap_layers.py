@@ -111,6 +111,24 @@ def test_relu_and_dropout_in_one():
     torch.testing.assert_close(read.grad, 2 * ((states > 0) & kept) / 0.75)
 
 
+def test_in_half_precision_output_and_gradient_have_the_same_mean():
+    torch.manual_seed(6)
+    states = torch.randn(400, 1000).exp().bfloat16().requires_grad_()
+    output = ReLUDropout(0.1)(states * 1)
+    output.backward(states.detach())
+    kept = output != 0
+    pair: Any = (output, states.grad)
+    for values in pair:
+        assert (values[kept].double().sum() / states[kept].double().sum()).item() == pytest.approx(1 / 0.9, rel=3e-4)
+
+
+def test_on_other_devices_dropout_is_pytorchs_own(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("common.cheap_layers.draw_kept", lambda *given: drawn.append(given))
+    output = ReLUDropout(0.5)(torch.empty(3, 4, device="meta"))
+    assert (output.shape, output.device.type, drawn) == ((3, 4), "meta", [])
+
+
 def test_relu_and_dropout_keep_their_output_alone():
     layer = ReLUDropout(0.5)
     states = torch.randn(50, 50, requires_grad=True) * 1
@@ -161,6 +179,18 @@ def test_a_model_of_cheap_layers_gives_the_numbers_and_gradients_of_its_own(name
     for (place, parameter), other in zip(own.named_parameters(), ours.parameters(), strict=True):
         scale = parameter.grad.abs().max().item()
         torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-4, atol=1e-5 * scale, msg=place)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_cheap_layers_can_be_copied_and_saved(name, tmp_path):
+    kind, config_kind, fields = MODELS[name]
+    model = kind(config_kind(**fields)).eval()
+    use_cheap_layers(model)
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(1, 8).unsqueeze(0)
+    expected = model(input_ids=ids, labels=ids).logits
+    torch.testing.assert_close(copy.deepcopy(model)(input_ids=ids, labels=ids).logits, expected)
+    torch.testing.assert_close(kind.from_pretrained(tmp_path).eval()(input_ids=ids, labels=ids).logits, expected)
 
 
 def test_which_layers_are_replaced():

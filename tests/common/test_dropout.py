@@ -43,6 +43,15 @@ def test_output_and_gradient_are_scaled_where_kept(dtype):
     assert output.dtype == dtype
 
 
+def test_in_half_precision_the_mean_stays_where_it_is():
+    torch.manual_seed(5)
+    states = torch.randn(400, 1000).exp().bfloat16()
+    output = CheapDropout(0.1)(states)
+    kept = output != 0
+    # 1 / 0.9 is 1.1094 in bf16, 1.6e-3 too little; rounding of single products averages out
+    assert (output[kept].double().sum() / states[kept].double().sum()).item() == pytest.approx(1 / 0.9, rel=3e-4)
+
+
 def test_all_dropped_is_zero():
     assert CheapDropout(1.0)(torch.ones(3, 4)).tolist() == torch.zeros(3, 4).tolist()
 
@@ -88,7 +97,10 @@ def test_pieces_of_a_large_tensor_fit_together_whatever_its_layout():
 
 
 def test_factors_of_what_is_kept():
-    assert kept_factors(torch.tensor([[True, False]]), 1.25, torch.float64).tolist() == [[1.25, 0.0]]
+    kept = torch.tensor([[True, False]])
+    for dtype, of_factors in ((torch.float64,) * 2, (torch.float32,) * 2, (torch.bfloat16, torch.float32)):
+        factors = kept_factors(kept, 1.25, dtype)
+        assert (factors.tolist(), factors.dtype) == ([[1.25, 0.0]], of_factors)
     assert (kept_scale(0.5), kept_scale(1.0)) == (2.0, 0.0)
 
 

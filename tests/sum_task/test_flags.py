@@ -17,7 +17,7 @@ from sum_task import batching, run_sum
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.run_sum import run
 from sum_task.settings import SummarizationSettings
-from tests.sum_task.tiny import spied, write_rows
+from tests.sum_task.tiny import save_t5, spied, word_tokenizer, write_rows
 
 pytestmark = pytest.mark.usefixtures("without_wordnet")
 
@@ -253,8 +253,10 @@ def test_runs_start_from_saved_models(tiny, tmp_path):
         run(tiny.settings(output_dir=tmp_path / "x", rew_checkpoint_path=tiny.t5))
 
 
-def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny, tmp_path, monkeypatch):
-    options = {"reinforce_coeff": 0.2, "num_train_epochs": 1}
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_memory_and_nothing_else(tiny, tmp_path, monkeypatch, dropout):
+    model = save_t5(tmp_path / "model", word_tokenizer(), dropout=dropout)
+    options = {"reinforce_coeff": 0.2, "num_train_epochs": 1, "model_name_or_path": model}
     plain = final_weights(tiny, tmp_path / "a", **options)
     kept = []
     step = spied(PolicyTrainer._step, lambda self, _: kept.append(self.policy.lm.is_activation_checkpointing))

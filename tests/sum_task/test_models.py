@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from common.errors import UserError
 from sum_task.batching import Batch, pad
 from sum_task.data import Row
 from sum_task.models import Summaries, SummaryPolicy, draw_tokens, load_policy, load_reward_model
-from tests.sum_task.tiny import byte_tokenizer, save_t5
+from tests.sum_task.tiny import byte_tokenizer, save_t5, word_tokenizer
 
 ARTICLES = ["the storm hit the city on monday .", "a flood .", "two killed in town fire on friday"]
 
@@ -30,6 +31,42 @@ def encode(policy: SummaryPolicy, articles, extra_padding=0):
 
 def noise(rows, length=6, seed=0):
     return torch.rand(rows, length, generator=torch.Generator().manual_seed(seed))
+
+
+def save_bart(folder, tokenizer):
+    """An encoder-decoder whose decoder cannot share the states of a source."""
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=None, eos_token_id=1, decoder_start_token_id=0, forced_eos_token_id=None,
+    )  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_gpt2(folder, tokenizer):
+    """A decoder-only model of learned positions."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=1,
+        pad_token_id=0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("save", [save_bart, save_gpt2])
+def test_joined_sources_give_the_samples_of_each(tiny, tmp_path, save):
+    torch.manual_seed(0)
+    policy = load_policy(tiny.settings(model_name_or_path=save(tmp_path / "model", word_tokenizer()), separator=" : "))
+    policy.lm.eval()
+    parts, numbers = [encode(policy, ARTICLES[:1]), encode(policy, ARTICLES[1:])], noise(6)
+    joined = policy.sample(policy.join(parts), 2, numbers, None, 1.0)
+    for part, first, end in ((parts[0], 0, 2), (parts[1], 2, 6)):
+        alone = policy.sample(part, 2, numbers[first:end], None, 1.0)
+        assert joined.part(first, end).lists() == alone.lists()
+        assert joined.part(first, end).tokens.shape == alone.tokens.shape
 
 
 def test_draw_inverts_the_cumulative_distribution():

@@ -1,5 +1,7 @@
 """Training of the summarizer."""
 
+import time
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -193,6 +195,23 @@ def test_rewards_of_a_reference_are_computed_once_between_two_rounds(tiny, tmp_p
     first, second = asked[:8], asked[8:]
     assert len(set(first)) == 8
     assert sorted(second) == list(range(12))
+
+
+def test_rates_are_those_of_the_steps_alone(tiny, tmp_path, monkeypatch):
+    """Rounds and validations that end between two lines of the log."""
+    trainer = make_trainer(tiny, tmp_path, num_train_epochs=2, gradient_accumulation_steps=1, log_every=100)
+    plain = trainer.reward_trainer.run_round
+
+    def run_round(*given):
+        plain(*given)
+        time.sleep(2)
+
+    trainer.reward_trainer.run_round = run_round
+    trainer.train()
+    (line,) = (event for event in read_metrics(tmp_path / "metrics.jsonl") if event["phase"] == "policy")
+    steps = trainer.steps_done
+    assert trainer.reward_trainer.rounds_done > 1
+    assert line["perf/policy_steps_per_second"] > steps / 2
 
 
 def test_remembered_rewards_change_no_step(tiny, tmp_path):

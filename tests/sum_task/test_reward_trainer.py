@@ -151,6 +151,12 @@ def test_summaries_of_several_batches_are_sampled_at_once_and_are_the_same(tiny,
             assert torch.equal(ranked.ranks, expected.ranks)
 
 
+@pytest.mark.parametrize(("model", "count"), [("t5", 4), ("llama", 1)])
+def test_by_default_an_encoder_decoder_samples_four_batches_at_once(tiny, tmp_path, model, count):
+    trainer = make_trainer(tiny, tmp_path, model_name_or_path=getattr(tiny, model))
+    assert trainer.sampled_at_once == count
+
+
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
 def test_what_is_sampled_together_does_not_depend_on_where_a_round_goes_on(tiny, tmp_path, first):
     trainer = make_trainer(tiny, tmp_path, rew_sampling_batches=2)
