@@ -190,7 +190,9 @@ class _Readout:
     """Runs a model with its LM head applied to one position a row and, once narrowed, one column a class.
 
     It works on any architecture of transformers: a hook on the model's body passes on the hidden state of the
-    wanted position only, and the output embedding is replaced by its rows for the verbalizers.
+    wanted position only, and the output embedding is replaced by its rows for the verbalizers. In BERT and its kin,
+    nothing else of the last layer's attention is used either: what follows it there, most of the layer, is computed
+    for that position alone.
     """
 
     def __init__(self, model: PreTrainedModel, columns: list[int]):
@@ -199,15 +201,31 @@ class _Readout:
         self.whole = model.get_output_embeddings()
         self.narrowed = False
         self._positions: torch.Tensor | None = None
+        self._last_output: nn.Module | None = None
         if model.base_model is not model:
             model.base_model.register_forward_hook(self._pick)
+            self._last_output = _last_attention_output(model.base_model)
+            if self._last_output is not None:
+                self._last_output.register_forward_pre_hook(self._pick_early)
 
     def _pick(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if self._positions is not None:
-            hidden = output.last_hidden_state  # (N, T, d)
-            rows = torch.arange(hidden.shape[0], device=hidden.device)
-            output.last_hidden_state = hidden[rows, self._positions].unsqueeze(1)
+        if self._positions is not None and not self._picks_early:
+            output.last_hidden_state = self._wanted(output.last_hidden_state)
         return output
+
+    def _pick_early(self, module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> Any:
+        if self._positions is not None and self._picks_early:
+            return tuple(self._wanted(states) for states in inputs)
+        return inputs
+
+    @property
+    def _picks_early(self) -> bool:
+        return self.narrowed and self._last_output is not None
+
+    def _wanted(self, states: torch.Tensor) -> torch.Tensor:
+        """States (N, T, d) at the wanted position of each row, (N, 1, d)."""
+        assert self._positions is not None
+        return states[torch.arange(states.shape[0], device=states.device), self._positions].unsqueeze(1)
 
     def __call__(self, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Verbalizer logits (N, C) at `positions` (N,) of the input."""
@@ -238,6 +256,18 @@ class _Readout:
         self.narrowed = False
 
 
+def _last_attention_output(body: Any) -> nn.Module | None:
+    """What comes behind the heads of the last layer, output(states of the heads, input of the layer), in BERT's kin."""
+    layers = getattr(getattr(body, "encoder", None), "layer", None)
+    in_chunks = bool(getattr(body.config, "chunk_size_feed_forward", None))
+    if not isinstance(layers, nn.ModuleList) or in_chunks:
+        return None
+    attention = getattr(layers[-1], "attention", None)
+    output = getattr(attention, "output", None)
+    has_parts = isinstance(getattr(attention, "self", None), nn.Module) and hasattr(layers[-1], "feed_forward_chunk")
+    return output if has_parts and isinstance(output, nn.Module) else None
+
+
 class MaskedTaskLM(TaskLM):
     """A masked LM: the class is read at the template's mask."""
 
@@ -254,7 +284,8 @@ class MaskedTaskLM(TaskLM):
         # A sentence or a prompt may itself spell the mask token; the template's own is known by its rank.
         before = self.spec.masked_template.split("<mask>")[0]
         rank = fill_template(before, sentence, prompt, None).count(self._mask_token)
-        found = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
+        mask_id = self.tokenizer.mask_token_id
+        found = [i for i, token in enumerate(ids) if token == mask_id]
         if rank >= len(found):
             raise UserError(f"the task LM's tokenizer does not see the mask in {self.fill(sentence, prompt)!r}")
         return found[rank]

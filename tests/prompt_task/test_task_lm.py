@@ -352,6 +352,28 @@ def test_a_model_whose_head_cannot_be_narrowed_is_read_whole():
     torch.testing.assert_close(lm.class_probabilities(PAIRS), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", MASKED)
+def test_the_last_layer_of_a_masked_lm_is_computed_at_the_mask_alone(kind):
+    lm = task_lm(kind)
+    widths = []
+    for layer in lm.model.base_model.encoder.layer:
+        layer.intermediate.register_forward_hook(lambda module, given, output: widths.append(output.shape[1]))
+    lm.class_probabilities(PAIRS[:1])
+    *others, last = widths
+    assert last == 1
+    assert all(width > 1 for width in others)
+
+
+def test_a_feed_forward_layer_that_works_in_chunks_is_read_whole():
+    model, tokenizer = tiny_models.make(MASKED[0])
+    model.config.chunk_size_feed_forward = 2
+    whole = copy.deepcopy(model)
+    lm = make_task_lm(model, tokenizer, SPEC, CPU, True)
+    assert lm._readout._last_output is None
+    expected = plain_probabilities(MASKED[0], PAIRS, model=whole)
+    torch.testing.assert_close(lm.class_probabilities(PAIRS), expected, atol=1e-5, rtol=0)
+
+
 def test_batches_hold_texts_of_like_length_within_the_budget():
     lengths = [5, 1, 9, 1, 2, 30]
     batches = list(batches_by_length(lengths, 10))

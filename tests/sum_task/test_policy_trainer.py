@@ -204,14 +204,13 @@ def test_rates_are_those_of_the_steps_alone(tiny, tmp_path, monkeypatch):
 
     def run_round(*given):
         plain(*given)
-        time.sleep(2)
+        time.sleep(1)
 
     trainer.reward_trainer.run_round = run_round
     trainer.train()
     (line,) = (event for event in read_metrics(tmp_path / "metrics.jsonl") if event["phase"] == "policy")
-    steps = trainer.steps_done
     assert trainer.reward_trainer.rounds_done > 1
-    assert line["perf/policy_steps_per_second"] > steps / 2
+    assert line["perf/policy_steps_per_second"] > trainer.steps_done / trainer.reward_trainer.rounds_done
 
 
 def test_remembered_rewards_change_no_step(tiny, tmp_path):
