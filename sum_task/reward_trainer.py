@@ -334,7 +334,7 @@ class RewardTrainer:
             mine.append(self.collate(data, [rows[i] for i in kept]).to(self.policy.device) if kept else None)
         own = [batch for batch in mine if batch is not None]
         if not own:
-            return list(mine)  # type: ignore[arg-type]
+            return [None] * len(batches)
         was_training = self.policy.lm.training
         self.policy.lm.eval()
         with self.precision.autocast():
