@@ -54,7 +54,7 @@ setup(
     python_requires=">=3.11",
     # `configs` holds YAML only; as a package it lands beside the runners, which look for it at ../configs.
     packages=[*find_packages(include=["common*", "prompt_task*", "sum_task*"]), "configs"],
-    package_data={"common": ["builtin/**/*", "*.html.j2"], "configs": ["**/*.yaml"]},
+    package_data={"common": ["builtin/**/*", "reporting/*.html.j2"], "configs": ["**/*.yaml"]},
     include_package_data=False,
     install_requires=DEPENDENCIES,
     extras_require={

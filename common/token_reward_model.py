@@ -18,10 +18,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from common.attention import share_sources
 from common.checks import at_least_float32, check_name, check_positive, real_tokens
 from common.errors import UserError
-from common.pretrained import load_pretrained
+from common.language_models.attention import share_sources
+from common.language_models.pretrained import load_pretrained
 
 BOUNDS = ("softplus", "sigmoid")
 SOFTPLUS_FLOOR = 1e-8

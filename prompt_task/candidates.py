@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from common.errors import UserError
-from common.files import write_text_atomic
-from common.progress import Progress
+from common.training.files import write_text_atomic
+from common.training.progress import Progress
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer, PromptScores
 

@@ -21,8 +21,8 @@ import pandas as pd
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError, nearest, run_command
-from common.progress import set_quiet
-from common.runtime import start_runtime
+from common.training.progress import set_quiet
+from common.training.runtime import start_runtime
 from prompt_task.candidates import Candidate, score_candidates, write_candidates
 from prompt_task.command_line import read_command
 from prompt_task.few_shot_data import load_few_shot_splits

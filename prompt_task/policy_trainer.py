@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from common.aggregation import aggregate_token_rewards
-from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.errors import UserError
 from common.grounding_loss import rank_accuracy
-from common.interruption import Checkpointer
-from common.plateau import Plateau
 from common.policy_losses import negative_entropy, reinforce_loss, subtract_baseline, token_weights
-from common.progress import Progress, Rate
-from common.runtime import Runtime
-from common.tracking import MetricsLog
+from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.training.interruption import Checkpointer
+from common.training.plateau import Plateau
+from common.training.progress import Progress, Rate
+from common.training.runtime import Runtime
+from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer

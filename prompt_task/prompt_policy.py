@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from common.files import write_folder_atomic
-from common.pretrained import load_pretrained, load_tokenizer
+from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.training.files import write_folder_atomic
 
 
 @dataclass

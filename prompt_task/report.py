@@ -5,10 +5,10 @@ from typing import Any
 import torch
 import yaml
 
-from common.report import Report, TokenRewards, curves_from_metrics
-from common.run_folder import RunFolder
+from common.reporting.report import Report, TokenRewards, curves_from_metrics
 from common.token_reward_model import TokenRewardModel
-from common.tracking import read_metrics
+from common.training.run_folder import RunFolder
+from common.training.tracking import read_metrics
 from prompt_task.candidates import Candidate
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.reward_trainer import prompt_token_rewards

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from common.aggregation import aggregate_token_rewards
-from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.grounding_loss import kendall_tau, list_mle_loss, rank_accuracy
-from common.plateau import Plateau
-from common.progress import Progress, Rate
-from common.runtime import Runtime
 from common.token_reward_model import TokenRewardModel, saturation_share
-from common.tracking import MetricsLog
+from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.training.plateau import Plateau
+from common.training.progress import Progress, Rate
+from common.training.runtime import Runtime
+from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.settings import FewShotSettings

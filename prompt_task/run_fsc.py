@@ -18,14 +18,28 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
-from common.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
-from common.interruption import Checkpointer, StopRequest, telling_how_to_go_on
-from common.progress import set_quiet, set_verbose
-from common.run_folder import COMPLETE, RunFolder, check_resumable, check_same_options, environment, open_run_folder
-from common.runtime import describe, hardware, peak_memory_mib, random_state, restore_random_state, start_runtime
 from common.token_reward_model import TokenRewardModel
-from common.tracking import MetricsLog, check_trackers, truncate_after
+from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
+from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
+from common.training.progress import set_quiet, set_verbose
+from common.training.run_folder import (
+    COMPLETE,
+    RunFolder,
+    check_resumable,
+    check_same_options,
+    environment,
+    open_run_folder,
+)
+from common.training.runtime import (
+    describe,
+    hardware,
+    peak_memory_mib,
+    random_state,
+    restore_random_state,
+    start_runtime,
+)
+from common.training.tracking import MetricsLog, check_trackers, truncate_after
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.command_line import Command, check_sweep, command_from, help_text, read_command
 from prompt_task.few_shot_data import load_few_shot_splits

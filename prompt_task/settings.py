@@ -6,9 +6,9 @@ from typing import Any
 
 from common.aggregation import AGGREGATIONS
 from common.errors import UserError
-from common.plateau import PlateauSettings
-from common.runtime import DTYPES
-from common.settings import build_settings, setting
+from common.training.plateau import PlateauSettings
+from common.training.runtime import DTYPES
+from common.training.settings import build_settings, setting
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {

@@ -25,8 +25,8 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicLayer
 
 from common.errors import UserError
-from common.pretrained import load_pretrained, load_tokenizer
-from common.runtime import DTYPES
+from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.training.runtime import DTYPES
 from prompt_task.few_shot_data import DatasetSpec, fill_template
 
 logger = logging.getLogger(__name__)

@@ -52,7 +52,7 @@ from common.builtin.review_grammar import (
     write_review,
     write_verdict,
 )
-from common.files import write_folder_atomic, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from common.training.files import write_folder_atomic, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 PARTS = ("masked-lm", "causal-lm", "seq2seq", "data")
 SPLITS = (100, 13, 21, 42, 87)

@@ -32,9 +32,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.errors import UserError, run_command
-from common.files import write_bytes_atomic, write_text_atomic
-from common.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, printable_text, spread
-from common.run_table import (
+from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, printable_text, spread
+from common.reporting.run_table import (
     Metric,
     Paired,
     Problem,
@@ -47,7 +46,8 @@ from common.run_table import (
     paired,
     seed_text,
 )
-from common.tracking import read_metrics
+from common.training.files import write_bytes_atomic, write_text_atomic
+from common.training.tracking import read_metrics
 from prompt_task import settings as fsc_settings
 from sum_task import settings as sum_settings
 

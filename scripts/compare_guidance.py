@@ -27,9 +27,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError, run_command
-from common.files import write_json_atomic, write_text_atomic
-from common.progress import Progress, set_quiet
-from common.runtime import hardware, start_runtime
+from common.training.files import write_json_atomic, write_text_atomic
+from common.training.progress import Progress, set_quiet
+from common.training.runtime import hardware, start_runtime
 from prompt_task.candidates import Candidate, score_candidates
 from prompt_task.command_line import Command, read_command
 from prompt_task.few_shot_data import FewShotSplits, load_few_shot_splits

@@ -23,7 +23,7 @@ import nltk.data
 from nltk.downloader import Downloader
 
 from common.errors import UserError, run_command
-from common.files import write_folder_atomic
+from common.training.files import write_folder_atomic
 
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 REQUIRED = (

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError, run_command
-from common.files import write_json_atomic, write_text_atomic
+from common.training.files import write_json_atomic, write_text_atomic
 from sum_task.command_line import read_command
 from sum_task.data import load_splits
 from sum_task.evaluation_metrics import check_available, mean_scores, per_example

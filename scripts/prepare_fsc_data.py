@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.csv_rows import csv_rows
 from common.errors import UserError, nearest, run_command
-from common.files import write_folder_atomic, write_text_atomic
+from common.training.csv_rows import csv_rows
+from common.training.files import write_folder_atomic, write_text_atomic
 from prompt_task.few_shot_data import SPLIT_NAMES, DatasetSpec, Example, read_text, read_tsv, split_folder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "dataset"

@@ -2,7 +2,8 @@
 
 The steps: the words become combinations, each is checked as the runner would check it, what is complete is left out,
 and a plan of the rest is written. Hydra's multirun then hands the numbers of the planned runs to one of its launchers
-(in order, joblib, submitit, Ray), and whatever process that gives a number to carries it out (`common.sweep_run`).
+(in order, joblib, submitit, Ray), and whatever process that gives a number to carries it out
+(`common.training.sweep_run`).
 
 The joblib and submitit launchers of Hydra were last released in 2022, and the one of Ray asks for an older cloudpickle;
 with hydra-core 1.3.8 all three work. One weakness matters: a launcher gives up waiting once it has lost one job, to a
@@ -33,10 +34,10 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from common.checkpoint import latest_checkpoint
 from common.errors import Interrupted, UserError, nearest, run_command
-from common.run_folder import RunFolder, check_same_options
-from common.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
+from common.training.checkpoint import latest_checkpoint
+from common.training.run_folder import RunFolder, check_same_options
+from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
 from prompt_task import run_fsc
 from prompt_task import settings as fsc_settings
 from sum_task import run_sum

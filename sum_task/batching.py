@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.files import write_folder_atomic
+from common.training.files import write_folder_atomic
+from common.training.processes import SHUFFLE, keyed_generator
 from sum_task.data import Row
-from sum_task.parallel import SHUFFLE, keyed_generator
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from common.builtin import resolve
-from common.csv_rows import csv_rows
 from common.errors import UserError, nearest
+from common.training.csv_rows import csv_rows
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError, run_command
-from common.files import write_jsonl_atomic
-from common.progress import progress
-from common.runtime import choose_device
+from common.training.files import write_jsonl_atomic
+from common.training.progress import progress
+from common.training.runtime import choose_device
 from sum_task.batching import pad
 from sum_task.models import SummaryPolicy
 from sum_task.score_tokens import json_cell, read_text

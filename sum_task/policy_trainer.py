@@ -10,15 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.errors import UserError
-from common.interruption import Checkpointer
 from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss, token_weights
-from common.progress import Progress
-from common.tracking import MetricsLog
+from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.training.interruption import Checkpointer
+from common.training.processes import (
+    POLICY_DROPOUT,
+    POLICY_NOISE,
+    Precision,
+    Processes,
+    Stepper,
+    keyed_generator,
+    seed_dropout,
+)
+from common.training.progress import Progress
+from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy
-from sum_task.parallel import POLICY_DROPOUT, POLICY_NOISE, Precision, Processes, Stepper, keyed_generator, seed_dropout
 from sum_task.reference_rewards import ReferenceRewards
 from sum_task.reward_trainer import RewardTrainer, pad_lengths
 from sum_task.settings import SummarizationSettings

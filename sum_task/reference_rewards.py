@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sum_task.parallel import Processes
+from common.training.processes import Processes
 
 
 class ReferenceRewards:

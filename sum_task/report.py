@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from common.report import Report, TokenRewards, curves_from_metrics
-from common.run_folder import RunFolder
-from common.tracking import read_metrics
+from common.reporting.report import Report, TokenRewards, curves_from_metrics
+from common.training.run_folder import RunFolder
+from common.training.tracking import read_metrics
 from sum_task.data import Row
 from sum_task.models import SummaryRewardModel
 from sum_task.score_tokens import text_rewards

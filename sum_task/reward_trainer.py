@@ -17,16 +17,12 @@ import torch
 from torch import Tensor
 
 from common.aggregation import aggregate_token_rewards
-from common.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.errors import UserError
 from common.grounding_loss import kendall_tau, list_mle_loss
-from common.plateau import Plateau
-from common.progress import Progress
 from common.token_reward_model import saturation_share
-from common.tracking import MetricsLog
-from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
-from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
-from sum_task.parallel import (
+from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.training.plateau import Plateau
+from common.training.processes import (
     AGREEMENT_NOISE,
     REWARD_DROPOUT,
     REWARD_NOISE,
@@ -38,6 +34,10 @@ from sum_task.parallel import (
     keyed_generator,
     seed_dropout,
 )
+from common.training.progress import Progress
+from common.training.tracking import MetricsLog
+from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
+from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
 from sum_task.preferences import Preference
 from sum_task.settings import SummarizationSettings
 

@@ -18,21 +18,28 @@ from typing import Any
 import yaml
 from transformers.utils import logging as transformers_logging
 
-from common.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.errors import UserError, run_command
-from common.files import write_jsonl_atomic
-from common.interruption import Checkpointer, StopRequest, telling_how_to_go_on
-from common.progress import set_quiet, set_verbose
-from common.run_folder import COMPLETE, RunFolder, check_resumable, check_same_options, environment, open_run_folder
-from common.runtime import describe, hardware, peak_memory_mib, start_runtime
-from common.tracking import MetricsLog, check_trackers, truncate_after
+from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
+from common.training.files import write_jsonl_atomic
+from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
+from common.training.processes import Precision, Processes, end_processes, start_processes
+from common.training.progress import set_quiet, set_verbose
+from common.training.run_folder import (
+    COMPLETE,
+    RunFolder,
+    check_resumable,
+    check_same_options,
+    environment,
+    open_run_folder,
+)
+from common.training.runtime import describe, hardware, peak_memory_mib, start_runtime
+from common.training.tracking import MetricsLog, check_trackers, truncate_after
 from sum_task.adapters import add_adapters, check_adapters
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluation_metrics import check_available
 from sum_task.models import load_policy, load_reward_model
-from sum_task.parallel import Precision, Processes, end_processes, start_processes
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
 from sum_task.report import write_run_report

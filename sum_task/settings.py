@@ -6,8 +6,8 @@ from typing import Any
 
 from common.aggregation import AGGREGATIONS
 from common.errors import UserError
-from common.plateau import PlateauSettings
-from common.settings import build_settings, setting
+from common.training.plateau import PlateauSettings
+from common.training.settings import build_settings, setting
 
 GUIDANCES = ("token", "sequence", "none")
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from common.progress import progress
+from common.training.processes import Precision, Processes
+from common.training.progress import progress
 from sum_task.batching import TokenizedRows, sorted_batches
 from sum_task.evaluation_metrics import mean_scores, per_example
 from sum_task.models import SummaryPolicy
-from sum_task.parallel import Precision, Processes
 from sum_task.reward_trainer import pad_lengths
 from sum_task.settings import SummarizationSettings
 

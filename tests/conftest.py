@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import progress
+from common.training import progress
 from tests.tiny_runs import World, make_world
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.files import write_jsonl_atomic
-from common.report import Report, TokenRewards
+from common.reporting.report import Report, TokenRewards
+from common.training.files import write_jsonl_atomic
 from prompt_task import command_line as prompt_command
 from prompt_task.few_shot_data import DatasetSpec, fill_template, read_examples
 from prompt_task.settings import FewShotSettings

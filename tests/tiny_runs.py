@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 
-from common.runtime import start_runtime
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
-from common.tracking import MetricsLog
+from common.training.runtime import start_runtime
+from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
 from prompt_task.command_line import CONFIGS, Command, command_from
 from prompt_task.few_shot_data import Example

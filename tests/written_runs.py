@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from common.sweep_run import PLANS, Outcome, Plan, PlannedRun
+from common.training.sweep_run import PLANS, Outcome, Plan, PlannedRun
 
 
 def write_run(

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError, run_command
-from common.pretrained import load_pretrained, load_tokenizer
+from common.language_models.pretrained import load_pretrained, load_tokenizer
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.task_lm import LeftToRightTaskLM, make_task_lm
 from scripts.benchmarks import models

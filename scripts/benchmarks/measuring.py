@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import transformers
 
-from common.files import write_json_atomic
-from common.runtime import peak_memory_mib
+from common.training.files import write_json_atomic
+from common.training.runtime import peak_memory_mib
 
 MIB = 2**20
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from common.runtime import start_runtime
 from common.token_reward_model import TokenRewardModel
-from common.tracking import MetricsLog
+from common.training.runtime import start_runtime
+from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
 from prompt_task.policy_trainer import PolicyTrainer
 from prompt_task.prompt_policy import PromptPolicy

@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from common.files import write_json_atomic, write_text_atomic
-from common.progress import Progress
+from common.training.files import write_json_atomic, write_text_atomic
+from common.training.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

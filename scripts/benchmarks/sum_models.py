@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from common.pretrained import load_tokenizer
+from common.language_models.pretrained import load_tokenizer
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
-from common.tracking import MetricsLog
+from common.training.processes import POLICY_NOISE, REWARD_NOISE, Precision, Processes, Stepper
+from common.training.tracking import MetricsLog
 from sum_task.batching import TextFormat, TokenizedRows, shuffled_batches, tokenize
 from sum_task.command_line import read_command
 from sum_task.data import Row, load_splits
 from sum_task.models import SummaryPolicy, SummaryRewardModel
-from sum_task.parallel import POLICY_NOISE, REWARD_NOISE, Precision, Processes, Stepper
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import Preference, make_preference
 from sum_task.reward_trainer import RewardTrainer

@@ -51,7 +51,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.runtime import Runtime
+from common.training.runtime import Runtime
 from prompt_task import policy_trainer, run_fsc
 from prompt_task.command_line import read_command
 from prompt_task.reward_trainer import RankedPrompts

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from common import progress, tracking
 from common.errors import UserError
-from common.plateau import Plateau, PlateauSettings
-from common.tracking import read_metrics
+from common.training import progress, tracking
+from common.training.plateau import Plateau, PlateauSettings
+from common.training.tracking import read_metrics
 from prompt_task import policy_trainer, reward_trainer, run_fsc
 from prompt_task.candidates import CandidateTable
 from prompt_task.policy_trainer import PolicyTrainer

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.interruption import Checkpointer
 from common.policy_losses import negative_entropy
+from common.training.interruption import Checkpointer
 from prompt_task import policy_trainer
 from prompt_task.prompt_scorer import PromptScores
 from prompt_task.reward_trainer import prompt_token_rewards

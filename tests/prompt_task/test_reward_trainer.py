@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from common.checkpoint import StateTree
-from common.runtime import random_state, restore_random_state
+from common.training.checkpoint import StateTree
+from common.training.runtime import random_state, restore_random_state
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.reward_trainer import draw_sets, mean_figures, prompt_token_rewards
 from tests.tiny_runs import DEV, TRAIN, SpyTaskLM, make_run, noted, same_weights, untimed, weights_of

@@ -17,11 +17,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from common import checkpoint as checkpoint_files
-from common.checkpoint import latest_checkpoint, load_checkpoint
 from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
-from common.tracking import read_metrics
+from common.training import checkpoint as checkpoint_files
+from common.training.checkpoint import latest_checkpoint, load_checkpoint
+from common.training.tracking import read_metrics
 from prompt_task import policy_trainer, run_fsc
 from prompt_task.command_line import read_command
 from prompt_task.prompt_policy import PromptPolicy
@@ -589,7 +589,7 @@ class FakeTracker:
 def test_a_tracker_gets_every_event_and_the_options(world, tmp_path, monkeypatch):
     from accelerate import tracking as theirs
 
-    from common import tracking
+    from common.training import tracking
 
     monkeypatch.setattr(FakeTracker, "made", [])
     found = tracking.importlib.util.find_spec

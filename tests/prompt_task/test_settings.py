@@ -4,7 +4,7 @@ import re
 import pytest
 
 from common.errors import UserError
-from common.plateau import PlateauSettings
+from common.training.plateau import PlateauSettings
 from prompt_task.command_line import CONFIGS
 from prompt_task.settings import NEUTRAL, FewShotSettings
 from tests.tiny_runs import published_options, settings_of

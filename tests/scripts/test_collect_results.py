@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from common.errors import run_command
-from common.report import NO_VALUE
+from common.reporting.report import NO_VALUE
 from scripts import collect_results
 from tests.written_runs import prompt_run, summary_run
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from common.errors import UserError, run_command
-from common.sweep_run import Outcome, Plan, PlannedRun
-from common.tracking import read_metrics
+from common.training.sweep_run import Outcome, Plan, PlannedRun
+from common.training.tracking import read_metrics
 from prompt_task.command_line import read_command
 from scripts import sweep
 from sum_task.meteor import require_wordnet
@@ -312,7 +312,7 @@ def write_stub_plan(output):
 LAUNCH = """
 import sys
 from pathlib import Path
-from common.sweep_run import Plan
+from common.training.sweep_run import Plan
 from scripts import sweep
 plan = Plan.read(Path(sys.argv[1]))
 lost = sweep.launch(plan, sys.argv[2], 2, sys.argv[3:])
@@ -418,8 +418,9 @@ def test_an_option_that_the_launcher_does_not_have_is_one_line(tmp_path):
     done = subprocess.run(
         [
             sys.executable, "-c",
-            "import sys; from common.errors import run_command; from pathlib import Path; from common.sweep_run import "
-            "Plan; from scripts import sweep; run_command(lambda: sweep.launch(Plan.read(Path(sys.argv[1])), 'serial', "
+            "import sys; from common.errors import run_command; from pathlib import Path; "
+            "from common.training.sweep_run import Plan; from scripts import sweep; "
+            "run_command(lambda: sweep.launch(Plan.read(Path(sys.argv[1])), 'serial', "
             "1, ['hydra.launcher.partition=gpu']))", str(plan.folder),
         ],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},

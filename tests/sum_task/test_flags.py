@@ -10,9 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from common import progress
 from common.errors import UserError
-from common.tracking import read_metrics
+from common.training import progress
+from common.training.tracking import read_metrics
 from sum_task import batching, run_sum
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.run_sum import run

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.checkpoint import StateTree
 from common.policy_losses import reward_weighted_mle_loss
-from common.tracking import MetricsLog, read_metrics
+from common.training.checkpoint import StateTree
+from common.training.processes import Precision, Processes
+from common.training.tracking import MetricsLog, read_metrics
 from sum_task.batching import tokenize
 from sum_task.data import load_splits
 from sum_task.models import Summaries, load_policy, load_reward_model
-from sum_task.parallel import Precision, Processes
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
 from sum_task.reward_trainer import RewardTrainer

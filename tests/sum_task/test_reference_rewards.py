@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from sum_task.parallel import Processes
+from common.training.processes import Processes
 from sum_task.reference_rewards import ReferenceRewards
 
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from common.tracking import MetricsLog, read_metrics
+from common.training.processes import Precision, Processes, Stepper
+from common.training.tracking import MetricsLog, read_metrics
 from sum_task.batching import tokenize
 from sum_task.data import load_splits
 from sum_task.models import Summaries, load_policy, load_reward_model
-from sum_task.parallel import Precision, Processes, Stepper
 from sum_task.preferences import Preference
 from sum_task.reward_trainer import RankingFigures, RewardTrainer, break_ties
 from tests.sum_task.tiny import spied

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from common import checkpoint as checkpoint_files
 from common.errors import Interrupted, UserError
-from common.files import json_text
 from common.token_reward_model import TokenRewardModel
-from common.tracking import read_metrics
+from common.training import checkpoint as checkpoint_files
+from common.training.files import json_text
+from common.training.tracking import read_metrics
 from sum_task import policy_trainer, run_sum
 from sum_task.command_line import ROOT
 from sum_task.models import SummaryPolicy

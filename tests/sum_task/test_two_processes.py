@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.tracking import read_metrics
+from common.training.processes import Processes
+from common.training.tracking import read_metrics
 from sum_task.command_line import ROOT
-from sum_task.parallel import Processes
 from sum_task.run_sum import run
 
 # A stand-in for the command's own file: METEOR needs WordNet, which a test machine may lack.

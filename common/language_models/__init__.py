@@ -1,0 +1,1 @@
+"""Pretrained language models: loading them, and what every task does with them."""

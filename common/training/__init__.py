@@ -1,0 +1,1 @@
+"""What every run does: options, device, processes, seeds, steps, checkpoints, interruption, metrics, files."""

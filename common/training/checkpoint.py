@@ -1,0 +1,104 @@
+"""Checkpoints of safetensors and JSON: written whole or not at all, loaded without running anything from them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from common.errors import UserError
+from common.training.files import write_folder_atomic
+
+FORMAT = 1
+
+
+class StateTree:
+    """Collects named parts of a run's state: tensors under ``part/name``, JSON values under ``part``."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor] | None = None, values: dict[str, Any] | None = None):
+        self.tensors = tensors or {}
+        self.values = values or {}
+
+    def put(self, part: str, tensors: Mapping[str, torch.Tensor], values: Any = None) -> None:
+        """Add one part."""
+        self.tensors |= {f"{part}/{name}": tensor for name, tensor in tensors.items()}
+        self.values[part] = values
+
+    def get(self, part: str) -> tuple[dict[str, torch.Tensor], Any]:
+        """Return one part as (tensors, JSON)."""
+        prefix = f"{part}/"
+        tensors = {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+        return tensors, self.values[part]
+
+
+def save_checkpoint(folder: Path, state: StateTree) -> None:
+    """Write `state` as ``state.safetensors`` and ``state.json`` in `folder`; a kill leaves no half of it."""
+    # Tied or expanded tensors share memory, which safetensors refuses; a checkpoint holds plain copies.
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.tensors.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with write_folder_atomic(folder) as temporary:
+        save_file(tensors, temporary / "state.safetensors")
+        text = json.dumps({"format": FORMAT, "tensors": sorted(tensors), "values": state.values})
+        (temporary / "state.json").write_text(text, encoding="utf-8")
+
+
+def load_checkpoint(folder: Path) -> StateTree:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        UserError: there is no checkpoint, or it is truncated or of another program.
+    """
+    if not (folder / "state.json").is_file():
+        raise UserError(f"no checkpoint in '{folder}': it has no state.json")
+    try:
+        head = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "state.safetensors")
+        if head["format"] != FORMAT or sorted(tensors) != head["tensors"]:
+            raise ValueError("its parts do not belong together")
+        return StateTree(tensors, head["values"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint '{folder}' cannot be read: {error}; without that folder, resuming takes the one before it"
+        ) from None
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints below `folder`, which are named ``step-N``, oldest first."""
+    steps = [p for p in folder.glob("step-*") if p.name[5:].isdigit() and (p / "state.json").is_file()]
+    return sorted(steps, key=lambda p: int(p.name[5:]))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint below `folder`, or None."""
+    return next(reversed(checkpoint_folders(folder)), None)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as (tensors, JSON)."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": value
+        for index, entries in state["state"].items()
+        for name, value in entries.items()
+        if isinstance(value, torch.Tensor)
+    }
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return tensors, {"learning_rates": rates}
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]
+) -> None:
+    """Undo `optimizer_state` for an optimizer over the same parameters."""
+    state = optimizer.state_dict()
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        entries.setdefault(int(index), {})[name] = value
+    state["state"] = entries
+    for group, rate in zip(state["param_groups"], values["learning_rates"], strict=True):
+        group["lr"] = rate
+    optimizer.load_state_dict(state)

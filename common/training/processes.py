@@ -1,0 +1,230 @@
+"""Several processes, mixed precision, and the optimizer step that both trainers share.
+
+Every process knows the whole plan of a run: the batches, and the random numbers with which their summaries are sampled.
+It works on its rows of each batch, divides its losses by the size of the whole batch, and the gradients are summed.
+So the number of processes changes nothing but rounding, and a process without a row simply adds nothing.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import distributed
+
+from common.errors import UserError
+from common.training.runtime import choose_device
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# First word of the key of every random draw: what it is for.
+(
+    SHUFFLE,
+    REWARD_NOISE,
+    VALIDATION_NOISE,
+    VALIDATION_BATCHES,
+    POLICY_NOISE,
+    REWARD_DROPOUT,
+    POLICY_DROPOUT,
+    AGREEMENT_NOISE,
+) = range(8)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, rows: Sequence[T]) -> list[T]:
+        """This process's rows of a batch."""
+        return list(rows[self.rank :: self.count])
+
+    def total(self, *values: float) -> list[float]:
+        """Sums over the processes."""
+        if self.count == 1:
+            return list(values)
+        return [sum(column) for column in zip(*self.gather(values), strict=True)]
+
+    def largest(self, value: int) -> int:
+        """The largest of all processes' values."""
+        return max(self.gather(value))
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, by rank."""
+        if self.count == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.count
+        distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def from_main(self, value: T | None) -> T:
+        """The main process's value."""
+        if self.count > 1:
+            box = [value]
+            distributed.broadcast_object_list(box, src=0)
+            value = box[0]
+        return value  # type: ignore[return-value]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Let the main process do something for all; where it finds a user's mistake, every process raises it."""
+        outcome: tuple[T | None, str | None] | None = None
+        if self.is_main:
+            try:
+                outcome = (work(), None)
+            except UserError as error:
+                outcome = (None, str(error))
+        value, error_text = self.from_main(outcome)
+        if error_text is not None:
+            raise UserError(error_text)
+        return value  # type: ignore[return-value]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace each gradient by its sum over the processes; None only where no process has one."""
+        if self.count == 1:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        has_gradient = torch.tensor([p.grad is not None for p in trained], device=trained[0].device).int()
+        distributed.all_reduce(has_gradient, distributed.ReduceOp.MAX)
+        reduced = [p for p, there in zip(trained, has_gradient.tolist(), strict=True) if there]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in reduced])
+        distributed.all_reduce(flat)
+        for p, part in zip(reduced, flat.split([p.numel() for p in reduced]), strict=True):
+            p.grad = part.view_as(p)
+
+
+def start_processes(device: str) -> tuple[Processes, str]:
+    """Join the other processes that `accelerate launch` (or torchrun) started, if any.
+
+    Returns:
+        The processes, and the name of the device of this one.
+
+    Raises:
+        UserError: a device was asked for by number, where each process gets its own, or it is not there.
+    """
+    from accelerate.utils import get_int_from_env
+
+    if get_int_from_env(("WORLD_SIZE",), 1) == 1:
+        if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+            logger.warning(
+                "accelerate was asked for several processes, but starts one on a machine without GPUs; "
+                "accelerate launch --multi_gpu --num_processes=N starts them on any machine"
+            )
+        return Processes(), device
+    from accelerate import PartialState
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: '{device}' with several processes; allowed: auto, cpu, cuda")
+    choose_device(device)
+    # Without a GPU accelerate has to be told that CPUs are meant: unasked, each process would run as if it were alone.
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    wanted = get_int_from_env(("WORLD_SIZE",), 1)
+    if state.num_processes != wanted:
+        raise RuntimeError(f"{wanted} processes were started, but this one sees {state.num_processes}")
+    return Processes(state.process_index, state.num_processes), str(state.device)
+
+
+def end_processes() -> None:
+    """Leave the group of processes, if there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def keyed_generator(*key: int) -> torch.Generator:
+    """A CPU generator for one draw of a run, named by whole numbers; different keys are independent.
+
+    Draws that are named need no generator state in a checkpoint, and every process makes the same ones.
+    """
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def seed_dropout(*key: int) -> None:
+    """Seed the global generators, from which dropout draws, for one step."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+class Precision:
+    """The arithmetic of forward and backward passes: float32, or a mixture with bfloat16 or float16.
+
+    Args:
+        mode: ``no``, ``bf16`` or ``fp16``.
+        device: where the models are.
+
+    Raises:
+        UserError: float16 without CUDA.
+    """
+
+    def __init__(self, mode: str, device: torch.device):
+        if mode == "fp16" and device.type != "cuda":
+            raise UserError(f"mixed_precision: fp16 needs a CUDA device, not {device.type}; bf16 works everywhere")
+        self.device = device
+        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mode]
+        self.scaled = mode == "fp16"
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context of every pass through a model."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+
+class Stepper:
+    """Backward passes and optimizer steps of one model.
+
+    Args:
+        optimizer: over the trained parameters.
+        clip_norm: largest gradient norm, or None.
+        processes, precision: of the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float | None,
+        processes: Processes,
+        precision: Precision,
+    ):
+        self.optimizer = optimizer
+        self.clip_norm = clip_norm
+        self.processes = processes
+        # Fixed, not searched for: steps are then the same after a checkpoint. A step that overflows is left out.
+        self.scale = 2.0**10 if precision.scaled else 1.0
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a part of the step's loss."""
+        (loss * self.scale).backward()
+
+    def step(self) -> float:
+        """Sum the gradients over the processes, clip and step. Returns the norm before clipping."""
+        self.processes.sum_gradients(self.parameters)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.scale != 1.0:
+            for gradient in gradients:
+                gradient.div_(self.scale)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters, float("inf") if self.clip_norm is None else self.clip_norm
+        ).item()
+        if np.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm

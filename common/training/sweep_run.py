@@ -1,0 +1,201 @@
+"""One run of a sweep: a process of its own, alone in its folder, with a log beside it.
+
+A sweep writes what it is going to run to a plan, and each run's end beside the plan. Whatever launches the runs (this
+process, a pool, a cluster) needs nothing but the plan's path and the number of a run; a run that ends in whichever way
+takes no other with it, and starts with memory and threads of its own.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from common.errors import UserError
+from common.training.files import write_json_atomic
+
+PLANS = ".sweep"
+LAST_LOG_BYTES = 20_000
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run that a sweep is to start.
+
+    Attributes:
+        name: its folder below the sweep's, such as ``sst-2/agg_func=max/seed-0``.
+        command: the program and its words.
+    """
+
+    name: str
+    command: list[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: "done", "complete" (it was so before), "busy" (another process writes its folder) or "failed".
+        reason: one line, where it is not done.
+        seconds: its wall time.
+    """
+
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def is_good(self) -> bool:
+        return self.status in ("done", "complete")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call of a sweep runs.
+
+    Attributes:
+        folder: the plan's own folder, ``<sweep>/.sweep/<id>``.
+        task: "fsc" or "sum".
+        working_directory: where the commands start, for relative paths in them.
+        runs: the runs.
+    """
+
+    folder: Path
+    task: str
+    working_directory: str
+    runs: list[PlannedRun]
+
+    @property
+    def output(self) -> Path:
+        """The sweep's folder. It follows from the plan's place, so that a sweep can be moved."""
+        return self.folder.parent.parent
+
+    def run_folder(self, number: int) -> Path:
+        return self.output / self.runs[number].name
+
+    def log(self, number: int) -> Path:
+        return log_of(self.run_folder(number))
+
+    def write(self) -> None:
+        """Write ``plan.json``."""
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"--output: '{self.folder}' cannot be written: {error.strerror}") from None
+        content = {key: value for key, value in dataclasses.asdict(self).items() if key != "folder"}
+        write_json_atomic(self.folder / "plan.json", content)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """Read ``plan.json``.
+
+        Raises:
+            UserError: it is not there or not whole.
+        """
+        try:
+            content = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+            runs = [PlannedRun(**run) for run in content.pop("runs")]
+            return cls(folder, runs=runs, **content)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"the plan in '{folder}' cannot be read: {error}") from None
+
+    def write_outcome(self, number: int, outcome: Outcome) -> None:
+        """Write how a run ended, beside the plan."""
+        write_json_atomic(self.folder / f"run-{number:04d}.json", dataclasses.asdict(outcome))
+
+    def outcome(self, number: int) -> Outcome | None:
+        """How a run ended, or None if it did not."""
+        try:
+            return Outcome(**json.loads((self.folder / f"run-{number:04d}.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def log_of(run_folder: Path) -> Path:
+    """Where a run's words go. It stands beside the folder, which a run that starts again empties."""
+    return run_folder.with_name(f"{run_folder.name}.log")
+
+
+def is_complete(run_folder: Path) -> bool:
+    """Whether a folder holds a whole run.
+
+    Raises:
+        UserError: its ``results.json`` cannot be read.
+    """
+    file = run_folder / "results.json"
+    if not file.exists():
+        return False
+    try:
+        results: Any = json.loads(file.read_text(encoding="utf-8"))
+        return bool(results["status"] == "complete")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"'{file}' cannot be read: {error!r}") from None
+
+
+def carry_out(plan_folder: Path, number: int) -> Outcome:
+    """Start a planned run, wait for its end, and write that beside the plan. Nothing that a run does raises here."""
+    plan = Plan.read(plan_folder)
+    name = plan.runs[number].name
+    started = time.monotonic()
+    try:
+        outcome = _run(plan, number)
+    except (UserError, OSError) as error:
+        outcome = Outcome("failed", " ".join(str(error).split()))
+    outcome = dataclasses.replace(outcome, seconds=time.monotonic() - started)
+    plan.write_outcome(number, outcome)
+    end = f"{outcome.status} after {outcome.seconds:.0f} s" + (f": {outcome.reason}" if outcome.reason else "")
+    print(f"{name}: {end}", file=sys.stderr, flush=True)
+    return outcome
+
+
+def _run(plan: Plan, number: int) -> Outcome:
+    folder, log, command = plan.run_folder(number), plan.log(number), plan.runs[number].command
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder) as lock, open(log, "ab") as words:
+        if lock is None:
+            return Outcome("busy", "another process is writing this run")
+        if is_complete(folder):
+            return Outcome("complete")
+        # The child holds the lock too: it stays locked if this process is killed and the run lives on.
+        environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+        done = subprocess.run(
+            command, cwd=plan.working_directory, env=environment, stdin=subprocess.DEVNULL, stdout=words,
+            stderr=subprocess.STDOUT, pass_fds=[lock.fileno()],
+        )  # fmt: skip
+        if done.returncode == 0 and is_complete(folder):
+            return Outcome("done")
+    ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    return Outcome("failed", f"{last_line(log) or 'it said nothing'} ({ended})")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[IO[bytes] | None]:
+    """An open lock of a run's folder, or None where another process holds it. The system frees it at the end of its
+    holders, however they end, so that a lock is never left behind."""
+    with open(folder.with_name(f".{folder.name}.lock"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield lock
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not blank."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(log.stat().st_size - LAST_LOG_BYTES, 0))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""

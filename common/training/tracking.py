@@ -1,0 +1,200 @@
+"""The metrics of a run: `metrics.jsonl` always, and the trackers that people ask for by name.
+
+One event is one JSON object: `{"phase": "reward", "round": 0, "step": 12, "seconds": 3.41, "reward/loss": 1.2}`.
+`seconds` counts the time the run has worked, over all its resumptions.
+"""
+
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from common.errors import UserError, nearest
+from common.training.files import JsonLinesWriter
+
+# Name of a tracker -> the module that has to be there and the package that brings it.
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "trackio": ("trackio", "trackio"),
+}
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """Raise a UserError for a tracker that is unknown or not installed, before any work is done."""
+    for name in report_to:
+        if name not in TRACKERS:
+            raise UserError(f"report_to: no tracker '{name}', only {', '.join(TRACKERS)}{nearest(name, TRACKERS)}")
+        module, package = TRACKERS[name]
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"report_to: '{name}' is not installed; install it with: pip install {package}")
+
+
+class MetricsLog:
+    """Writes the events of a run.
+
+    Args:
+        path: `metrics.jsonl` of the run folder, continued if it is there; None where this process is to write nothing
+            (all but the first of a distributed run).
+        report_to: names of trackers (`TRACKERS`) that get every event too. Their step is the number of the event,
+            which only ever grows; the step within a phase goes along as `<phase>/step`.
+        project: the project name under which the trackers file the run.
+        config: options of the run, shown by the trackers.
+        seconds_before: `seconds` of the checkpoint that is resumed.
+
+    Raises:
+        UserError: a tracker is unknown or not installed, or the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        report_to: Sequence[str] = (),
+        *,
+        project: str = "token-rewards",
+        config: Mapping[str, Any] | None = None,
+        seconds_before: float = 0.0,
+    ) -> None:
+        check_trackers(report_to)
+        self._began = time.monotonic() - seconds_before
+        self._events = 0
+        self._writer: JsonLinesWriter | None = None
+        self._trackers: list[Any] = []
+        if path is None:
+            return
+        path = Path(path)
+        self._writer = JsonLinesWriter(path)
+        self._events = path.read_bytes().count(b"\n")
+        self._trackers = _start_trackers(report_to, project, path.parent, config or {})
+
+    @property
+    def seconds(self) -> float:
+        """Time the run has worked so far, in seconds. A checkpoint keeps it for `seconds_before`."""
+        return time.monotonic() - self._began
+
+    @property
+    def events(self) -> int:
+        """Events in the file. A checkpoint keeps the number for `truncate_after`."""
+        return self._events
+
+    def log(self, phase: str, round: int, step: int, **values: float) -> None:
+        """Write one event.
+
+        Args:
+            phase: "reward", "policy" or "eval".
+            round: number of the reward-learning round, from 0.
+            step: optimizer step within the phase.
+            values: metrics by name, such as `**{"reward/loss": 1.2}`; a value that is not finite is written as null.
+        """
+        if self._writer is None:
+            return
+        event = {"phase": phase, "round": round, "step": step, "seconds": self._rounded_seconds()}
+        clash = event.keys() & values.keys()
+        if clash:
+            raise ValueError(f"values: {', '.join(sorted(clash))} is set by the log itself")
+        self._writer.write({**event, **values})
+        for tracker in self._trackers:
+            tracker.log({**values, f"{phase}/round": round, f"{phase}/step": step}, step=self._events)
+        self._events += 1
+
+    def sync(self) -> None:
+        """Wait until all events are on the disk. To be called before a checkpoint that counts them is written."""
+        if self._writer is not None:
+            self._writer.sync()
+
+    def close(self) -> None:
+        """Close the file and end the trackers; closing twice does no harm."""
+        for tracker in self._trackers:
+            tracker.finish()
+        self._trackers = []
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _rounded_seconds(self) -> float:
+        return float(f"{self.seconds:.3f}")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The events of a `metrics.jsonl`, oldest first. A last line without its line end (a run was killed) is left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line of it is no JSON object.
+    """
+    events = []
+    for number, line in enumerate(_whole_lines(Path(path)), start=1):
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(event, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        events.append(event)
+    return events
+
+
+def truncate_after(path: str | Path, events: int) -> None:
+    """Keep the first `events` events of a `metrics.jsonl`: those that the checkpoint to be resumed knows of.
+
+    Raises:
+        UserError: the file has fewer, so that it is not that of the checkpoint, or it cannot be read or written.
+    """
+    path = Path(path)
+    lines = _whole_lines(path) if path.exists() or events else []
+    if len(lines) < events:
+        raise UserError(f"{path} has {len(lines)} events, but the checkpoint was written after {events}")
+    if path.exists():
+        try:
+            os.truncate(path, sum(len(line) for line in lines[:events]))
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return [line + b"\n" for line in content.split(b"\n")[:-1]]
+
+
+def _start_trackers(names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]) -> list[Any]:
+    if not names:
+        return []
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState()  # accelerate's trackers ask it which process they are in; it is made if it is not there yet
+    # `folder` keeps what a tracker writes locally inside the run folder.
+    options: dict[str, dict[str, Any]] = {
+        "tensorboard": {"logging_dir": folder / "tensorboard"},
+        "wandb": {"name": folder.name, "dir": str(folder)},
+        "trackio": {"name": folder.name},
+    }
+    trackers = []
+    for name in names:
+        tracker = LOGGER_TYPE_TO_CLASS[name](project, **options[name])
+        try:
+            tracker.start()
+            tracker.store_init_configuration(_flat(config))
+        except Exception as error:  # each tracker has its own kinds: no login, no network, no folder to write to
+            raise UserError(f"report_to: '{name}' could not start: {error}") from error
+        trackers.append(tracker)
+    return trackers
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Trackers take only plain scalars; everything else is shown as its text."""
+    return {str(k): v if isinstance(v, bool | int | float | str) else str(v) for k, v in config.items()}

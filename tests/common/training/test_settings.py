@@ -1,0 +1,86 @@
+from dataclasses import dataclass
+
+import pytest
+
+from common.errors import UserError
+from common.training.settings import build_settings, setting
+
+
+@dataclass(frozen=True)
+class Options:
+    name: str
+    count: int = setting(minimum=1, maximum=10)
+    rate: float = setting(above=0)
+    share: float = setting(minimum=0, maximum=1)
+    mode: str = setting(choices=("token", "sequence"))
+    clip: bool = setting()
+    limit: int | None = setting(minimum=1)
+    folder: str | None = setting()
+    tags: tuple[str, ...] = setting()
+
+
+GOOD = {
+    "name": "x", "count": 3, "rate": 0.5, "share": 0.0, "mode": "token", "clip": True, "limit": None, "folder": None,
+    "tags": [],
+}  # fmt: skip
+
+
+def build(**values):
+    return build_settings(Options, GOOD | values)
+
+
+def test_good_values_are_taken_as_they_are():
+    options = build(limit=4, folder="a/b", tags=["p", "q"])
+    assert options == Options("x", 3, 0.5, 0.0, "token", True, 4, "a/b", ("p", "q"))
+
+
+def test_whole_numbers_do_for_numbers_and_numbers_for_text():
+    options = build(rate=2, name=2024, folder=1.5)
+    assert isinstance(options.rate, float)
+    assert options.rate == 2.0
+    assert (options.name, options.folder) == ("2024", "1.5")
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown option 'shar'; did you mean 'share'?"):
+        build(shar=1)
+
+
+def test_a_missing_key_is_named():
+    values = dict(GOOD)
+    del values["rate"]
+    with pytest.raises(UserError, match="option 'rate' is not set"):
+        build_settings(Options, values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("count", 0, "count: 0 is out of range; it must be at least 1"),
+        ("count", 11, "count: 11 is out of range; it must be at most 10"),
+        ("rate", 0, "rate: 0.0 is out of range; it must be more than 0"),
+        ("share", 1.5, "share: 1.5 is out of range; it must be at most 1"),
+        ("limit", 0, "limit: 0 is out of range; it must be at least 1"),
+        ("count", 2.5, "count: 2.5 is not a whole number"),
+        ("count", "many", "count: 'many' is not a whole number"),
+        ("count", True, "count: True is not a whole number"),
+        ("rate", "fast", "rate: 'fast' is not a number"),
+        ("rate", True, "rate: True is not a number"),
+        ("rate", float("nan"), "rate: nan is not a finite number"),
+        ("rate", float("inf"), "rate: inf is not a finite number"),
+        ("clip", "False", "clip: 'False' is not true or false"),
+        ("clip", 1, "clip: 1 is not true or false"),
+        ("clip", None, "clip: a value is needed"),
+        ("name", None, "name: a value is needed"),
+        ("name", ["x"], r"name: \['x'\] is not text"),
+        ("name", True, "name: True is not text"),
+        ("mode", "tokn", "mode: 'tokn' is not one of token, sequence; did you mean 'token'?"),
+        ("tags", "p", "tags: 'p' is not a list"),
+        ("tags", [None], "tags: None in the list is not text"),
+        ("tags", ["a", 1], "tags: 1 in the list is not text"),
+        ("limit", "x", "limit: 'x' is not a whole number"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_out_of_range_is_an_error_that_says_what_is_allowed(key, value, words):
+    with pytest.raises(UserError, match=words):
+        build(**{key: value})
