@@ -21,10 +21,10 @@ def check_positive(value: float, name: str) -> None:
 
 
 def check_float(tensor: Tensor, name: str, dimensions: str) -> None:
-    """Refuse a tensor that is not of a float dtype or lacks the dimensions, written such as ``"(N, T)"``."""
+    """Refuse a tensor that is not of a float dtype or lacks the dimensions, such as ``"(N, T)"`` or ``"(N,)"``."""
     if not tensor.is_floating_point():
         raise ValueError(f"{name}: must be a float tensor, got {tensor.dtype}")
-    if tensor.dim() != dimensions.count(",") + 1:
+    if tensor.dim() != dimensions.rstrip(",)").count(",") + 1:
         raise ValueError(f"{name}: must have shape {dimensions}, got {tuple(tensor.shape)}")
     if tensor.numel() == 0:
         raise ValueError(f"{name}: is empty, shape {tuple(tensor.shape)}")

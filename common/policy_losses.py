@@ -48,8 +48,13 @@ def subtract_baseline(weights: Tensor, mask: Tensor) -> Tensor:
     """Less the mean weight that the other sequences have at the same position: a leave-one-out baseline.
 
     Not part of the published method, whose weights are all positive: with few samples most of the gradient is then
-    noise. A baseline that does not depend on a token's own draw leaves the expected REINFORCE gradient as it is and
-    takes that noise away (Williams 1992; leave-one-out: Kool et al. 2019).
+    noise, which a baseline that does not depend on a token's own draw takes away (Williams 1992; leave-one-out: Kool
+    et al. 2019). Where tokens are drawn from the distribution in the loss, that leaves the expected gradient as it is.
+
+    It does not where they are drawn from its top-k, as here: then ``E[grad log p]`` is not 0 but the direction that
+    moves probability into the top-k, which all-positive weights push along, sharpening the policy, whatever the
+    rewards say. A baseline takes most of that push away with the noise, so the entropy coefficient that held it in
+    balance has to be chosen anew.
 
     Args:
         weights: (N, T), see :func:`token_weights`.
@@ -166,9 +171,34 @@ def reward_weighted_mle_loss(
     weights = token_weights(rewards, real, guidance)
     weights = torch.where(weights.sum(dim=-1, keepdim=True) > 0, weights, real.to(weights.dtype))
     weights = weights / weights.sum(dim=-1, keepdim=True)
-    losses = _negative_log_likelihood(logits, labels, real, "labels")
     # The weights of each sequence sum to one, so the mean over sequences is the whole sum over N.
-    return (weights[real].to(losses.dtype) * losses).sum() / logits.shape[0]
+    return shared_likelihood_loss(logits, labels, weights, real) / logits.shape[0]
+
+
+def shared_likelihood_loss(logits: Tensor, labels: Tensor, shares: Tensor, mask: Tensor) -> Tensor:
+    """Likelihood of references under given shares: ``sum_{n, t} share_nt * NLL_nt``.
+
+    With :func:`common.credit.shares_over_batch` of equal weights it is plain cross-entropy.
+
+    Args:
+        logits: (N, T, V), any float dtype; position t is the one that predicts ``labels[:, t]``.
+        labels: (N, T) token ids of the references.
+        shares: (N, T), which get no gradient.
+        mask: (N, T), 1 or True at real tokens.
+
+    Returns:
+        The loss, (); float32 for half-precision logits, else of their dtype.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape, a token id outside of the vocabulary, or a sequence
+            without a real token.
+    """
+    check_float(logits, "logits", "(N, T, V)")
+    check_float(shares, "shares", "(N, T)")
+    check_shape(shares, "shares", logits.shape[:2])
+    real = real_tokens(mask, logits.shape[:2])
+    losses = _negative_log_likelihood(logits, labels, real, "labels")
+    return (shares.detach()[real].to(losses.dtype) * losses).sum()
 
 
 def _negative_log_likelihood(logits: Tensor, token_ids: Tensor, real: Tensor, name: str) -> Tensor:
