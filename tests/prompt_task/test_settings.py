@@ -75,7 +75,7 @@ def test_options_that_a_continued_run_may_change_exist():
         ({"num_reported": 7, "num_candidates": 6}, "num_reported: at most num_candidates=6"),
         ({"resume": "auto", "checkpoint_path": "x"}, "resume=auto and checkpoint_path"),
         ({"resume": "auto", "overwrite": True}, "resume=auto .* overwrite=true"),
-        ({"agg_func": "mean"}, "agg_func: 'mean' is not one of sum, avg, max, min"),
+        ({"agg_func": "median"}, "agg_func: 'median' is not one of sum, avg, max, min, mean"),
         ({"guidance": "tokens"}, "did you mean 'token'"),
         ({"task_lm_dtype": "float64"}, "task_lm_dtype"),
         ({"dataset_seed": 5}, "dataset_seed: 5 is out of range; it must be at most 4"),
