@@ -19,6 +19,7 @@ import yaml
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError, run_command
+from common.language_models.adapters import add_adapters, check_adapters
 from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.training.files import write_jsonl_atomic
 from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
@@ -34,7 +35,6 @@ from common.training.run_folder import (
 )
 from common.training.runtime import describe, hardware, peak_memory_mib, start_runtime
 from common.training.tracking import MetricsLog, check_trackers, truncate_after
-from sum_task.adapters import add_adapters, check_adapters
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import read_command
 from sum_task.data import Splits, load_splits

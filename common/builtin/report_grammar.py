@@ -249,7 +249,9 @@ def write_report(rng: random.Random, careless: bool = False) -> Report:
         return Report(join_patterns(sentences, facts), join_patterns(sentences[:1], facts))
     if kind < 0.7:
         start = rng.randrange(len(sentences))
-        return Report(join_patterns(sentences, facts), join_patterns(sentences[start : start + rng.randint(1, 2)], facts))
+        return Report(
+            join_patterns(sentences, facts), join_patterns(sentences[start : start + rng.randint(1, 2)], facts)
+        )
     told = {slot: rng.choice([value, rng.choice(FACTS[slot])]) for slot, value in facts.items()}
     return Report(join_patterns(sentences, facts), join_patterns(summary[: rng.randint(1, 2)], told))
 
