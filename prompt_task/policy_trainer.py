@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from common.aggregation import aggregate_token_rewards
+from common.credit import leave_one_out_by_position
 from common.errors import UserError
 from common.grounding_loss import rank_accuracy
-from common.policy_losses import negative_entropy, reinforce_loss, subtract_baseline, token_weights
+from common.policy_losses import negative_entropy, reinforce_loss, token_weights
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
@@ -132,7 +133,7 @@ class PolicyTrainer:
             rewards = prompt_token_rewards(self.reward_model.eval(), self.policy.source_ids, rollout.tokens)
         weights = token_weights(rewards, mask, settings.token_guidance)
         if settings.reinforce_baseline:
-            weights = subtract_baseline(weights, mask)
+            weights = leave_one_out_by_position(weights, mask, len(weights))
         policy_loss = reinforce_loss(rollout.logits, tokens, weights, mask)
         entropy_loss = negative_entropy(rollout.logits, mask)
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss
