@@ -5,7 +5,7 @@ from torch import Tensor
 
 from common.checks import at_least_float32, check_float, check_name, check_positive, real_tokens
 
-AGGREGATIONS = ("sum", "avg", "max", "min")
+AGGREGATIONS = ("sum", "avg", "max", "min", "mean")
 
 
 def aggregate_token_rewards(token_rewards: Tensor, mask: Tensor, method: str, temperature: float = 2.0) -> Tensor:
@@ -21,10 +21,12 @@ def aggregate_token_rewards(token_rewards: Tensor, mask: Tensor, method: str, te
     avg     ``C * sum_t r_kt / T_k``                       free of the length
     max     ``C * beta * log sum_t exp(r_kt / beta)``      soft maximum: key tokens
     min     ``-C * beta * log sum_t exp(-r_kt / beta)``    soft minimum: weakest tokens
+    mean    ``sum_t r_kt / T_k``                           each counts the same
     ======  =============================================  ==============================
 
-    ``C`` puts the last three on the scale of ``sum``. The soft maximum and minimum count tokens too: they exceed
-    the hard ones by up to ``beta * log T_k``, which dominates where ``beta`` is large against the spread of the
+    ``C`` puts ``avg``, ``max`` and ``min`` on the scale of ``sum``. ``mean``, with the ends of segments as the mask, is
+    the score of the segment-level follow-up (arXiv 2501.02790). The soft maximum and minimum count tokens too: they
+    exceed the hard ones by up to ``beta * log T_k``, which dominates where ``beta`` is large against the spread of the
     rewards (at the default of 2 and rewards within (0, 1.3) a soft maximum is mostly a length).
 
     Args:
@@ -49,6 +51,8 @@ def aggregate_token_rewards(token_rewards: Tensor, mask: Tensor, method: str, te
     if method == "sum":
         return rewards.masked_fill(~real, 0).sum(dim=-1)
     lengths = real.sum(dim=-1).to(rewards.dtype)  # (B, K)
+    if method == "mean":
+        return rewards.masked_fill(~real, 0).sum(dim=-1) / lengths
     mean_length = lengths.mean(dim=-1, keepdim=True)  # (B, 1)
     if method == "avg":
         return mean_length * rewards.masked_fill(~real, 0).sum(dim=-1) / lengths

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common.checks import at_least_float32, check_float, check_positive, check_shape
+from common.checks import at_least_float32, check_float, check_positive, check_shape, real_tokens
 
 
 def list_mle_loss(
@@ -40,6 +40,53 @@ def list_mle_loss(
     ordered = (at_least_float32(scores) / temperature).gather(-1, order)  # (B, K), best first
     log_normalizers = ordered.flip(-1).logcumsumexp(dim=-1).flip(-1)  # (B, K): log sum_{j >= i} exp(e_j)
     return (log_normalizers - ordered).sum(dim=-1).mean()
+
+
+def partial_order_losses(
+    scores: Tensor,
+    preferences: Tensor,
+    mask: Tensor | None = None,
+    margins: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """ListMLE for orders with ties, where equal preferences say nothing, and for sets of different size.
+
+    Each sequence is picked from itself and those that are worse than it:
+
+        loss of a set = sum_i [ log (exp(e_i / tau) + sum_{j: p_j < p_i} exp((e_j + m) / tau))  -  e_i / tau ]
+
+    Without ties and margins this is :func:`list_mle_loss`, and for K = 2 the Bradley-Terry loss of reward models,
+    -log sigmoid((e_better - e_worse - m) / tau). Where preferences are equal, no gradient drives the scores apart or
+    together; a set whose preferences are all equal has loss 0.
+
+    Args:
+        scores: (B, K) predicted scores ``e``, any float dtype, K >= 2.
+        preferences: (B, K) true preferences ``p``, higher is better; they get no gradient.
+        mask: (B, K), 1 or True where a set has a sequence; all where not given. What stands elsewhere has no influence.
+        margins: (B,) margins ``m`` >= 0 by which a better sequence is to exceed a worse one, in units of score.
+        temperature: ``tau`` > 0.
+
+    Returns:
+        The loss of each set, (B,); float32 for half-precision scores, else of their dtype.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape or value.
+    """
+    real = torch.ones_like(scores, dtype=torch.bool) if mask is None else real_tokens(mask, scores.shape)
+    _check_ranking(scores, preferences.masked_fill(~real.to(preferences.device), 0))
+    check_positive(temperature, "temperature")
+    preferences, scaled = preferences.to(scores.device), at_least_float32(scores).masked_fill(~real, 0) / temperature
+    worse = preferences.unsqueeze(-1) > preferences.unsqueeze(-2)  # (B, K, K): [b, i, j] where j is worse than i
+    worse &= real.unsqueeze(-1) & real.unsqueeze(-2)
+    rivals = scaled.unsqueeze(-2).expand(worse.shape)
+    if margins is not None:
+        check_shape(margins, "margins", scores.shape[:1])
+        if bool((margins < 0).any()):
+            raise ValueError("margins: must not be negative")
+        rivals = rivals + margins.to(scaled)[:, None, None] / temperature
+    diagonal = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+    exponents = torch.where(diagonal, scaled.unsqueeze(-1), rivals.masked_fill(~worse, -torch.inf))
+    return (exponents.logsumexp(-1) - scaled).masked_fill(~real, 0).sum(-1)
 
 
 @torch.no_grad()

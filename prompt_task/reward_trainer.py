@@ -48,7 +48,7 @@ def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, toke
     distinct, row = torch.unique(tokens, dim=0, return_inverse=True)
     device = source_ids.device
     source = source_ids.expand(len(distinct), -1)
-    rewards = model(torch.cat([source, distinct.to(device)], 1))  # (U, S + T)
+    rewards = model(torch.cat([source, distinct.to(device)], 1), targets_from=source.shape[1])  # (U, S + T)
     return rewards[:, source.shape[1] :][row.to(device)]
 
 

@@ -120,6 +120,7 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
         bound="softplus" if settings.use_softplus else "sigmoid",
         head_hidden_size=settings.hidden_size,
         head_init_gain=settings.head_init_gain,
+        head=settings.rew_head,
     )
     reward_model.to(runtime.device)  # type: ignore[arg-type]  # transformers' annotation of `to` lacks devices
     describe("policy", policy.adaptor, policy.lm)
@@ -256,6 +257,7 @@ def _results(
         "seed": settings.random_seed,
         "guidance": settings.guidance,
         "agg_func": settings.agg_func,
+        "rew_head": settings.rew_head,
         "test_accuracy": sum(accuracies) / len(accuracies),
         "reported_prompts": [{"prompt": c.prompt, "test_accuracy": c.test_accuracy} for c in reported],
         "empty_prompt_test_accuracy": empty.test_accuracy,

@@ -38,6 +38,10 @@ class TestValues:
         scores = aggregate_token_rewards(REWARDS, MASK, "min", temperature=1.0)
         torch.testing.assert_close(scores, torch.tensor([[-2.5 * math.log(1.7), 2.5 * math.log(2)]]))
 
+    def test_mean_counts_each_the_same(self):
+        scores = aggregate_token_rewards(REWARDS, MASK, "mean")
+        torch.testing.assert_close(scores, torch.tensor([[math.log(10) / 3, math.log(16) / 2]]))
+
     @pytest.mark.parametrize("method", ["max", "min"])
     def test_default_temperature_is_two(self, method):
         # Rewards and temperature doubled: C * 2 * log sum exp(2 r / 2), twice the scores at temperature 1.
@@ -56,7 +60,8 @@ class TestValues:
     def test_equal_lengths_and_equal_rewards(self, method):
         # All 3 tokens worth 0.5, C = 3: 1.5, 1.5, 3 (0.5 + beta ln 3), 3 (0.5 - beta ln 3)
         scores = aggregate_token_rewards(torch.full((1, 2, 3), 0.5), torch.ones(1, 2, 3), method, temperature=0.25)
-        expected = {"sum": 1.5, "avg": 1.5, "max": 1.5 + 0.75 * math.log(3), "min": 1.5 - 0.75 * math.log(3)}
+        soft = 0.75 * math.log(3)
+        expected = {"sum": 1.5, "avg": 1.5, "max": 1.5 + soft, "min": 1.5 - soft, "mean": 0.5}
         torch.testing.assert_close(scores, torch.full((1, 2), expected[method]))
 
     @pytest.mark.parametrize("method", AGGREGATIONS)
@@ -137,7 +142,7 @@ class TestErrors:
             ({"mask": 2 * MASK}, "mask"),
             ({"mask": MASK.float().masked_fill(MASK == 0, math.nan)}, "mask"),
             ({"mask": torch.tensor([[[1, 1, 1], [0, 0, 0]]])}, "mask"),
-            ({"method": "mean"}, "method"),
+            ({"method": "median"}, "method"),
             ({"temperature": 0.0}, "temperature"),
             ({"temperature": math.nan}, "temperature"),
         ],

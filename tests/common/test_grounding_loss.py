@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from common.grounding_loss import kendall_tau, list_mle_loss, rank_accuracy
+from common.grounding_loss import kendall_tau, list_mle_loss, partial_order_losses, rank_accuracy
 
 
 def plackett_luce_probability(scores, order, temperature=1.0):
@@ -245,3 +245,41 @@ class TestKendallTau:
     def test_refuses_shapes_that_do_not_belong_together(self):
         with pytest.raises(ValueError, match="preferences"):
             kendall_tau(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+class TestPartialOrders:
+    def test_ties_carry_no_preference(self):
+        # Strengths 2, 3, 1, 4 with the first two equally good, then the third, then the last:
+        # 2 / (2 + 1 + 4) * 3 / (3 + 1 + 4) * 1 / (1 + 4) * 1
+        scores = torch.tensor([[2.0, 3.0, 1.0, 4.0]]).log().requires_grad_()
+        losses = partial_order_losses(scores, torch.tensor([[5.0, 5.0, 1.0, 0.0]]))
+        torch.testing.assert_close(losses, torch.tensor([-math.log(2 / 7 * 3 / 8 / 5)]))
+        # All equal: nothing to learn, and no gradient.
+        losses = partial_order_losses(scores, torch.ones(1, 4))
+        losses.sum().backward()
+        assert losses.item() == pytest.approx(0, abs=1e-6) and not scores.grad.any()
+
+    def test_without_ties_it_is_list_mle(self):
+        generator = torch.Generator().manual_seed(0)
+        scores, preferences = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64)
+        losses = partial_order_losses(scores, preferences, temperature=0.7)
+        torch.testing.assert_close(losses.mean(), list_mle_loss(scores, preferences, temperature=0.7))
+
+    def test_margins_are_those_of_bradley_terry_reward_models(self):
+        # -log sigmoid(better - worse - margin)
+        scores, preferences = torch.tensor([[1.0, 3.0], [1.0, 3.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        losses = partial_order_losses(scores, preferences, margins=torch.tensor([0.5, 0.5]))
+        expected = -torch.tensor([2 - 0.5, -2 - 0.5]).sigmoid().log()
+        torch.testing.assert_close(losses, expected)
+        with pytest.raises(ValueError, match=r"^margins"):
+            partial_order_losses(scores, preferences, margins=torch.tensor([-1.0, 0]))
+
+    def test_sets_of_different_size(self):
+        scores = torch.tensor([[1.0, 3.0, math.nan], [1.0, 2.0, 3.0]]).requires_grad_()
+        preferences = torch.tensor([[1.0, 0.0, math.nan], [0.0, 1.0, 2.0]])
+        mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+        losses = partial_order_losses(scores, preferences, mask)
+        alone = partial_order_losses(scores[:1, :2], preferences[:1, :2])
+        torch.testing.assert_close(losses[:1], alone)
+        losses.sum().backward()
+        assert scores.grad.isfinite().all() and scores.grad[0, 2] == 0

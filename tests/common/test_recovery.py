@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from transformers import GPT2Config
 
-from common.aggregation import AGGREGATIONS, aggregate_token_rewards
+from common.aggregation import aggregate_token_rewards
 from common.grounding_loss import list_mle_loss, rank_accuracy
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, bound_rewards
 
@@ -18,6 +18,7 @@ VOCABULARY = 12
 SEQUENCES = 5
 MAX_LENGTH = 8
 # Small against the range of the values, 1.2: the method's soft maximum is then close to the hard one.
+DIFFERENT = ("sum", "avg", "max", "min")  # mean puts the sequences of a set in the order of avg
 TEMPERATURE = 0.1
 
 
@@ -73,7 +74,7 @@ def test_values_behind_a_sum_are_recovered(seed):
     assert correlation(scores, true_scores(values, ids, mask, "sum")) >= 0.9
 
 
-@pytest.mark.parametrize("truth", AGGREGATIONS)
+@pytest.mark.parametrize("truth", DIFFERENT)
 def test_the_right_aggregation_beats_the_wrong_ones(truth):
     generator = torch.Generator().manual_seed(0)
     values = plant_values(generator)
@@ -83,7 +84,7 @@ def test_the_right_aggregation_beats_the_wrong_ones(truth):
     held_out_preferences = true_scores(values, held_out_ids, held_out_mask, truth)
 
     accuracies = {}
-    for method in AGGREGATIONS:
+    for method in DIFFERENT:
         rewards = fit_token_rewards(ids, mask, preferences, method, generator)
         scores = aggregate_token_rewards(rewards[held_out_ids], held_out_mask, method, TEMPERATURE)
         accuracies[method] = rank_accuracy(scores, held_out_preferences).item()

@@ -153,7 +153,7 @@ class TestMistakes:
             ([], "the first word says which task"),
             (["fsd"], "the first word says which task"),
             (["fsc", "agg_fnc=max"], "unknown option 'agg_fnc'; did you mean 'agg_func'?"),
-            (["fsc", "agg_func=max,mim"], "agg_func: 'mim' is not one of sum, avg, max, min; did you mean 'min'?"),
+            (["fsc", "agg_func=max,mim"], "agg_func: 'mim' is not one of sum, avg, max, min, mean; did"),
             (["fsc", "--datasets", "sst-2,ag"], "dataset: there is no 'ag'"),
             (["fsc", "--datasets", "sst-2,"], "--datasets: 'sst-2,' is no list"),
             (["fsc", "--datasets", "cr", "dataset=mr"], "--datasets and dataset= both name the data sets"),
