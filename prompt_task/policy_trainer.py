@@ -15,6 +15,7 @@ from common.training.checkpoint import StateTree, load_optimizer_state, optimize
 from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
+from common.training.random_keys import Purpose
 from common.training.runtime import Runtime
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
@@ -49,7 +50,7 @@ class PolicyTrainer:
         self.settings = settings
         self.runtime = runtime
         self.log = log
-        self.generator = runtime.generator(stream=2)
+        self.generator = runtime.generator(Purpose.PROMPT_POLICY_STREAM)
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
@@ -183,7 +184,7 @@ class PolicyTrainer:
     def _validate(self, step: int) -> None:
         """Score sampled prompts on dev. The same random numbers each time, so that only the policy differs."""
         settings = self.settings
-        generator = self.runtime.generator(stream=3)
+        generator = self.runtime.generator(Purpose.PROMPT_VALIDATION)
         tokens = self.policy.sample(settings.num_validation_prompts, generator, settings.top_k, settings.top_p).tokens
         scores = self.dev_scorer.score(self.policy.texts(tokens))
         figures = {
