@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
@@ -23,6 +22,7 @@ from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.training.progress import set_quiet, set_verbose
+from common.training.random_keys import Purpose, seed_global
 from common.training.run_folder import (
     COMPLETE,
     RunFolder,
@@ -104,7 +104,8 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
         spec.name, settings.dataset_seed, len(splits.train), len(splits.dev), len(splits.test), settings.task_lm,
     )  # fmt: skip
     task_lm.read_ahead([example.text for example in (*splits.train, *splits.dev)])
-    torch.manual_seed(settings.random_seed)  # what loading the task LM drew is none of the policy's business
+    # What loading the task LM drew is none of the policy's business.
+    seed_global(Purpose.INITIAL_WEIGHTS, settings.random_seed)
     policy = PromptPolicy.from_lm(
         settings.policy_lm,
         source_str=settings.source_str,
@@ -112,7 +113,8 @@ def _run(command: Command, task_lm: TaskLM | None, stop: StopRequest) -> dict[st
         hidden_size=settings.hidden_size,
         residual=settings.adaptor_residual,
     ).to(runtime.device)
-    start = policy.sample(NUM_START_PROMPTS, runtime.generator(stream=5), settings.top_k, settings.top_p).tokens
+    generator = runtime.generator(Purpose.PROMPTS_BEFORE_TRAINING)
+    start = policy.sample(NUM_START_PROMPTS, generator, settings.top_k, settings.top_p).tokens
     reward_model = TokenRewardModel.from_backbone(
         settings.policy_lm,
         bound="softplus" if settings.use_softplus else "sigmoid",
