@@ -147,7 +147,7 @@ def test_the_linear_head_starts_small_without_a_bias_and_without_a_bound():
     model = model_of("llama", head="linear", bound="none")
     torch.manual_seed(0)
     fresh = TokenRewardModel(config_of("llama", head="linear", bound="none"))
-    assert fresh.head.bias is None
+    assert [name for name, _ in fresh.head.named_parameters()] == ["weight"]
     assert fresh.head.weight.std().item() == pytest.approx(1 / 17, rel=0.5)
     assert (model(token_ids(4, 6)) < 0).any()
 
