@@ -163,7 +163,7 @@ class _FileTable:
         rows = []
         count = 0
         found: tuple[str, str] | None = None
-        for where, cells in _read_file(self._path):
+        for where, cells in read_file(self._path):
             count += 1
             if found is None:
                 found = columns.find(where, cells)
@@ -284,7 +284,7 @@ def _hub_tables(name: str, config: str | None) -> dict[str, _HubTable]:
     return {split: _HubTable(f"{hub_id} (split {split})", table) for split, table in tables.items()}
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each row as a mapping from column to cell, with the words that say where it stands."""
     try:
         with open(path, "rb") as file:
