@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
+from common.training import run as run_module
 from common.training.checkpoint import latest_checkpoint, load_checkpoint
 from common.training.tracking import read_metrics
 from prompt_task import policy_trainer, run_fsc
@@ -181,7 +182,7 @@ def test_several_runs_can_share_a_loaded_task_lm(world, finished, tmp_path):
 
 
 def kill_after_checkpoint(monkeypatch, count):
-    saved, save = [], run_fsc.save_checkpoint
+    saved, save = [], run_module.save_checkpoint
 
     def spied(*args):
         save(*args)
@@ -189,7 +190,7 @@ def kill_after_checkpoint(monkeypatch, count):
         if len(saved) == count:
             raise Killed
 
-    monkeypatch.setattr(run_fsc, "save_checkpoint", spied)
+    monkeypatch.setattr(run_module, "save_checkpoint", spied)
 
 
 def kill_in_step(monkeypatch, step):
