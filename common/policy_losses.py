@@ -44,35 +44,6 @@ def token_weights(token_rewards: Tensor, mask: Tensor, guidance: str) -> Tensor:
     return mean * real
 
 
-def subtract_baseline(weights: Tensor, mask: Tensor) -> Tensor:
-    """Less the mean weight that the other sequences have at the same position: a leave-one-out baseline.
-
-    Not part of the published method, whose weights are all positive: with few samples most of the gradient is then
-    noise, which a baseline that does not depend on a token's own draw takes away (Williams 1992; leave-one-out: Kool
-    et al. 2019). Where tokens are drawn from the distribution in the loss, that leaves the expected gradient as it is.
-
-    It does not where they are drawn from its top-k, as here: then ``E[grad log p]`` is not 0 but the direction that
-    moves probability into the top-k, which all-positive weights push along, sharpening the policy, whatever the
-    rewards say. A baseline takes most of that push away with the noise, so the entropy coefficient that held it in
-    balance has to be chosen anew.
-
-    Args:
-        weights: (N, T), see :func:`token_weights`.
-        mask: (N, T), 1 or True at real tokens.
-
-    Returns:
-        Weights, (N, T); 0 at masked positions. Where no other sequence has a token, the weight stays as it is.
-
-    Raises:
-        ValueError: naming the argument with a wrong shape, or a sequence without a real token.
-    """
-    check_float(weights, "weights", "(N, T)")
-    real = real_tokens(mask, weights.shape)
-    weights = at_least_float32(weights).masked_fill(~real, 0)
-    others = (real.sum(0) - 1).clamp(min=1)
-    return (weights - (weights.sum(0) - weights) / others).masked_fill(~real, 0)
-
-
 def reinforce_loss(logits: Tensor, actions: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     """REINFORCE on sampled sequences: ``mean_{n, t} [ w_nt * NLL_nt ]`` over the real tokens of the batch.
 

@@ -1,7 +1,14 @@
-"""Token reward model: a transformer backbone and a small head that gives every token a bounded reward."""
+"""Token reward model: a transformer backbone and a head that gives every token a bounded reward.
 
+Two heads, see :data:`HEADS`: ``after``, the published one, reads the state after a token; ``likelihood`` takes the
+token's log-probability by the backbone's own LM head in the state before it.
+"""
+
+import inspect
 import math
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -13,18 +20,22 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from common.checks import at_least_float32, check_name, check_positive, real_tokens
+from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
 from common.errors import UserError
 from common.language_models.attention import share_sources
 from common.language_models.pretrained import load_pretrained
+from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
 
 BOUNDS = ("softplus", "sigmoid")
 SOFTPLUS_FLOOR = 1e-8
+HEADS = ("after", "likelihood")
 
 
 def bound_rewards(raw: Tensor, bound: str) -> Tensor:
@@ -100,8 +111,9 @@ class TokenRewardConfig(PreTrainedConfig):
     Fields:
         backbone: the backbone's own configuration as a dict, ``model_type`` included.
         bound: one of :data:`BOUNDS`.
-        head_hidden_size: width of the head's hidden layer.
-        head_init_gain: gain of the head's Xavier-uniform initialisation; its biases start at minus this number.
+        head: one of :data:`HEADS`.
+        head_hidden_size: width of the hidden layer of the head ``after``.
+        head_init_gain: gain of that head's Xavier-uniform initialisation; its biases start at minus this number.
             With the published gain of 1e-4 and learning rate, all rewards are equal to the last bit for the first
             dozens of steps.
     """
@@ -110,11 +122,13 @@ class TokenRewardConfig(PreTrainedConfig):
 
     backbone: dict[str, Any] | None = None
     bound: str = "softplus"
+    head: str = "after"
     head_hidden_size: int = 2048
     head_init_gain: float = 1e-4
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_name(self.bound, "bound", BOUNDS)
+        check_name(self.head, "head", HEADS)
         check_positive(self.head_hidden_size, "head_hidden_size")
         check_positive(self.head_init_gain, "head_init_gain")
         super().__post_init__(**kwargs)
@@ -136,9 +150,13 @@ class TokenRewardConfig(PreTrainedConfig):
 class TokenRewardModel(PreTrainedModel):
     """r(s_t, a_t) for every token of a sequence.
 
-    Backbone -> last hidden state at the position that has just read the token -> Linear -> ReLU -> Linear ->
-    :func:`bound_rewards`. The backbone is any decoder-only or encoder-decoder model of transformers; an encoder-only
-    one is refused, because its states look ahead: the reward of a token may not depend on what is written after it.
+    Head ``after``: backbone -> last hidden state at the position that has just read the token -> Linear -> ReLU ->
+    Linear -> :func:`bound_rewards`. Head ``likelihood``: backbone with its LM head -> log-probability of the token at
+    the position before it -> ``scale * log p + offset`` -> :func:`bound_rewards`; the first token of a sequence, before
+    which nothing was read, counts as certain (log p = 0).
+
+    The backbone is any decoder-only or encoder-decoder model of transformers; an encoder-only one is refused, because
+    its states look ahead: the reward of a token may not depend on what is written after it.
 
     ``TokenRewardModel(config)`` is initialised at random, :meth:`from_backbone` starts from a pretrained backbone
     with a fresh head, and :meth:`from_pretrained` loads what :meth:`save_pretrained` saved, head included.
@@ -157,15 +175,25 @@ class TokenRewardModel(PreTrainedModel):
 
     def __init__(self, config: TokenRewardConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.backbone = AutoModel.from_config(config.backbone_config()) if backbone is None else backbone
+        if backbone is None:
+            fields = config.backbone_config()
+            _refuse_encoder_only(fields)
+            backbone = _backbone_class(config.head, fields).from_config(fields)
+        self.backbone: PreTrainedModel = backbone
         _refuse_encoder_only(self.backbone.config)
         self.is_encoder_decoder = bool(self.backbone.config.is_encoder_decoder)
         self._shares_sources = share_sources(self.backbone)
-        self.head = nn.Sequential(
-            nn.Linear(self.backbone.config.hidden_size, config.head_hidden_size),
-            nn.ReLU(),
-            nn.Linear(config.head_hidden_size, 1),
-        ).to(self.backbone.dtype)
+        self.head: nn.Module
+        if config.head == "likelihood":
+            self.head = LikelihoodHead()
+        else:
+            self.head = nn.Sequential(
+                nn.Linear(self.backbone.config.hidden_size, config.head_hidden_size),
+                nn.ReLU(),
+                nn.Linear(config.head_hidden_size, 1),
+            )
+        self.head.to(self.backbone.dtype)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -173,6 +201,8 @@ class TokenRewardModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, gain=self.config.head_init_gain)
             nn.init.constant_(module.bias, -self.config.head_init_gain)
+        elif isinstance(module, LikelihoodHead):
+            module.reset_parameters()
 
     @classmethod
     def from_backbone(
@@ -182,18 +212,26 @@ class TokenRewardModel(PreTrainedModel):
         head_hidden_size: int = 2048,
         head_init_gain: float = 1e-4,
         dtype: torch.dtype = torch.float32,
+        head: str = "after",
     ) -> Self:
         """A pretrained backbone (hub id, folder or ``builtin/...`` name) with a fresh head, in evaluation mode.
 
-        The head is drawn from the global torch generator: seed it before.
+        The head ``after`` is drawn from the global torch generator: seed it before. ``likelihood`` loads the backbone
+        with its LM head and draws nothing.
 
         Raises:
             UserError: the backbone cannot be loaded completely, or is neither decoder-only nor encoder-decoder.
         """
-        backbone = load_pretrained(AutoModel, name_or_path, complete=True, dtype=dtype)
+        auto_class: Any = AutoModel
+        if head == "likelihood":
+            fields = load_pretrained(AutoConfig, name_or_path)
+            _refuse_encoder_only(fields)
+            auto_class = _backbone_class(head, fields)
+        backbone = load_pretrained(auto_class, name_or_path, complete=True, dtype=dtype)
         config = TokenRewardConfig(
             backbone=backbone.config.to_diff_dict(),  # as its own config.json has it, without the local path
             bound=bound,
+            head=head,
             head_hidden_size=head_hidden_size,
             head_init_gain=head_init_gain,
         )
@@ -266,8 +304,9 @@ class TokenRewardModel(PreTrainedModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | Tensor | None = None,
+        targets_from: int = 0,
     ) -> Tensor:
-        """Reward of each token, read where the backbone has just read that token.
+        """Reward of each token.
 
         Padding may stand on either side: real tokens are moved together before the backbone reads them, so neither
         the amount, the side nor the content of padding changes a reward.
@@ -281,22 +320,119 @@ class TokenRewardModel(PreTrainedModel):
             decoder_attention_mask: (N, T), as above; the start token counts as real.
             encoder_outputs: what :meth:`encode` gave for the sources, instead of ``input_ids``;
                 ``attention_mask`` is still needed where sources are padded.
+            targets_from: the first column whose rewards are wanted, for example behind the source in a sequence of
+                both: the head ``likelihood`` computes no logits for what stands before.
 
         Returns:
-            Rewards, (N, T), float32 (float64 for a float64 model); 0 at masked positions.
+            Rewards, (N, T), float32 (float64 for a float64 model); 0 at masked positions and before ``targets_from``.
 
         Raises:
             ValueError: naming the argument with a wrong shape or mask, or one the backbone has no use for.
         """
+        read = self._read(
+            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, targets_from
+        )
+        if isinstance(self.head, LikelihoodHead):
+            following = F.pad(read.ids[:, read.before + 1 :], (0, 1))  # of the last position: nothing, dropped below
+            log_p = chosen_log_probabilities(read.output, following)[:, :-1]
+            raw = self.head(log_p if read.first else F.pad(log_p, (1, 0)))
+        else:
+            raw = self.head(read.output.to(self.head[0].weight.dtype)).squeeze(-1)  # type: ignore[index]
+        return read.placed(bound_rewards(raw, self.config.bound))
+
+    @torch.no_grad()
+    def rewards_of_all(self, targets_from: int = 0, **inputs: Any) -> Tensor:
+        """Rewards (N, T - targets_from, V) of every token of the vocabulary in place of each token; no gradient.
+
+        ``[n, t, v]`` is the reward that token v would have at column ``targets_from + t`` of sequence n, after the same
+        tokens before it. The head ``likelihood`` gives them in the one pass that :meth:`forward` takes.
+
+        Args:
+            targets_from, inputs: as of :meth:`forward`.
+
+        Returns:
+            float32 (float64 for a float64 model); 0 at masked positions.
+
+        Raises:
+            ValueError: the head is not ``likelihood``; or see :meth:`forward`.
+        """
+        read = self._read(targets_from=targets_from, **inputs)
+        vocabulary = read.output.shape[-1]
+        dtype = at_least_float32(read.output[:0]).dtype
+        table = read.output.new_zeros(*read.ids.shape[:1], read.width - targets_from, vocabulary, dtype=dtype)
+        flat = table.view(-1, vocabulary)
+        for targets, _, rewards in self._tables(read):
+            flat[targets] = rewards
+        return table
+
+    @torch.no_grad()
+    def rewards_and_expectations(
+        self, policy_logits: Tensor, targets_from: int = 0, **inputs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The reward of each token, and what a policy's token would have in its place on average: E_{a~policy} r(s, a).
+
+        Exact over the policy's whole distribution, from the one pass that :meth:`forward` takes; the rewards of all
+        tokens are made a few positions at a time and never kept.
+
+        Args:
+            policy_logits: (N, T - targets_from, V) of the policy for the columns from ``targets_from`` on; tokens that
+                one of the two vocabularies lacks are left out.
+            targets_from, inputs: as of :meth:`forward`.
+
+        Returns:
+            Rewards and expectations, (N, T - targets_from) each, as of :meth:`forward`; 0 at masked positions.
+
+        Raises:
+            ValueError: the head is not ``likelihood``; the shape of ``policy_logits``; or see :meth:`forward`.
+        """
+        read = self._read(targets_from=targets_from, **inputs)
+        check_float(policy_logits, "policy_logits", "(N, T, V)")
+        shape = (len(read.ids), read.width - targets_from)
+        check_shape(policy_logits, "policy_logits", (*shape, policy_logits.shape[-1]))
+        common = min(policy_logits.shape[-1], read.output.shape[-1])
+        flat_policy = policy_logits.flatten(0, 1)
+        rewards = torch.zeros(shape, dtype=at_least_float32(read.output[:0]).dtype, device=read.output.device)
+        expectations = rewards.clone()
+        for targets, ids, table in self._tables(read):
+            chances = at_least_float32(flat_policy[targets, :common]).softmax(-1).to(table.dtype)
+            rewards.view(-1)[targets] = table.gather(1, ids.unsqueeze(1)).squeeze(1)
+            expectations.view(-1)[targets] = (chances * table[:, :common]).sum(-1)
+        return rewards, expectations
+
+    def _tables(self, read: "_Read") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """A few wanted positions at a time: their places in (N * (T - targets_from)), their token ids (M,) and the
+        rewards (M, V) of all tokens there."""
+        if not isinstance(self.head, LikelihoodHead):
+            raise ValueError(f"head: '{self.config.head}' gives no rewards of all tokens, only 'likelihood' does")
+        rows, positions = read.wanted.nonzero(as_tuple=True)
+        places = rows * (read.width - read.targets_from) + read.columns[rows, positions] - read.targets_from
+        ids = read.ids[rows, positions]
+        for part in parts(len(rows), read.output.shape[-1]):
+            states = (positions[part] - 1 - read.before).clamp(min=0)
+            log_p = at_least_float32(read.output[rows[part], states]).log_softmax(-1)
+            log_p.masked_fill_((positions[part] == 0).unsqueeze(1), 0)
+            yield places[part], ids[part], bound_rewards(self.head(log_p), self.config.bound)
+
+    def _read(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | Tensor | None = None,
+        targets_from: int = 0,
+    ) -> "_Read":
+        """What the backbone says about the sequences; see :meth:`forward`."""
+        with_logits = self.config.head == "likelihood"
         if self.is_encoder_decoder:
             if decoder_input_ids is None:
                 raise ValueError("decoder_input_ids: needed by an encoder-decoder backbone")
             token_ids = decoder_input_ids
-            packed_ids, real, positions = _pack(
+            ids, real, columns = _pack(
                 decoder_input_ids, decoder_attention_mask, "decoder_input_ids", "decoder_attention_mask"
             )
             sources = self._sources(input_ids, attention_mask, encoder_outputs, num_sequences=token_ids.shape[0])
-            hidden = self.backbone(**sources, decoder_input_ids=packed_ids, use_cache=False).last_hidden_state
+            inputs = sources | {"decoder_input_ids": ids}
         else:
             for name, value in (
                 ("decoder_input_ids", decoder_input_ids),
@@ -308,15 +444,21 @@ class TokenRewardModel(PreTrainedModel):
             if input_ids is None:
                 raise ValueError("input_ids: needed by a decoder-only backbone")
             token_ids = input_ids
-            packed_ids, real, positions = _pack(input_ids, attention_mask, "input_ids", "attention_mask")
+            ids, real, columns = _pack(input_ids, attention_mask, "input_ids", "attention_mask")
             # No real token sees the padding behind it: a causal mask alone is right, and the fast path of attention.
-            hidden = self.backbone(
-                input_ids=packed_ids, attention_mask=torch.ones_like(packed_ids), use_cache=False
-            ).last_hidden_state
-
-        raw = self.head(hidden.to(self.head[0].weight.dtype)).squeeze(-1)  # (N, T') with T' <= T
-        packed_rewards = bound_rewards(raw, self.config.bound).masked_fill(~real, 0)
-        return packed_rewards.new_zeros(token_ids.shape).scatter(1, positions, packed_rewards)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        read = _Read(ids, real, columns, token_ids.shape[1], targets_from)
+        if not with_logits:
+            read.output = self.backbone(**inputs, use_cache=False).last_hidden_state
+            return read
+        # The logits at a position are about the next token: those from the position before the first target are needed.
+        read.first = int(((columns < targets_from) & real).sum(-1).min())
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = ids.shape[1] - read.before
+            read.output = self.backbone(**inputs, use_cache=False).logits
+        else:
+            read.output = self.backbone(**inputs, use_cache=False).logits[:, read.before :]
+        return read
 
     def _sources(
         self,
@@ -341,6 +483,49 @@ class TokenRewardModel(PreTrainedModel):
             attention_mask = attention_mask.repeat_interleave(per_source, dim=0)
         encoder_states = BaseModelOutput(last_hidden_state=states.repeat_interleave(per_source, dim=0))
         return {"encoder_outputs": encoder_states, "attention_mask": attention_mask}
+
+
+@dataclass
+class _Read:
+    """Sequences as the backbone has read them, their real tokens moved to the left.
+
+    Attributes:
+        ids, real, columns: see `_pack`, (N, P).
+        width: T, columns of the sequences as they were given.
+        targets_from: the first column whose rewards are wanted.
+        first: the first position whose reward is wanted in any row, 0 for hidden states.
+        output: hidden states (N, P, d), or logits (N, P - before, V) from position `before` on.
+    """
+
+    ids: Tensor
+    real: Tensor
+    columns: Tensor
+    width: int
+    targets_from: int
+    first: int = 0
+    output: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def before(self) -> int:
+        """The position whose logits are about the first wanted token; for the first of all there is none."""
+        return max(self.first - 1, 0)
+
+    @property
+    def wanted(self) -> Tensor:
+        """True at the positions whose rewards are wanted, (N, P)."""
+        return self.real & (self.columns >= self.targets_from)
+
+    def placed(self, rewards: Tensor) -> Tensor:
+        """Rewards (N, P - first) at the columns that their tokens came from, (N, T)."""
+        rewards = rewards.masked_fill(~self.wanted[:, self.first :], 0)
+        return rewards.new_zeros(len(rewards), self.width).scatter(1, self.columns[:, self.first :], rewards)
+
+
+def _backbone_class(head: str, config: PreTrainedConfig) -> Any:
+    """With or without the LM head."""
+    if head != "likelihood":
+        return AutoModel
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _refuse_encoder_only(config: PreTrainedConfig) -> None:

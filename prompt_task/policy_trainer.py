@@ -7,13 +7,15 @@ from typing import Any
 import torch
 
 from common.aggregation import aggregate_token_rewards
+from common.credit import leave_one_out_by_position
 from common.errors import UserError
 from common.grounding_loss import rank_accuracy
-from common.policy_losses import negative_entropy, reinforce_loss, subtract_baseline, token_weights
+from common.policy_losses import negative_entropy, reinforce_loss, token_weights
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
+from common.training.random_keys import Purpose
 from common.training.runtime import Runtime
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
@@ -48,7 +50,7 @@ class PolicyTrainer:
         self.settings = settings
         self.runtime = runtime
         self.log = log
-        self.generator = runtime.generator(stream=2)
+        self.generator = runtime.generator(Purpose.PROMPT_POLICY_STREAM)
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
@@ -132,7 +134,7 @@ class PolicyTrainer:
             rewards = prompt_token_rewards(self.reward_model.eval(), self.policy.source_ids, rollout.tokens)
         weights = token_weights(rewards, mask, settings.token_guidance)
         if settings.reinforce_baseline:
-            weights = subtract_baseline(weights, mask)
+            weights = leave_one_out_by_position(weights, mask, len(weights))
         policy_loss = reinforce_loss(rollout.logits, tokens, weights, mask)
         entropy_loss = negative_entropy(rollout.logits, mask)
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss
@@ -182,7 +184,7 @@ class PolicyTrainer:
     def _validate(self, step: int) -> None:
         """Score sampled prompts on dev. The same random numbers each time, so that only the policy differs."""
         settings = self.settings
-        generator = self.runtime.generator(stream=3)
+        generator = self.runtime.generator(Purpose.PROMPT_VALIDATION)
         tokens = self.policy.sample(settings.num_validation_prompts, generator, settings.top_k, settings.top_p).tokens
         scores = self.dev_scorer.score(self.policy.texts(tokens))
         figures = {

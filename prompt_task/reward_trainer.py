@@ -18,6 +18,7 @@ from common.token_reward_model import TokenRewardModel, saturation_share
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
+from common.training.random_keys import Purpose, seed_global
 from common.training.runtime import Runtime
 from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
@@ -47,7 +48,7 @@ def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, toke
     distinct, row = torch.unique(tokens, dim=0, return_inverse=True)
     device = source_ids.device
     source = source_ids.expand(len(distinct), -1)
-    rewards = model(torch.cat([source, distinct.to(device)], 1))  # (U, S + T)
+    rewards = model(torch.cat([source, distinct.to(device)], 1), targets_from=source.shape[1])  # (U, S + T)
     return rewards[:, source.shape[1] :][row.to(device)]
 
 
@@ -84,7 +85,7 @@ class RewardTrainer:
         self.dev_scorer = dev_scorer
         self.settings = settings
         self.log = log
-        self.generator = runtime.generator(stream=1)
+        self.generator = runtime.generator(Purpose.PROMPT_REWARD_STREAM)
         self.rounds_done = 0
         self.steps_done = 0  # optimizer steps over all rounds
         self.steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
@@ -182,7 +183,9 @@ class RewardTrainer:
     def _step(self, current: "_Round") -> dict[str, float]:
         settings = self.settings
         batches = []
-        for _ in range(settings.rew_gradient_accumulation_steps):
+        for number in range(settings.rew_gradient_accumulation_steps):
+            where = (self.rounds_done, current.epochs_done * self.steps_per_epoch + len(current.figures) + 1, number)
+            seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, *where)
             ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
             loss, agreement, rewards = self._loss(ranked)
             (loss / settings.rew_gradient_accumulation_steps).backward()

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree
+from common.training.random_keys import Purpose, seed_global
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe, random_state, restore_random_state
@@ -69,7 +69,8 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         spec.name, settings.dataset_seed, len(splits.train), len(splits.dev), len(splits.test), settings.task_lm,
     )  # fmt: skip
     task_lm.read_ahead([example.text for example in (*splits.train, *splits.dev)])
-    torch.manual_seed(settings.random_seed)  # what loading the task LM drew is none of the policy's business
+    # What loading the task LM drew is none of the policy's business.
+    seed_global(Purpose.INITIAL_WEIGHTS, settings.random_seed)
     policy = PromptPolicy.from_lm(
         settings.policy_lm,
         source_str=settings.source_str,
@@ -77,12 +78,14 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         hidden_size=settings.hidden_size,
         residual=settings.adaptor_residual,
     ).to(device)
-    start = policy.sample(NUM_START_PROMPTS, run.runtime.generator(stream=5), settings.top_k, settings.top_p).tokens
+    generator = run.runtime.generator(Purpose.PROMPTS_BEFORE_TRAINING)
+    start = policy.sample(NUM_START_PROMPTS, generator, settings.top_k, settings.top_p).tokens
     reward_model = TokenRewardModel.from_backbone(
         settings.policy_lm,
         bound="softplus" if settings.use_softplus else "sigmoid",
         head_hidden_size=settings.hidden_size,
         head_init_gain=settings.head_init_gain,
+        head=settings.rew_head,
     )
     reward_model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` lacks devices
     if settings.rew_freeze_backbone:
@@ -211,6 +214,7 @@ def _results(command: Command, trainer: PolicyTrainer, best: list[Candidate], em
         "seed": settings.random_seed,
         "guidance": settings.guidance,
         "agg_func": settings.agg_func,
+        "rew_head": settings.rew_head,
         "test_accuracy": sum(accuracies) / len(accuracies),
         "reported_prompts": [{"prompt": c.prompt, "test_accuracy": c.test_accuracy} for c in reported],
         "empty_prompt_test_accuracy": empty.test_accuracy,

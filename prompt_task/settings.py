@@ -6,6 +6,7 @@ from typing import Any
 
 from common.aggregation import AGGREGATIONS
 from common.errors import UserError
+from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
 from common.training.runtime import DTYPES
 from common.training.settings import build_settings, setting
@@ -46,6 +47,7 @@ class FewShotSettings:
     agg_func: str = setting(choices=AGGREGATIONS)
     soft_maxmin_temp: float = setting(above=0)
     use_softplus: bool = setting()
+    rew_head: str = setting(choices=HEADS)
     rew_freeze_backbone: bool = setting()
     head_init_gain: float = setting(above=0)
     reward_learning_samples: int = setting(minimum=2)
@@ -121,6 +123,8 @@ class FewShotSettings:
                 f"rew_max_train_steps: {settings.rew_max_train_steps} steps cannot fill "
                 f"rew_num_train_epochs={settings.rew_num_train_epochs} epochs"
             )
+        if settings.rew_head == "likelihood" and settings.rew_freeze_backbone:
+            raise UserError("rew_freeze_backbone: with rew_head=likelihood the backbone is all there is to learn")
         if settings.guidance == "sequence" and settings.use_q_for_weight:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
         if settings.reinforce_baseline and settings.num_reinforce_samples < 2:

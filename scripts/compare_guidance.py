@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from common.errors import UserError, run_command
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.progress import Progress, set_quiet
+from common.training.random_keys import Purpose
 from common.training.runtime import hardware, start_runtime
 from prompt_task.candidates import Candidate, score_candidates
 from prompt_task.command_line import Command, read_command
@@ -94,7 +95,7 @@ def random_search(
         hidden_size=settings.hidden_size,
         residual=settings.adaptor_residual,
     ).to(runtime.device)
-    generator = runtime.generator(stream=4)
+    generator = runtime.generator(Purpose.PROMPT_RANDOM_SEARCH)
     prompts: dict[str, None] = {}
     while len(prompts) < budget:
         tokens = policy.sample(budget - len(prompts), generator, settings.top_k, settings.top_p).tokens

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.training.files import write_folder_atomic
-from common.training.processes import SHUFFLE, keyed_generator
+from common.training.random_keys import Purpose, keyed_generator
 from sum_task.data import Row
 
 logger = logging.getLogger(__name__)
@@ -186,13 +186,13 @@ def pad(
     return tokens, mask
 
 
-def shuffled_batches(data: TokenizedRows, batch_size: int, *key: int) -> list[list[int]]:
+def shuffled_batches(data: TokenizedRows, batch_size: int, purpose: Purpose, *words: int) -> list[list[int]]:
     """All rows in batches of similar lengths, in random order: the same for the same key.
 
     Rows are shuffled, then sorted within stretches of 50 batches: batches stay random samples of the data to a
     good part, and the padding in them nearly vanishes. The last batch may be smaller.
     """
-    generator = keyed_generator(*key, SHUFFLE)
+    generator = keyed_generator(purpose, *words)
     order = torch.randperm(len(data), generator=generator).tolist()
     stretch = BATCHES_SORTED_TOGETHER * batch_size
     batches = []

@@ -439,13 +439,14 @@ class SummaryRewardModel:
             decoder_ids, decoder_mask = with_start_token(tokens, mask, start)
             rewards = self.model(
                 input_ids=source_ids, attention_mask=source_mask,
-                decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask,
+                decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask, targets_from=1,
             )  # fmt: skip
             return rewards[:, 1:]
         per_source = len(tokens) // len(source_ids)
         ids = torch.cat([source_ids.repeat_interleave(per_source, 0), tokens], 1)
         real = torch.cat([source_mask.repeat_interleave(per_source, 0), mask], 1)
-        return self.model(input_ids=ids, attention_mask=real)[:, source_ids.shape[1] :]
+        first = source_ids.shape[1]
+        return self.model(input_ids=ids, attention_mask=real, targets_from=first)[:, first:]
 
     def _policy_texts(self, summaries: Summaries) -> tuple[list[str], list[bool]]:
         tokenizer = self.policy_format.tokenizer
@@ -538,12 +539,15 @@ def load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) ->
             TokenRewardConfig(
                 backbone=backbone,
                 bound=bound,
+                head=settings.rew_head,
                 head_hidden_size=settings.head_hidden_size,
                 head_init_gain=settings.head_init_gain,
             )
         )
     else:
-        model = TokenRewardModel.from_backbone(name, bound, settings.head_hidden_size, settings.head_init_gain)
+        model = TokenRewardModel.from_backbone(
+            name, bound, settings.head_hidden_size, settings.head_init_gain, head=settings.rew_head
+        )
     tokenizer = policy.tokenizer
     if settings.rew_model_name_or_path is not None:
         tokenizer = load_tokenizer(AutoTokenizer, settings.rew_model_name_or_path)

@@ -14,16 +14,9 @@ from common.errors import UserError
 from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss, token_weights
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.interruption import Checkpointer
-from common.training.processes import (
-    POLICY_DROPOUT,
-    POLICY_NOISE,
-    Precision,
-    Processes,
-    Stepper,
-    keyed_generator,
-    seed_dropout,
-)
+from common.training.processes import Precision, Processes, Stepper
 from common.training.progress import Progress
+from common.training.random_keys import Purpose, keyed_generator, seed_global
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy
@@ -164,7 +157,7 @@ class PolicyTrainer:
         """Rows of each batch of a step."""
         epoch, place = divmod(step - 1, self.steps_per_epoch)
         if self._epoch_batches[0] != epoch:
-            key = (self.settings.seed, POLICY_NOISE, epoch)
+            key = (Purpose.POLICY_SHUFFLE, self.settings.seed, epoch)
             self._epoch_batches = (epoch, shuffled_batches(self.train_data, self._batch_size, *key))
         count = self.settings.gradient_accumulation_steps
         return self._epoch_batches[1][place * count : (place + 1) * count]
@@ -179,7 +172,7 @@ class PolicyTrainer:
         tokens = 0
         self.policy.lm.train()
         for number, rows in enumerate(batches):
-            generator = keyed_generator(self.settings.seed, POLICY_NOISE, step, number)
+            generator = keyed_generator(Purpose.POLICY_SAMPLES, self.settings.seed, step, number)
             shape = (len(rows), self.settings.num_reinforce_samples, self.settings.max_target_length)
             noise = torch.rand(shape, generator=generator) if self.settings.uses_samples else None
             mine = self.processes.share(range(len(rows)))
@@ -188,7 +181,7 @@ class PolicyTrainer:
                 if noise is not None:
                     self.processes.total(0.0)
                 continue
-            seed_dropout(self.settings.seed, POLICY_DROPOUT, step, number, self.processes.rank)
+            seed_global(Purpose.POLICY_DROPOUT, self.settings.seed, step, number, self.processes.rank)
             batch = self.collate(self.train_data, [rows[i] for i in mine]).to(self.policy.device)
             loss, found = self._loss(batch, None if noise is None else noise[mine], len(rows), rows)
             share = len(rows) / rows_in_step

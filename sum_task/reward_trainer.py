@@ -22,19 +22,9 @@ from common.grounding_loss import kendall_tau, list_mle_loss
 from common.token_reward_model import saturation_share
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.plateau import Plateau
-from common.training.processes import (
-    AGREEMENT_NOISE,
-    REWARD_DROPOUT,
-    REWARD_NOISE,
-    VALIDATION_BATCHES,
-    VALIDATION_NOISE,
-    Precision,
-    Processes,
-    Stepper,
-    keyed_generator,
-    seed_dropout,
-)
+from common.training.processes import Precision, Processes, Stepper
 from common.training.progress import Progress
+from common.training.random_keys import Key, Purpose, keyed_generator, seed_global
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
@@ -77,8 +67,8 @@ class RankingFigures:
         tau, tau_sets: sum of Kendall's tau over the sets where it is defined, and their number.
         preference: sum over the sets of their mean preference.
         sampled_tokens: tokens that the policy wrote.
-        sequences, scores, score_squares, lengths, length_squares, products: sums over the summaries, from which the
-            correlation of score and length follows.
+        score_squares, length_squares, products: sums over the summaries of the squares and the product of how far
+            score and number of tokens are from the mean of their set.
     """
 
     sets: float = 0.0
@@ -93,22 +83,61 @@ class RankingFigures:
     tau_sets: float = 0.0
     preference: float = 0.0
     sampled_tokens: float = 0.0
-    sequences: float = 0.0
-    scores: float = 0.0
     score_squares: float = 0.0
-    lengths: float = 0.0
     length_squares: float = 0.0
     products: float = 0.0
+
+    @classmethod
+    def of(
+        cls, loss: Tensor, scores: Tensor, rewards: Tensor, mask: Tensor, preferences: Tensor, bound: str
+    ) -> "RankingFigures":
+        """Those of one batch.
+
+        Args:
+            loss: (), mean over the ranking sets.
+            scores: (B, K), aggregated token rewards.
+            rewards, mask: (B * K, T), token rewards and which of them are real.
+            preferences: (B, K), on the CPU.
+            bound: of the rewards.
+        """
+        sets = len(scores)
+        # One transfer; sums of many small squares need the digits, which not every device has.
+        parts = [loss.detach().reshape(1), scores.detach().flatten(), rewards.detach()[mask]]
+        host = torch.cat([part.float() for part in parts]).cpu().double()
+        loss, scores, real = host[0], host[1 : 1 + scores.numel()].view(sets, -1), host[1 + scores.numel() :]
+        lengths = mask.sum(-1).cpu().double().view(sets, -1)
+        margins = scores.unsqueeze(-1) - scores.unsqueeze(-2)  # (B, K, K)
+        margins = margins[preferences.unsqueeze(-1) > preferences.unsqueeze(-2)]
+        taus = kendall_tau(scores, preferences)
+        taus = taus[~taus.isnan()]
+        from_mean, lengths_from_mean = _from_mean(scores), _from_mean(lengths)
+        return cls(
+            sets=sets,
+            loss=loss.item() * sets,
+            pairs=len(margins),
+            ordered=((margins.sign() + 1) / 2).sum().item(),
+            rewards=real.sum().item(),
+            squares=real.square().sum().item(),
+            tokens=real.numel(),
+            saturated=saturation_share(real, bound).item() * real.numel(),
+            tau=taus.sum().item(),
+            tau_sets=len(taus),
+            preference=preferences.mean(-1).sum().item(),
+            score_squares=from_mean.square().sum().item(),
+            length_squares=lengths_from_mean.square().sum().item(),
+            products=(from_mean * lengths_from_mean).sum().item(),
+        )
 
     def __add__(self, other: "RankingFigures") -> "RankingFigures":
         return RankingFigures(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def _length_correlation(self) -> float:
-        """Pearson's correlation of a summary's score and its number of tokens; NaN where either is constant."""
-        covariance = self.sequences * self.products - self.scores * self.lengths
-        score_variance = self.sequences * self.score_squares - self.scores**2
-        length_variance = self.sequences * self.length_squares - self.lengths**2
-        return _ratio(covariance, math.sqrt(max(score_variance, 0.0) * max(length_variance, 0.0)))
+        """Pearson's correlation within ranking sets: of the differences of score and of length from their set's means.
+
+        Not that over all summaries: `avg`, `max` and `min` scale the scores of a set by its mean length. NaN where
+        either is constant in every set.
+        """
+        return _ratio(self.products, math.sqrt(self.score_squares * self.length_squares))
 
     def over(self, processes: Processes) -> "RankingFigures":
         """The sums over all processes."""
@@ -185,7 +214,7 @@ class RewardTrainer:
         plateau = current.plateau
         stepper = Stepper(current.optimizer, settings.clip_norm, self.processes, self.precision)
         # The policy stands still during a round, so one sample serves all its validations.
-        validation = self._validation_sets(VALIDATION_NOISE, self.rounds_done)
+        validation = self._validation_sets(Purpose.VALIDATION_SAMPLES, self.rounds_done)
         batches = self._round_batches()
         accumulate = settings.rew_gradient_accumulation_steps
         ranked = self.ranked_from(batches, current.steps * accumulate)
@@ -259,7 +288,7 @@ class RewardTrainer:
         batches: list[list[int]] = []
         epoch = 0
         while len(batches) < self.batches_per_round:
-            key = (self.settings.seed, REWARD_NOISE, self.rounds_done, epoch)
+            key = (Purpose.REWARD_SHUFFLE, self.settings.seed, self.rounds_done, epoch)
             batches += shuffled_batches(self.train, self._batch_size, *key)
             epoch += 1
         return batches[: self.batches_per_round]
@@ -269,15 +298,15 @@ class RewardTrainer:
 
         Articles are those by which a round validates; the summaries are sampled anew at each step.
         """
-        figures = self._validate(self._validation_sets(AGREEMENT_NOISE, step))
+        figures = self._validate(self._validation_sets(Purpose.AGREEMENT_SAMPLES, step))
         return {"eval/guidance_agreement": figures["reward/dev_rank_accuracy"]}
 
-    def _validation_sets(self, *key: int) -> list[RankedSummaries]:
+    def _validation_sets(self, purpose: Purpose, round_or_step: int) -> list[RankedSummaries]:
         batches = sorted_batches(self.validation, self._batch_size)
         count = max(1, round(self.settings.rew_validation_share * len(batches)))
-        generator = keyed_generator(self.settings.seed, VALIDATION_BATCHES)  # the same ones in every round
+        generator = keyed_generator(Purpose.VALIDATION_BATCHES, self.settings.seed)  # the same ones in every round
         kept = sorted(torch.randperm(len(batches), generator=generator)[:count].tolist())
-        keys = [(self.settings.seed, *key, i) for i in kept]
+        keys: list[Key] = [(purpose, self.settings.seed, round_or_step, i) for i in kept]
         at_once = self.sampled_at_once
         ranked: list[RankedSummaries | None] = []
         for first in range(0, count, at_once):
@@ -299,13 +328,13 @@ class RewardTrainer:
             ranked = self.rank(self.train, [batches[n] for n in numbers], keys)
             yield from ranked[max(0, first - begin) :]
 
-    def _key(self, step: int, number: int) -> tuple[int, ...]:
+    def _key(self, step: int, number: int) -> Key:
         """Of the random numbers with which the batch of that number within a step of this round is sampled."""
-        return self.settings.seed, REWARD_NOISE, self.rounds_done, step, number
+        return Purpose.REWARD_SAMPLES, self.settings.seed, self.rounds_done, step, number
 
     @torch.no_grad()
     def rank(
-        self, data: TokenizedRows, batches: Sequence[list[int]], keys: Sequence[tuple[int, ...]]
+        self, data: TokenizedRows, batches: Sequence[list[int]], keys: Sequence[Key]
     ) -> list[RankedSummaries | None]:
         """Sample summaries of several batches at once and rank them.
 
@@ -378,8 +407,8 @@ class RewardTrainer:
         for number, ranked in enumerate(batches):
             if ranked is None:
                 continue
-            key = (self.rounds_done, step, number)
-            seed_dropout(self.settings.seed, REWARD_DROPOUT, *key, self.processes.rank)
+            where = (self.rounds_done, step, number, self.processes.rank)
+            seed_global(Purpose.REWARD_DROPOUT, self.settings.seed, *where)
             self.reward.model.train()
             loss, found = self._loss(ranked)
             if not math.isfinite(found.loss):
@@ -400,35 +429,8 @@ class RewardTrainer:
             rewards.view(per_set), mask.view(per_set), self.settings.agg_func, self.settings.soft_maxmin_temp
         )
         loss = list_mle_loss(scores, ranked.ranks.to(scores.device))
-        with torch.no_grad():
-            real = rewards.detach()[mask].double()
-            better = ranked.preferences.unsqueeze(-1) > ranked.preferences.unsqueeze(-2)  # (B, K, K)
-            margins = (scores.unsqueeze(-1) - scores.unsqueeze(-2)).cpu()[better]
-            taus = kendall_tau(scores, ranked.preferences)
-            taus = taus[~taus.isnan()]
-            lengths = mask.sum(-1).double().cpu()  # (B * K,)
-            flat = scores.flatten().double().cpu()
-            bound = self.reward.model.config.bound
-            figures = RankingFigures(
-                sets=sets,
-                loss=loss.item() * sets,
-                pairs=len(margins),
-                ordered=((margins.sign() + 1) / 2).sum().item(),
-                rewards=real.sum().item(),
-                squares=real.square().sum().item(),
-                tokens=real.numel(),
-                saturated=saturation_share(real, bound).item() * real.numel(),
-                tau=taus.sum().item(),
-                tau_sets=len(taus),
-                preference=ranked.preferences.mean(-1).sum().item(),
-                sampled_tokens=int(ranked.summaries.mask.sum()),
-                sequences=len(flat),
-                scores=flat.sum().item(),
-                score_squares=flat.square().sum().item(),
-                lengths=lengths.sum().item(),
-                length_squares=lengths.square().sum().item(),
-                products=(flat * lengths).sum().item(),
-            )
+        figures = RankingFigures.of(loss, scores, rewards, mask, ranked.preferences, self.reward.model.config.bound)
+        figures.sampled_tokens = float(ranked.summaries.mask.sum())
         return loss, figures
 
     @torch.no_grad()
@@ -490,6 +492,12 @@ class _Round:
 def pad_lengths(settings: SummarizationSettings) -> tuple[int, int] | None:
     """Lengths to which every batch is padded, or None."""
     return (settings.max_source_length, settings.max_target_length) if settings.pad_to_max_length else None
+
+
+def _from_mean(values: Tensor) -> Tensor:
+    """(B, K) less the mean of each row; exactly 0 where a row is constant, which a rounded mean is not."""
+    constant = values.amax(-1, keepdim=True) == values.amin(-1, keepdim=True)
+    return (values - values.mean(-1, keepdim=True)).masked_fill(constant, 0)
 
 
 def _ratio(value: float, count: float) -> float:

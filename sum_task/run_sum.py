@@ -223,6 +223,7 @@ def _results(
         "seed": settings.seed,
         "guidance": settings.guidance,
         "agg_func": settings.agg_func,
+        "rew_head": learnt.reward.model.config.head if learnt is not None else None,
         "preference": settings.preference,
         "tested_on": tested_on,
         **{f"test_{name}": value for name, value in evaluation.means.items()},

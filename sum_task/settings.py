@@ -6,6 +6,7 @@ from typing import Any
 
 from common.aggregation import AGGREGATIONS
 from common.errors import UserError
+from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
 from common.training.settings import build_settings, setting
 
@@ -57,6 +58,7 @@ class SummarizationSettings:
     agg_func: str = setting(choices=AGGREGATIONS)
     soft_maxmin_temp: float = setting(above=0)
     use_softplus: bool = setting()
+    rew_head: str = setting(choices=HEADS)
     head_hidden_size: int = setting(minimum=1)
     head_init_gain: float = setting(above=0)
     reward_learning_samples: int = setting(minimum=2)

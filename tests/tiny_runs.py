@@ -129,7 +129,7 @@ def make_run(task_lm: SpyTaskLM | None = None, dropout: float = 0.1, **options: 
     reward_model = TokenRewardModel(
         TokenRewardConfig(
             backbone=lm.config.to_dict(), head_hidden_size=16, head_init_gain=settings.head_init_gain,
-            bound="softplus" if settings.use_softplus else "sigmoid",
+            bound="softplus" if settings.use_softplus else "sigmoid", head=settings.rew_head,
         )
     ).eval()  # fmt: skip
     coefficients = (settings.correct_coeff, settings.incorrect_coeff)

@@ -23,18 +23,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# First word of the key of every random draw: what it is for.
-(
-    SHUFFLE,
-    REWARD_NOISE,
-    VALIDATION_NOISE,
-    VALIDATION_BATCHES,
-    POLICY_NOISE,
-    REWARD_DROPOUT,
-    POLICY_DROPOUT,
-    AGREEMENT_NOISE,
-) = range(8)
-
 
 @dataclass(frozen=True)
 class Processes:
@@ -145,20 +133,6 @@ def end_processes() -> None:
     """Leave the group of processes, if there is one."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def keyed_generator(*key: int) -> torch.Generator:
-    """A CPU generator for one draw of a run, named by whole numbers; different keys are independent.
-
-    Draws that are named need no generator state in a checkpoint, and every process makes the same ones.
-    """
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-def seed_dropout(*key: int) -> None:
-    """Seed the global generators, from which dropout draws, for one step."""
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 class Precision:

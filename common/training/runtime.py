@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
+from common.training.random_keys import Purpose, keyed_generator, seed_global
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +27,12 @@ class Runtime:
     device: torch.device
     seed: int
 
-    def generator(self, stream: int) -> torch.Generator:
-        """A CPU generator for one purpose of the run; different `stream` numbers are independent.
+    def generator(self, purpose: Purpose) -> torch.Generator:
+        """A CPU generator for one purpose of the run.
 
         Sampling always draws on the CPU generator, so that the device changes nothing but rounding.
         """
-        sequence = np.random.SeedSequence([self.seed, stream])
-        return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+        return keyed_generator(purpose, self.seed)
 
 
 def choose_device(name: str) -> torch.device:
@@ -67,7 +67,7 @@ def start_runtime(seed: int, device: str = "auto", num_threads: int | None = Non
         torch.set_num_threads(num_threads)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # libraries that still draw from numpy's global generator
-    torch.manual_seed(seed)
+    seed_global(Purpose.INITIAL_WEIGHTS, seed)
     chosen = choose_device(device)
     logger.info("device %s, seed %d", hardware(chosen), seed)
     return Runtime(chosen, seed)
@@ -82,10 +82,12 @@ def describe(name: str, *parts: torch.nn.Module) -> None:
 
 
 def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The global random state as (tensors, JSON): torch on CPU and CUDA, python, numpy."""
+    """The global random state as (tensors, JSON): torch on CPU, CUDA and MPS, python, numpy."""
     tensors = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        tensors["mps"] = torch.mps.get_rng_state()
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return tensors, {
@@ -100,6 +102,8 @@ def restore_random_state(tensors: dict[str, torch.Tensor], state: dict[str, Any]
     for name, value in tensors.items():
         if name.startswith("cuda.") and int(name[5:]) < torch.cuda.device_count():
             torch.cuda.set_rng_state(value, int(name[5:]))
+    if "mps" in tensors and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(tensors["mps"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

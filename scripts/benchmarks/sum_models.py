@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from common.language_models.pretrained import load_tokenizer
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
-from common.training.processes import POLICY_NOISE, REWARD_NOISE, Precision, Processes, Stepper
+from common.training.processes import Precision, Processes, Stepper
+from common.training.random_keys import Purpose
 from common.training.tracking import MetricsLog
 from sum_task.batching import TextFormat, TokenizedRows, shuffled_batches, tokenize
 from sum_task.command_line import read_command
@@ -141,11 +142,11 @@ class SumProject:
 
     def reward_batches(self) -> list[list[int]]:
         """The batches of the first round."""
-        return self._batches(REWARD_NOISE)
+        return self._batches(Purpose.REWARD_SHUFFLE, 0, 0)
 
     def policy_batches(self) -> list[list[int]]:
         """The batches of the first epoch."""
-        return self._batches(POLICY_NOISE)
+        return self._batches(Purpose.POLICY_SHUFFLE, 0)
 
     def reward_steps(self, batches: list[list[int]]) -> list[float]:
         """Sample and rank summaries, fit the reward model to the ranking, a step a batch; gives the losses.
@@ -178,7 +179,7 @@ class SumProject:
         figures, _ = trainer._step(1)
         return figures["policy/loss"]
 
-    def _batches(self, kind: int) -> list[list[int]]:
+    def _batches(self, purpose: Purpose, *words: int) -> list[list[int]]:
         settings = self.setting.settings
-        key = (settings.seed, kind, 0, 0) if kind == REWARD_NOISE else (settings.seed, kind, 0)
-        return shuffled_batches(self.setting.train, settings.reward_learning_batch_size, *key)
+        size = settings.reward_learning_batch_size
+        return shuffled_batches(self.setting.train, size, purpose, settings.seed, *words)

@@ -34,7 +34,7 @@ class RewardLM(torch.nn.Module):
     @classmethod
     def like(cls, model: TokenRewardModel) -> "RewardLM":
         """One with the weights of the project's reward model, in memory of its own, as transformers makes it."""
-        made = cls(model.config.backbone_config(), torch.nn.Sequential(*model.head), model.config.bound)
+        made = cls(model.config.backbone_config(), torch.nn.Sequential(*model.head.children()), model.config.bound)
         made.lm.load_state_dict(model.backbone.state_dict(), strict=False)
         made.head.load_state_dict(model.head.state_dict())
         return made

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError, run_command
+from common.training.random_keys import Purpose
 from scripts.benchmarks import models, sum_models
 from scripts.benchmarks.measuring import Clock, described, environment, finish, number, table
 from scripts.benchmarks.sum_measure import WAYS, Case, in_own_process
@@ -125,7 +126,7 @@ def compare(setting: SumSetting, seed: int, folder: Path) -> dict[str, float]:
     rows = [lengths.index(min(lengths)), lengths.index(max(lengths))]
     count = setting.settings.reward_learning_samples
     repeated = [row for row in rows for _ in range(count)]
-    (ranked,) = project.reward_trainer.rank(setting.train, [rows], [(seed,)])
+    (ranked,) = project.reward_trainer.rank(setting.train, [rows], [(Purpose.REWARD_SAMPLES, seed)])
     assert ranked is not None
     samples = ranked.summaries
     references = [setting.train.rows[row].reference for row in repeated]

@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -9,7 +8,6 @@ from common.policy_losses import (
     negative_entropy,
     reinforce_loss,
     reward_weighted_mle_loss,
-    subtract_baseline,
     token_weights,
 )
 
@@ -312,41 +310,3 @@ BAD = (
 def test_bad_input_is_named(function, arguments, name, value):
     with pytest.raises(ValueError, match=f"^{name}: "):
         function(**arguments | {name: value})
-
-
-class TestSubtractBaseline:
-    def test_by_hand(self):
-        weights = torch.tensor([[1.0, 4.0], [3.0, 6.0], [5.0, math.nan]])
-        mask = torch.tensor([[1, 1], [1, 1], [1, 0]])
-        expected = torch.tensor([[1 - 4.0, 4 - 6.0], [3 - 3.0, 6 - 4.0], [5 - 2.0, 0.0]])
-        torch.testing.assert_close(subtract_baseline(weights, mask), expected)
-
-    def test_a_position_that_one_sequence_has_keeps_its_weight(self):
-        weights = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
-        assert subtract_baseline(weights, torch.tensor([[1, 1], [1, 0]]))[0, 1] == 2
-
-    def test_the_expected_gradient_stays_and_its_variance_falls(self):
-        """All samples of two one-token sequences over three tokens, weighed by their probability: no estimate."""
-        logits = torch.tensor([0.3, -0.5, 0.9], dtype=torch.float64, requires_grad=True)
-        rewards = torch.tensor([1.0, 1.2, 0.9], dtype=torch.float64)
-        probabilities = logits.detach().softmax(-1)
-        moments = {}
-        for baseline in (False, True):
-            mean, square = torch.zeros(3, dtype=torch.float64), 0.0
-            for tokens in itertools.product(range(3), repeat=2):
-                actions = torch.tensor(tokens).unsqueeze(1)
-                mask = torch.ones(2, 1)
-                weights = rewards[actions]
-                weights = subtract_baseline(weights, mask) if baseline else weights
-                loss = reinforce_loss(logits.expand(2, 1, 3), actions, weights, mask)
-                (gradient,) = torch.autograd.grad(loss, logits)
-                probability = probabilities[list(tokens)].prod()
-                mean += probability * gradient
-                square += float(probability * gradient.square().sum())
-            moments[baseline] = (mean, square - float(mean.square().sum()))
-        torch.testing.assert_close(moments[True][0], moments[False][0])
-        assert moments[True][1] < 0.1 * moments[False][1]
-
-    def test_refuses_shapes_that_do_not_belong_together(self):
-        with pytest.raises(ValueError, match="mask"):
-            subtract_baseline(torch.ones(2, 3), torch.ones(2, 4))

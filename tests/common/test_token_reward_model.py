@@ -19,6 +19,7 @@ from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
 from common.grounding_loss import list_mle_loss
 from common.token_reward_model import (
+    HEADS,
     TokenRewardConfig,
     TokenRewardModel,
     bound_rewards,
@@ -88,9 +89,10 @@ def inputs_of(model, rows=4, length=6):
     return {"input_ids": token_ids(rows // 2, 5, seed=1), "decoder_input_ids": token_ids(rows, length)}
 
 
-@pytest.fixture(params=BACKBONES, ids=str)
+@pytest.fixture(params=[(name, head) for name in BACKBONES for head in HEADS], ids="-".join)
 def model(request):
-    return model_of(request.param)
+    name, head = request.param
+    return model_of(name, head=head)
 
 
 class TestBounds:
@@ -208,6 +210,7 @@ class TestInitialisation:
         ("options", "argument"),
         [
             ({"bound": "relu"}, "bound"),
+            ({"head": "before"}, "head"),
             ({"head_hidden_size": 0}, "head_hidden_size"),
             ({"head_init_gain": -1.0}, "head_init_gain"),
         ],
@@ -223,10 +226,12 @@ class TestInitialisation:
 
 
 class TestSavingAndLoading:
-    @pytest.mark.parametrize("bound", ["softplus", "sigmoid"])
+    @pytest.mark.parametrize(
+        ("head", "bound"), [("after", "softplus"), ("after", "sigmoid"), ("likelihood", "softplus")]
+    )
     @pytest.mark.parametrize("name", BACKBONES)
-    def test_a_reloaded_model_gives_the_same_rewards(self, name, bound, tmp_path):
-        model = model_of(name, bound=bound)
+    def test_a_reloaded_model_gives_the_same_rewards(self, name, head, bound, tmp_path):
+        model = model_of(name, bound=bound, head=head)
         inputs = inputs_of(model)
         rewards = model(**inputs)
         assert rewards.std() > 1e-2
@@ -234,6 +239,7 @@ class TestSavingAndLoading:
         torch.manual_seed(1234)
         loaded = TokenRewardModel.from_pretrained(tmp_path)
         assert not loaded.training
+        assert loaded.config.head == head
         torch.testing.assert_close(loaded(**inputs), rewards, rtol=0, atol=1e-6)
 
     def test_a_model_from_a_backbone_reloads_too(self, tmp_path):
@@ -377,10 +383,11 @@ class TestRewards:
         rewards = model(**inputs | {mask_name: mask})
         scores = aggregate_token_rewards(rewards.unsqueeze(0), mask.unsqueeze(0), "avg")
         loss = list_mle_loss(scores, torch.tensor([[3.0, 2.0, 1.0, 0.0]]))
+        loss.backward()
         for name, parameter in model.named_parameters():
-            grad = gradient(loss, parameter, retain_graph=True)
-            assert grad.isfinite().all(), name
-            assert name != "head.0.weight" or grad.abs().sum() > 0
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert name not in ("head.0.weight", "head.scale") or parameter.grad.abs().sum() > 0
 
     def test_dropout_acts_in_training_mode_alone(self, model):
         inputs = inputs_of(model)
@@ -552,6 +559,69 @@ class TestErrors:
     def test_encoder_decoder(self, name, inputs, argument):
         with pytest.raises(ValueError, match=f"^{argument}: "):
             model_of(name)(**inputs)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+class TestLikelihoodHead:
+    def test_the_reward_is_the_bounded_log_probability_of_the_language_model(self, name, tmp_path):
+        lm_class = AutoModelForSeq2SeqLM if name in ENCODER_DECODER else AutoModelForCausalLM
+        lm = lm_class.from_config(BACKBONES[name]).eval()
+        lm.save_pretrained(tmp_path)
+        model = TokenRewardModel.from_backbone(str(tmp_path), head="likelihood")
+        inputs = inputs_of(model, rows=2)
+        ids = inputs["decoder_input_ids" if model.is_encoder_decoder else "input_ids"]
+        log_p = lm(**inputs).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
+        # scale 0.25 and offset 1.0; nothing is read before the first token, which counts as certain
+        expected = bound_rewards(0.25 * torch.nn.functional.pad(log_p, (1, 0)) + 1.0, "softplus")
+        torch.testing.assert_close(model(**inputs), expected, rtol=0, atol=1e-6)
+        # ... and so it stays in a part of the sequences, and in half precision within its digits.
+        torch.testing.assert_close(model(**inputs, targets_from=2)[:, 2:], expected[:, 2:], rtol=0, atol=1e-6)
+        half = TokenRewardModel.from_backbone(str(tmp_path), head="likelihood", dtype=torch.bfloat16)(**inputs)
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, expected, rtol=0, atol=0.03)
+
+    def test_the_rewards_of_all_tokens_hold_those_of_each(self, name):
+        model = model_of(name, head="likelihood")
+        inputs = inputs_of(model)
+        target = "decoder_input_ids" if model.is_encoder_decoder else "input_ids"
+        mask_name = "decoder_attention_mask" if model.is_encoder_decoder else "attention_mask"
+        inputs[mask_name] = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0]])
+        table = model.rewards_of_all(targets_from=2, **inputs)
+        assert table.shape == (4, 4, VOCABULARY)
+        own = model(targets_from=2, **inputs)
+        assert (own[:, :2] == 0).all()
+        chosen = table.gather(-1, inputs[target][:, 2:].unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(chosen, own[:, 2:], rtol=0, atol=1e-6)
+        # Another token in place of the one at column 3: its reward stands in the table.
+        other = inputs[target].clone()
+        other[:3, 3] = 7
+        torch.testing.assert_close(model(**inputs | {target: other})[:3, 3], table[:3, 1, 7], rtol=0, atol=1e-6)
+
+    def test_expectations_are_exact_over_the_policys_distribution(self, name):
+        model = model_of(name, head="likelihood")
+        inputs = inputs_of(model)
+        mask_name = "decoder_attention_mask" if model.is_encoder_decoder else "attention_mask"
+        inputs[mask_name] = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1] * 6])
+        policy_logits = torch.randn(4, 5, VOCABULARY, generator=torch.Generator().manual_seed(0))
+        rewards, expected = model.rewards_and_expectations(policy_logits, targets_from=1, **inputs)
+        table = model.rewards_of_all(targets_from=1, **inputs)
+        torch.testing.assert_close(rewards, model(**inputs)[:, 1:], rtol=0, atol=1e-6)
+        torch.testing.assert_close(expected, (policy_logits.softmax(-1) * table).sum(-1), rtol=0, atol=1e-6)
+        # Tokens that the policy has not got are left out.
+        few = model.rewards_and_expectations(policy_logits[..., :5], targets_from=1, **inputs)[1]
+        torch.testing.assert_close(few, (policy_logits[..., :5].softmax(-1) * table[..., :5]).sum(-1))
+
+    def test_only_this_head_gives_rewards_of_all_tokens(self, name):
+        model = model_of(name)
+        with pytest.raises(ValueError, match=r"^head: 'after' gives no rewards of all tokens"):
+            model.rewards_of_all(**inputs_of(model))
+
+
+def test_a_backbone_without_its_lm_head_has_no_likelihood(tmp_path):
+    untied = LlamaConfig.from_dict(BACKBONES["llama"].to_dict() | {"tie_word_embeddings": False})
+    AutoModel.from_config(untied).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lacks weights of LlamaForCausalLM, among them 'lm_head\.weight'"):
+        TokenRewardModel.from_backbone(str(tmp_path), head="likelihood")
 
 
 @pytest.mark.parametrize("bound", ["softplus", "sigmoid"])

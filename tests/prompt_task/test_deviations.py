@@ -51,6 +51,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.training.random_keys import Purpose
 from common.training.runtime import Runtime
 from prompt_task import policy_trainer, run_fsc
 from prompt_task.command_line import read_command
@@ -82,7 +83,8 @@ def test_both_phases_read_the_same_rewards_of_a_prompt(monkeypatch):
     weights = []
     spied = noted(policy_trainer.token_weights, lambda rewards, *_: weights.append(rewards))
     monkeypatch.setattr(policy_trainer, "token_weights", spied)
-    tokens = run.policy.sample(8, Runtime(torch.device("cpu"), 0).generator(2)).tokens  # those of the first step
+    generator = Runtime(torch.device("cpu"), 0).generator(Purpose.PROMPT_POLICY_STREAM)
+    tokens = run.policy.sample(8, generator).tokens  # those of the first step
     run.trainer._step(1)
     ranked = RankedPrompts(tokens, torch.arange(8.0), torch.arange(8).reshape(2, 4))
     _, _, rewards = run.reward_trainer._loss(ranked)

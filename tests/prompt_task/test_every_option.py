@@ -345,6 +345,10 @@ WALK: dict[str, Walk] = {
     "use_softplus": becomes(
         {"use_softplus": False}, lambda run: run.trainer.reward_model.config.bound, "softplus", "sigmoid"
     ),
+    "rew_head": becomes(
+        {"rew_head": "likelihood"}, lambda run: type(run.trainer.reward_model.head).__name__,
+        "Sequential", "LikelihoodHead",
+    ),
     "rew_freeze_backbone": changed({"rew_freeze_backbone": True}, frozen),
     "head_init_gain": changed(
         {"head_init_gain": 1e-4, "rew_learning_rate": 1e-6},

@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
+from common.training import random_keys
 from common.training import run as run_module
 from common.training.checkpoint import latest_checkpoint, load_checkpoint
+from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics
 from prompt_task import policy_trainer, run_fsc
 from prompt_task.command_line import read_command
@@ -30,7 +32,7 @@ from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.reward_trainer import RewardTrainer
 from prompt_task.run_fsc import run
 from prompt_task.task_lm import TaskLM, load_task_lm
-from tests.tiny_runs import untimed
+from tests.tiny_runs import noted, untimed
 
 ROOT = Path(run_fsc.__file__).resolve().parent.parent
 NOT_REPEATABLE = {"wall_seconds", "peak_memory_mib", "seconds_in_this_process"}
@@ -163,6 +165,17 @@ def test_another_seed_is_another_run(world, finished, tmp_path):
     one, other = figures(finished), figures(tmp_path / "run")
     for part in ("prompts", "policy", "reward", "events"):
         assert one[part] != other[part]
+
+
+def test_no_two_draws_of_a_run_share_their_random_numbers(world, tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(random_keys, "seed_of", noted(random_keys.seed_of, lambda *key: keys.append(key)))
+    start(world, tmp_path / "run", rew_gradient_accumulation_steps=2)
+    # Every validation of the policy draws the same; weights are made of one seed whether or not a task LM was loaded.
+    once = [key for key in keys if key[0] not in (Purpose.PROMPT_VALIDATION, Purpose.INITIAL_WEIGHTS)]
+    assert len(set(once)) == len(once)
+    ours = {purpose for purpose in Purpose if purpose.name.startswith("PROMPT")} - {Purpose.PROMPT_RANDOM_SEARCH}
+    assert {key[0] for key in keys} == ours | {Purpose.INITIAL_WEIGHTS}
 
 
 def test_seeds_are_set_before_any_model_is_made(world, tmp_path):

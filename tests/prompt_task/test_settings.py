@@ -31,7 +31,7 @@ PUBLISHED_VALUES = {
     "learning_rate": 5e-5, "early_stop_eval_period": 500, "num_validation_prompts": 15 * 16, "gradient_clip": True,
     "gradient_clip_norm": 5.0, "lr_decay": 0.8, "weight_decay_count": 2, "early_stop_count": 7, "eval_steps": 10,
     "candidate_steps": 1000, "prompt_infer_batch_size": 16, "num_candidates": 16, "num_reported": 3,
-    "rew_freeze_backbone": False,
+    "rew_freeze_backbone": False, "rew_head": "after",
 }  # fmt: skip
 
 
@@ -71,6 +71,7 @@ def test_options_that_a_continued_run_may_change_exist():
         ({"reward_pool_size": 7, "prompt_train_batch_size": 8}, "reward_pool_size: 7 is smaller"),
         ({"rew_max_train_steps": 3, "rew_num_train_epochs": 4}, "rew_max_train_steps: 3 steps cannot fill"),
         ({"guidance": "sequence", "use_q_for_weight": True}, "use_q_for_weight"),
+        ({"rew_head": "likelihood", "rew_freeze_backbone": True}, "rew_freeze_backbone: with rew_head=likelihood"),
         ({"num_reported": 7, "num_candidates": 6}, "num_reported: at most num_candidates=6"),
         ({"resume": "auto", "checkpoint_path": "x"}, "resume=auto and checkpoint_path"),
         ({"resume": "auto", "overwrite": True}, "resume=auto .* overwrite=true"),

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from common.errors import UserError
+from common.training.random_keys import Purpose
 from sum_task import batching as module
 from sum_task.batching import Collator, TextFormat, TokenizedRows, shuffled_batches, sorted_batches, tokenize
 from sum_task.data import Row
@@ -49,7 +50,7 @@ def test_summary_ends_with_the_end_token_even_when_it_is_cut(encoder_decoder):
 
 def test_every_row_is_in_one_batch_and_batches_are_of_similar_lengths():
     rows = data(200)
-    batches = shuffled_batches(rows, 8, 1)
+    batches = shuffled_batches(rows, 8, Purpose.POLICY_SHUFFLE, 1)
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     assert all(len(batch) == 8 for batch in batches)
     padded = sum(len(batch) * max(len(rows.sources[i]) for i in batch) for batch in batches)
@@ -57,9 +58,10 @@ def test_every_row_is_in_one_batch_and_batches_are_of_similar_lengths():
 
 
 def test_batches_are_those_of_their_key():
-    assert shuffled_batches(data(), 4, 1, 2) == shuffled_batches(data(), 4, 1, 2)
-    assert shuffled_batches(data(), 4, 1, 2) != shuffled_batches(data(), 4, 1, 3)
-    batches = shuffled_batches(data(23), 4, 0)
+    first, again, other = (shuffled_batches(data(), 4, Purpose.POLICY_SHUFFLE, epoch) for epoch in (2, 2, 3))
+    assert first == again
+    assert first != other
+    batches = shuffled_batches(data(23), 4, Purpose.POLICY_SHUFFLE, 0)
     assert sorted(map(len, batches)) == [3, 4, 4, 4, 4, 4]
 
 

@@ -39,6 +39,7 @@ CHANGES_POLICY: dict[str, tuple[Any, dict[str, Any]]] = {
     "agg_func": ("max", {}),
     "soft_maxmin_temp": (0.5, {"agg_func": "min"}),
     "use_softplus": ("false", {}),
+    "rew_head": ("likelihood", {}),
     "head_hidden_size": (4, {}),
     "head_init_gain": (0.5, {}),
     "reward_learning_samples": (4, {}),

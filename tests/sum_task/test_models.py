@@ -5,6 +5,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from common.errors import UserError
+from common.token_reward_model import bound_rewards
 from sum_task.batching import Batch, pad
 from sum_task.data import Row
 from sum_task.models import Summaries, SummaryPolicy, draw_tokens, load_policy, load_reward_model
@@ -171,11 +172,13 @@ def batch_of(policy: SummaryPolicy, articles):
     return Batch(rows, ids, mask, ids, mask, list(range(len(articles))))
 
 
+@pytest.mark.parametrize("head", ["after", "likelihood"])
 @pytest.mark.parametrize(
     "pair", [("t5", "t5"), ("llama", "llama"), ("t5", "byte_t5"), ("t5", "llama"), ("llama", "t5")]
 )
-def test_rewards_of_a_summary_do_not_depend_on_what_stands_beside_it(tiny, pair):
+def test_rewards_of_a_summary_do_not_depend_on_what_stands_beside_it(tiny, pair, head):
     names = {"model_name_or_path": getattr(tiny, pair[0]), "rew_model_name_or_path": getattr(tiny, pair[1])}
+    names["rew_head"] = head
     policy = load_policy(tiny.settings(**names, separator=" : "))
     reward = load_reward_model(tiny.settings(**names, separator=" : "), policy)
     assert reward.reads_policy_tokens == (pair[0] == pair[1])
@@ -203,6 +206,26 @@ def test_reward_of_a_token_does_not_look_at_later_ones(tiny):
         two = reward.policy_rewards(batch_of(policy, ARTICLES[:1]), Summaries(torch.tensor([[5, 6, 9]]), mask))
     assert torch.equal(one[0, :2], two[0, :2])
     assert one[0, 2] != two[0, 2]  # read where the token itself has just been read
+
+
+def test_likelihood_head_knows_what_the_language_model_knows_and_is_told_by_its_folder(tiny, tmp_path):
+    """The backbone is the policy itself, so a reward is bound(0.25 log p + 1) of the policy's own probability."""
+    for name in ("t5", "llama"):
+        settings = tiny.settings(model_name_or_path=getattr(tiny, name), rew_head="likelihood", separator=" : ")
+        policy = load_policy(settings)
+        policy.lm.eval()
+        reward = load_reward_model(settings, policy)
+        tokens, mask = pad([[5, 6, 7, 1], [8, 1]], policy.pad_id)
+        batch, summaries = batch_of(policy, ARTICLES[:2]), Summaries(tokens, mask)
+        with torch.no_grad():
+            logits = policy.logits(policy.encode(batch.source_ids, batch.source_mask), summaries)
+            log_p = logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            expected = bound_rewards(0.25 * log_p + 1, "softplus").masked_fill(~mask, 0)
+            torch.testing.assert_close(reward.policy_rewards(batch, summaries), expected, atol=1e-6, rtol=0)
+            reward.save_pretrained(tmp_path / name)
+            published = tiny.settings(rew_checkpoint_path=tmp_path / name, separator=" : ")
+            again = load_reward_model(published, policy)
+            torch.testing.assert_close(again.policy_rewards(batch, summaries), expected, atol=1e-6, rtol=0)
 
 
 def test_position_embeddings(tiny):

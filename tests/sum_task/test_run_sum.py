@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from common.errors import Interrupted, UserError
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
+from common.training import random_keys
 from common.training.files import json_text
+from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics
 from sum_task import policy_trainer, run_sum
 from sum_task.command_line import ROOT
@@ -22,14 +24,25 @@ from sum_task.models import SummaryPolicy
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.run_sum import run
 from tests.sum_task.conftest import stand_in_for_wordnet
-from tests.sum_task.tiny import write_rows
+from tests.sum_task.tiny import spied, write_rows
 
 pytestmark = pytest.mark.usefixtures("without_wordnet")
 
 
+def test_no_two_draws_of_a_run_share_their_random_numbers(tiny, tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(random_keys, "seed_of", spied(random_keys.seed_of, lambda *key: keys.append(key)))
+    run(tiny.settings(output_dir=tmp_path / "run", max_entropy_coeff=0.1, num_train_epochs=2, policy_eval_period=0.5))
+    # The articles by which every round validates are the same ones; nothing else is drawn twice.
+    once = [key for key in keys if key[0] != Purpose.VALIDATION_BATCHES]
+    assert len(set(once)) == len(once)
+    prompts = {purpose for purpose in Purpose if purpose.name.startswith("PROMPT")}
+    assert {key[0] for key in keys} == set(Purpose) - prompts
+
+
 def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
     out = tmp_path / "run"
-    results = run(tiny.settings(output_dir=out, max_entropy_coeff=0.1, reinforce_coeff=0.1, checkpoint_steps=1))
+    results = run(tiny.settings(output_dir=out, max_entropy_coeff=0.1, reinforce_coeff=0.1, checkpoint_steps=1, seed=1))
 
     assert json.loads((out / "results.json").read_text()) == json.loads(json_text(results))
     assert (results["status"], results["tested_on"], results["test_rows"]) == ("complete", "test", 4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.training.random_keys import Purpose
 from common.training.runtime import (
     Runtime,
     choose_device,
@@ -34,19 +35,22 @@ def test_a_large_seed_does_for_numpy_too():
     start_runtime(2**32 + 5, "cpu")
 
 
+STREAMS = (Purpose.PROMPT_REWARD_STREAM, Purpose.PROMPT_POLICY_STREAM, Purpose.PROMPT_VALIDATION)
+
+
 def test_streams_of_a_run_are_independent_and_repeatable():
     def numbers(seed, stream):
         return torch.rand(4, generator=Runtime(torch.device("cpu"), seed).generator(stream)).tolist()
 
-    assert numbers(0, 1) == numbers(0, 1)
-    assert len({tuple(numbers(seed, stream)) for seed in range(3) for stream in range(3)}) == 9
+    assert numbers(0, STREAMS[0]) == numbers(0, STREAMS[0])
+    assert len({tuple(numbers(seed, stream)) for seed in range(3) for stream in STREAMS}) == 9
 
 
 def test_a_stream_does_not_depend_on_the_global_generator():
     runtime = start_runtime(0, "cpu")
-    first = torch.rand(1, generator=runtime.generator(1))
+    first = torch.rand(1, generator=runtime.generator(STREAMS[0]))
     torch.rand(5)
-    assert torch.equal(torch.rand(1, generator=runtime.generator(1)), first)
+    assert torch.equal(torch.rand(1, generator=runtime.generator(STREAMS[0])), first)
 
 
 def test_the_random_state_survives_json_and_is_restored():
@@ -57,6 +61,19 @@ def test_the_random_state_survives_json_and_is_restored():
     draws()
     restore_random_state(tensors, json.loads(json.dumps(state)))
     assert draws() == expected
+
+
+def test_the_state_of_an_apple_gpu_is_kept_and_restored(monkeypatch):
+    states = [torch.tensor([1, 2, 3], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1].clone())
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    tensors, state = random_state()
+    states.append(torch.zeros(3, dtype=torch.uint8))
+    restore_random_state(tensors, state)
+    assert torch.equal(states[-1], states[0])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    restore_random_state(tensors, state)  # a checkpoint that goes on elsewhere
 
 
 @pytest.mark.parametrize(
