@@ -16,12 +16,12 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from common.errors import run_command
+from common.language_models.adapters import add_adapters, check_adapters
 from common.training.files import write_jsonl_atomic
 from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
-from sum_task.adapters import add_adapters, check_adapters
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import read_command
 from sum_task.data import Splits, load_splits
