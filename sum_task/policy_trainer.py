@@ -138,9 +138,15 @@ class PolicyTrainer:
         return max(self.reward_trainer.rounds_done - 1, 0) if self.reward_trainer is not None else 0
 
     def _steps_every(self, period: float, end: float) -> set[int]:
-        """Steps done at each multiple of `period` epochs below `end` epochs."""
-        count = math.ceil(end / period - 1e-9)
-        return {round(k * period * self.steps_per_epoch) for k in range(count)}
+        """Steps done at each multiple of `period` epochs up to `end` epochs, which counts; none where `end` is 0.
+
+        As published, a period is a whole number of steps, rounded down.
+        """
+        if end == 0:
+            return set()
+        interval = max(1, math.floor(period * self.steps_per_epoch + 1e-9))
+        last = math.floor(end * self.steps_per_epoch + 1e-9)
+        return set(range(0, last + 1, interval))
 
     def _reward_is_due(self) -> bool:
         if self.reward_trainer is None or self.steps_done not in self._reward_steps:
@@ -150,7 +156,11 @@ class PolicyTrainer:
     def _new_optimizer(self) -> None:
         settings = self.settings
         trained = [p for p in self.policy.lm.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        groups = [  # norms and biases, which are vectors, do not decay
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate)
         self.stepper = Stepper(self.optimizer, settings.clip_norm, self.processes, self.precision)
 
     def _batches(self, step: int) -> list[list[int]]:

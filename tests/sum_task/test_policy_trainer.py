@@ -1,5 +1,6 @@
 """Training of the summarizer."""
 
+import math
 import time
 
 import pytest
@@ -122,7 +123,7 @@ def test_rounds_come_before_the_first_step_and_periodically_in_the_first_epochs(
     trainer.reward_trainer.run_round = run_round
     trainer.train()
     assert trainer.steps_per_epoch == 3
-    assert rounds == [0, 2, 3, 4]  # every half epoch of three steps, while two epochs are not over
+    assert rounds == [0, 1, 2, 3, 4, 5, 6]  # every half epoch of three steps, in whole steps, to the end of the second
     validated = [e["step"] for e in read_metrics(tmp_path / "metrics.jsonl") if e["phase"] == "eval"]
     assert validated == [3, 6, 9, 12]
 
@@ -248,3 +249,18 @@ def test_remembered_rewards_are_in_the_checkpoint(tiny, tmp_path):
     assert sorted(known) == sorted(row for rows in trainer._batches(1) for row in rows)
     assert torch.equal(other.reference_rewards.values[~values.isnan()], values[~values.isnan()])
     assert torch.equal(other.reference_rewards.values.isnan(), values.isnan())
+
+
+def test_published_rounds_on_cnn_dm(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path)
+    trainer.steps_per_epoch = math.ceil(math.ceil(287_113 / 8) / 4)
+    assert sorted(trainer._steps_every(0.5, 2)) == [0, 4486, 8972, 13458, 17944]
+    assert trainer._steps_every(0.5, 0) == set()
+
+
+def test_norms_and_biases_do_not_decay(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, weight_decay=0.1)
+    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    named = {name: decays[id(p)] for name, p in trainer.policy.lm.named_parameters()}
+    assert {decay for name, decay in named.items() if "layer_norm" in name} == {0.0}
+    assert {decay for name, decay in named.items() if "layer_norm" not in name} == {0.1}
