@@ -164,7 +164,7 @@ def test_price_of_a_run_by_hand(base_path):
         "policy validation": 2 * 12 * 8,
         "candidates": (2 + 3) * (16 + 8),
         "test": 5 * 100,
-        "total": 348 + 144 + 1804 + 96 + 120 + 500,
+        "total": 348 + 144 + 1804 + 192 + 120 + 500,
     }
 
 
