@@ -216,6 +216,8 @@ class RewardTrainer:
         self.steps_done = 0  # over all rounds
         self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
         self._round: _Round | None = None
+        # Which token of each row's reference is swapped, in every round.
+        self._swap_noise = torch.rand(len(validation), generator=keyed_generator(Purpose.SWAPS, settings.seed))
         batch_size = settings.reward_learning_batch_size * processes.count
         batches = math.ceil(len(train) / batch_size)
         self.batches_per_round = max(1, math.ceil(settings.rew_num_train_epochs * batches))
@@ -471,8 +473,7 @@ class RewardTrainer:
     def _swaps(self, batch: Batch) -> Swaps:
         """One token of each reference replaced; the policy is used in evaluation mode."""
         tokens, mask = batch.target_ids, batch.target_mask
-        noise = torch.rand(len(self.validation), generator=keyed_generator(Purpose.SWAPS, self.settings.seed))
-        places = draw_places(mask, noise[batch.indices])
+        places = draw_places(mask, self._swap_noise[batch.indices])
         was_training = self.policy.lm.training
         self.policy.lm.eval()
         with self.precision.autocast():

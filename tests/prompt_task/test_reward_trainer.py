@@ -154,7 +154,7 @@ def test_swap_accuracy_compares_the_token_rewards_with_the_preference_of_both_pr
     different = scores[0] != scores[1]
     right = (greater == (scores[0] > scores[1]))[different]
     assert trainer._swap_accuracy(swaps) == pytest.approx(right.double().mean().item())
-    assert 0 < len(right)
+    assert len(right) > 0
 
 
 def test_validations_of_a_round_can_be_compared():
