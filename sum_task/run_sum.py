@@ -25,6 +25,7 @@ from common.training.runtime import describe
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import read_command
 from sum_task.data import Splits, load_splits
+from sum_task.evaluate_library import load_metrics
 from sum_task.evaluation_metrics import check_available
 from sum_task.models import load_policy, load_reward_model
 from sum_task.policy_trainer import PolicyTrainer
@@ -62,6 +63,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         "%s: %d train, %d validation, %d test rows, left out %s", settings.dataset_name or settings.train_file,
         len(splits.train), len(splits.validation), len(splits.test), splits.left_out,
     )  # fmt: skip
+    preference, metrics = make_preference(settings.preference), load_metrics(settings.eval_metrics)
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
     for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
@@ -77,7 +79,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     tested, tested_on = (test, "test") if len(test) else (validation, "validation")
 
     run.begin()
-    with make_preference(settings.preference) as preference:
+    with preference:
         # Reward learning and policy learning in turn.
         reward_trainer = None
         if reward is not None:
@@ -103,7 +105,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
             trainer.train(checkpointer)
 
         # The last policy writes the summaries that are reported.
-        evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore)
+        evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore, metrics)
     results = _results(settings, trainer, evaluation, tested_on, splits) | run.figures()
 
     def write_files() -> None:
