@@ -51,7 +51,7 @@ CHANGES_POLICY: dict[str, tuple[Any, dict[str, Any]]] = {
     "rew_learning_rate": (1e-3, {}),
     "rew_eval_period": (2.0, LONG_ROUND | STRICT),
     "rew_validation_share": (1.0, LONG_ROUND | STRICT),
-    "reward_retrain_period": (1.0, {"rew_num_train_epochs": 2}),
+    "reward_retrain_period": (2.0, {"rew_num_train_epochs": 2}),
     "reward_retrain_epochs": (0.4, {"rew_num_train_epochs": 2}),
     "lr_decay": (0.1, LONG_ROUND | {"weight_decay_count": 0}),
     "weight_decay_count": (0, LONG_ROUND | {"lr_decay": 0.1}),
