@@ -230,6 +230,7 @@ def _results(
         "tested_on": tested_on,
         **{f"test_{name}": value for name, value in evaluation.means.items()},
         "reward_rank_accuracy": held_out.get("reward/dev_rank_accuracy"),
+        "reward_swap_accuracy": held_out.get("reward/dev_swap_accuracy"),
         "reward_dev_loss": held_out.get("reward/dev_loss"),
         "validation": trainer.last_validation,
         "best_validation_score": trainer.best_score,
@@ -254,6 +255,9 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     accuracy = results["reward_rank_accuracy"]
     if accuracy is not None and not math.isnan(accuracy):
         print(f"rank accuracy of the reward model on held-out summaries: {accuracy:.3f} (chance: 0.5)")
+    accuracy = results["reward_swap_accuracy"]
+    if accuracy is not None:
+        print(f"swap accuracy, a reference's token against the likeliest other one: {accuracy:.3f} (chance: 0.5)")
     if any(results["rows_left_out"].values()):
         print(f"rows left out, article or summary blank: {results['rows_left_out']}")
     print(f"{results['policy_steps']} policy steps in {results['wall_seconds']:.0f} s")
