@@ -284,8 +284,8 @@ class SummaryPolicy:
     def _ready_mask(self, mask: Tensor) -> Tensor:
         """What one more token sees, (N, S), as its attention takes it.
 
-        transformers looks at every token whether a mask hides anything, for which the CPU waits for the device. A mask of
-        four dimensions is taken as it stands.
+        transformers looks at every token whether a mask hides anything, for which the CPU waits for the device. A mask
+        of four dimensions is taken as it stands.
         """
         if self.device.type == "cpu" or not _takes_ready_masks(self.lm.config):
             return mask.long()
