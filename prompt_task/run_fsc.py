@@ -147,6 +147,7 @@ def run_options(command: Command) -> RunOptions:
         resume=settings.resume,
         how_to_resume="the same command and resume=auto",
         checkpoint_path=settings.checkpoint_path,
+        checkpoint_minutes=settings.checkpoint_minutes,
         checkpoint_steps=settings.checkpoint_steps,
         keep_checkpoints=settings.keep_checkpoints,
         trackers=settings.trackers,
@@ -206,6 +207,7 @@ def _results(command: Command, trainer: PolicyTrainer, best: list[Candidate], em
         raise UserError("no candidate prompt could be tested; prompts.csv says why")
     accuracies = [float(c.test_accuracy) for c in reported if c.test_accuracy is not None]
     scorers = (trainer.train_scorer, trainer.dev_scorer)
+    learnt = trainer.reward_trainer.last_figures
     return {
         "status": "complete",
         "task": "prompt",
@@ -219,6 +221,8 @@ def _results(command: Command, trainer: PolicyTrainer, best: list[Candidate], em
         "reported_prompts": [{"prompt": c.prompt, "test_accuracy": c.test_accuracy} for c in reported],
         "empty_prompt_test_accuracy": empty.test_accuracy,
         "best_dev_score": reported[0].dev_score,
+        "reward_rank_accuracy": learnt.get("reward/dev_rank_accuracy"),
+        "reward_swap_accuracy": learnt.get("reward/dev_swap_accuracy"),
         "policy_steps": trainer.steps_done,
         "best_policy_step": trainer.plateau.best_step,
         "reward_rounds": trainer.reward_trainer.rounds_done,

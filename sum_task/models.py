@@ -29,7 +29,7 @@ from transformers import (
 from common.cpu.cheap_layers import use_cheap_layers
 from common.errors import UserError, nearest
 from common.language_models.adapters import merged_state_dict
-from common.language_models.attention import share_sources
+from common.language_models.attention import SHARED_SOURCE, share_sources
 from common.language_models.capabilities import (
     EncoderStates,
     can_read,
@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 FORMAT_FILE = "summarization.json"
 # A sample that has ended is still computed until so small a share of the rows is left.
 COMPACT_BELOW = 0.75
+# Tokens after which is looked how many samples have ended. A device is asked for that, and the CPU waits for it.
+TOKENS_BETWEEN_LOOKS = {"cpu": 1}
+TOKENS_BETWEEN_LOOKS_ELSEWHERE = 8
 
 
 @dataclass
@@ -116,6 +119,7 @@ class SummaryPolicy:
         self.start = decoder_start(lm.config, self.tokenizer) if self.is_encoder_decoder else ()
         self._no_cache = without_cache(lm)
         self._has_token = has_token(self.tokenizer, self.can.vocabulary)
+        self._no_holes = bool(self._has_token.all())
         self._shares_sources = self.is_encoder_decoder and share_sources(lm)
         # Without padding before it a decoder-only model is read with padding behind it, which no token sees.
         self._reads_whole = not (self.can.cache_by_rows and (self.is_encoder_decoder or self.can.ignores_padding))
@@ -236,9 +240,10 @@ class SummaryPolicy:
         self, sources: Sources, per_source: int, noise: Tensor, top_k: int | None, temperature: float
     ) -> Summaries:
         count, length = noise.shape
-        tokens = torch.full((count, length), self.pad_id)
-        mask = torch.zeros(count, length, dtype=torch.bool)
+        tokens = torch.full((count, length), self.pad_id, device=self.device)
+        mask = torch.zeros(count, length, dtype=torch.bool, device=self.device)
         noise = noise.to(self.device, torch.float32)
+        between = TOKENS_BETWEEN_LOOKS.get(self.device.type, TOKENS_BETWEEN_LOOKS_ELSEWHERE)
         alive = torch.arange(count, device=self.device)  # the summary of each row that is still computed
         ended = torch.zeros(count, dtype=torch.bool, device=self.device)
         written = torch.empty(count, 0, dtype=torch.long, device=self.device)  # of the rows still computed
@@ -254,21 +259,24 @@ class SummaryPolicy:
             let_grow(cache.self_attention_cache if self.is_encoder_decoder else cache)
         for position in range(length):
             drawn = draw_tokens(self._possible(logits), noise[alive, position], top_k, temperature)
-            unended = alive[~ended].cpu()
-            tokens[unended, position] = drawn[~ended].cpu()
-            mask[unended, position] = True
+            tokens[alive, position] = drawn.masked_fill(ended, self.pad_id)
+            mask[alive, position] = ~ended
             written = torch.cat([written, drawn.unsqueeze(1)], 1)
             ended = ended | (drawn == self.end_id)
-            if position + 1 == length or bool(ended.all()):
+            if position + 1 == length:
                 break
-            if float((~ended).float().mean()) < COMPACT_BELOW:
-                kept = (~ended).nonzero().squeeze(1)
-                self._select(cache, kept, source_of[kept])
-                sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=self.device)
-                alive, written, ended = alive[kept], written[kept], ended[kept]
+            if (position + 1) % between == 0:
+                going_on = (~ended.cpu()).nonzero().squeeze(1)
+                if len(going_on) == 0:
+                    break
+                if len(going_on) < COMPACT_BELOW * len(alive):
+                    kept = going_on.to(self.device)
+                    self._select(cache, kept, source_of[kept])
+                    sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=self.device)
+                    alive, written, ended = alive[kept], written[kept], ended[kept]
             logits = self._read_on(sources, written, cache)
         longest = int(mask.sum(-1).max())
-        return Summaries(tokens[:, :longest].to(self.device), mask[:, :longest].to(self.device))
+        return Summaries(tokens[:, :longest], mask[:, :longest])
 
     def _read_start(self, sources: Sources) -> tuple[Tensor, Any]:
         """Logits (B, V) of the first token and the cache that goes with them; None where there can be none."""
@@ -299,24 +307,40 @@ class SummaryPolicy:
     def _read_on(self, sources: Sources, written: Tensor, cache: Any) -> Tensor:
         """Logits (N, V) of the token after those `written` (N, t), all but the last of which the cache holds."""
         if self.is_encoder_decoder:
-            inputs = written[:, -1:] if cache is not None else torch.cat([self._starts(len(written)), written], 1)
-            kept = {"past_key_values": cache, "use_cache": True} if cache is not None else self._no_cache
-            return self.lm(**self._encoded(sources), decoder_input_ids=inputs, **kept).logits[:, -1].float()
+            if cache is None:
+                inputs = torch.cat([self._starts(len(written)), written], 1)
+                output = self.lm(**self._encoded(sources), decoder_input_ids=inputs, **self._no_cache)
+            else:
+                read = self._encoded(sources) | {"attention_mask": self._ready_mask(sources.mask)}
+                output = self.lm(**read, decoder_input_ids=written[:, -1:], past_key_values=cache, use_cache=True)
+            return output.logits[:, -1].float()
         mask = torch.cat([sources.mask, sources.mask.new_ones(written.shape)], 1)
         if cache is None:
             return self._packed_logits(torch.cat([sources.ids, written], 1), mask, mask.shape[1] - 1)[:, 0].float()
         positions = mask.long().sum(-1, keepdim=True) - 1
         output = self.lm(
-            input_ids=written[:, -1:], attention_mask=mask.long(), past_key_values=cache, use_cache=True,
+            input_ids=written[:, -1:], attention_mask=self._ready_mask(mask), past_key_values=cache, use_cache=True,
             **self._positions(positions),
         )  # fmt: skip
         return output.logits[:, -1].float()
 
+    def _ready_mask(self, mask: Tensor) -> Tensor:
+        """What one more token sees, (N, S), as its attention takes it.
+
+        transformers looks at every token whether a mask hides anything, for which the CPU waits for the device. A mask
+        of four dimensions is taken as it stands.
+        """
+        if self.device.type == "cpu" or not _takes_ready_masks(self.lm.config):
+            return mask.long()
+        return mask[:, None, None]
+
     def _possible(self, logits: Tensor) -> Tensor:
         """Logits (N, V') of the vocabulary, none where no token belongs to a row: models have more than texts use."""
-        known = self._has_token.to(logits.device)
-        logits = logits[:, : len(known)]
-        return logits if bool(self._has_token.all()) else logits.masked_fill(~known, -torch.inf)
+        logits = logits[:, : len(self._has_token)]
+        if self._no_holes:
+            return logits
+        self._has_token = self._has_token.to(logits.device)
+        return logits.masked_fill(~self._has_token, -torch.inf)
 
     @torch.no_grad()
     def search(self, sources: Sources, max_length: int, num_beams: int = 1) -> Summaries:
@@ -420,6 +444,13 @@ class SummaryPolicy:
 
     def _kept(self, positions: Tensor | int) -> dict[str, Any]:
         return {"logits_to_keep": positions} if self.can.keeps_logits else {}
+
+
+def _takes_ready_masks(config: Any) -> bool:
+    """Whether attention wants True where a token is seen, and every layer sees all that the mask allows."""
+    kinds = {"full_attention", *(getattr(config, "layer_types", None) or ())}
+    windows = getattr(config, "sliding_window", None)
+    return config._attn_implementation in ("sdpa", SHARED_SOURCE) and kinds == {"full_attention"} and not windows
 
 
 def draw_tokens(logits: Tensor, noise: Tensor, top_k: int | None, temperature: float) -> Tensor:

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
+from common.language_models.pretrained import enable_checkpointing
 from common.training.files import write_jsonl_atomic
 from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
@@ -25,6 +26,7 @@ from common.training.runtime import describe
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import read_command
 from sum_task.data import Splits, load_splits
+from sum_task.evaluate_library import load_metrics
 from sum_task.evaluation_metrics import check_available
 from sum_task.models import load_policy, load_reward_model
 from sum_task.policy_trainer import PolicyTrainer
@@ -62,12 +64,13 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         "%s: %d train, %d validation, %d test rows, left out %s", settings.dataset_name or settings.train_file,
         len(splits.train), len(splits.validation), len(splits.test), splits.left_out,
     )  # fmt: skip
+    preference, metrics = make_preference(settings.preference), load_metrics(settings.eval_metrics)
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
     for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
         add_adapters(model, settings.lora_rank, settings.lora_alpha)
         if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
     policy.to(run.runtime.device)
     describe("policy", policy.lm)
     if reward is not None:
@@ -77,7 +80,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     tested, tested_on = (test, "test") if len(test) else (validation, "validation")
 
     run.begin()
-    with make_preference(settings.preference) as preference:
+    with preference:
         # Reward learning and policy learning in turn.
         reward_trainer = None
         if reward is not None:
@@ -103,7 +106,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
             trainer.train(checkpointer)
 
         # The last policy writes the summaries that are reported.
-        evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore)
+        evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore, metrics)
     results = _results(settings, trainer, evaluation, tested_on, splits) | run.figures()
 
     def write_files() -> None:
@@ -132,6 +135,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         resume=settings.resume,
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
+        checkpoint_minutes=settings.checkpoint_minutes,
         checkpoint_steps=settings.checkpoint_steps,
         keep_checkpoints=settings.keep_checkpoints,
         trackers=settings.report_to,
@@ -228,6 +232,7 @@ def _results(
         "tested_on": tested_on,
         **{f"test_{name}": value for name, value in evaluation.means.items()},
         "reward_rank_accuracy": held_out.get("reward/dev_rank_accuracy"),
+        "reward_swap_accuracy": held_out.get("reward/dev_swap_accuracy"),
         "reward_dev_loss": held_out.get("reward/dev_loss"),
         "validation": trainer.last_validation,
         "best_validation_score": trainer.best_score,
@@ -252,6 +257,9 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     accuracy = results["reward_rank_accuracy"]
     if accuracy is not None and not math.isnan(accuracy):
         print(f"rank accuracy of the reward model on held-out summaries: {accuracy:.3f} (chance: 0.5)")
+    accuracy = results["reward_swap_accuracy"]
+    if accuracy is not None:
+        print(f"swap accuracy, a reference's token against the likeliest other one: {accuracy:.3f} (chance: 0.5)")
     if any(results["rows_left_out"].values()):
         print(f"rows left out, article or summary blank: {results['rows_left_out']}")
     print(f"{results['policy_steps']} policy steps in {results['wall_seconds']:.0f} s")

@@ -67,6 +67,17 @@ def load_tokenizer(auto_class: Any, name: str) -> Any:
         transformers_logging.set_verbosity(verbosity)
 
 
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Compute activations again in the backward pass instead of keeping them.
+
+    Raises:
+        UserError: the family cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"gradient_checkpointing: {type(model).__name__} does not support it; leave it false")
+    model.activation_checkpointing_enable()
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
