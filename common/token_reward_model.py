@@ -159,7 +159,8 @@ class TokenRewardModel(PreTrainedModel):
     its states look ahead: the reward of a token may not depend on what is written after it.
 
     ``TokenRewardModel(config)`` is initialised at random, :meth:`from_backbone` starts from a pretrained backbone
-    with a fresh head, and :meth:`from_pretrained` loads what :meth:`save_pretrained` saved, head included.
+    with a fresh head, and :meth:`from_pretrained` loads what :meth:`save_pretrained` saved, head included. Both heads
+    stay in float32 where the backbone is in half precision or under autocast.
 
     Example:
         >>> tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M")
@@ -192,7 +193,8 @@ class TokenRewardModel(PreTrainedModel):
                 nn.ReLU(),
                 nn.Linear(config.head_hidden_size, 1),
             )
-        self.head.to(self.backbone.dtype)
+        # In float32 also on a half-precision backbone: in bf16's 8 bits tokens, and whole sequences, would tie.
+        self.head.to(at_least_float32(torch.empty(0, dtype=self.backbone.dtype)).dtype)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
 
@@ -337,7 +339,8 @@ class TokenRewardModel(PreTrainedModel):
             log_p = chosen_log_probabilities(read.output, following)[:, :-1]
             raw = self.head(log_p if read.first else F.pad(log_p, (1, 0)))
         else:
-            raw = self.head(read.output.to(self.head[0].weight.dtype)).squeeze(-1)  # type: ignore[index]
+            with torch.autocast(read.output.device.type, enabled=False):
+                raw = self.head(read.output.to(self.head[0].weight.dtype)).squeeze(-1)  # type: ignore[index]
         return read.placed(bound_rewards(raw, self.config.bound))
 
     @torch.no_grad()
