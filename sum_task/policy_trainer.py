@@ -14,9 +14,10 @@ from common.errors import UserError
 from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss, token_weights
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.interruption import Checkpointer
-from common.training.processes import Precision, Processes, Stepper
+from common.training.processes import Precision, Processes
 from common.training.progress import Progress
 from common.training.random_keys import Purpose, keyed_generator, seed_global
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy
@@ -62,6 +63,7 @@ class PolicyTrainer:
         self.precision = precision
         self.log = log
         self.collate: Collator = policy.collator(pad_lengths(settings), not settings.ignore_pad_token_for_loss)
+        self.stepper = Stepper("policy", settings.clip_norm, processes, precision)
         self._new_optimizer()
         self.steps_done = 0
         self.best_score: float | None = None
@@ -121,6 +123,7 @@ class PolicyTrainer:
                     rows = self._since_log
                     values = {name: sum(row[name] for row in rows) / len(rows) for name in figures}
                     seconds = time.monotonic() - began
+                    values["policy/skipped_steps"] = self.stepper.skipped
                     values["perf/policy_steps_per_second"] = steps_since / seconds
                     values["perf/tokens_per_second"] = tokens / seconds
                     values["perf/seconds_left"] = (self.max_steps - step) * seconds / steps_since
@@ -151,7 +154,7 @@ class PolicyTrainer:
         settings = self.settings
         trained = [p for p in self.policy.lm.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.stepper = Stepper(self.optimizer, settings.clip_norm, self.processes, self.precision)
+        self.stepper.optimizer = self.optimizer
 
     def _batches(self, step: int) -> list[list[int]]:
         """Rows of each batch of a step."""
@@ -318,6 +321,7 @@ class PolicyTrainer:
         """Add everything that going on needs to a checkpoint."""
         state.put("policy/weights", dict(self.policy.lm.state_dict()))
         state.put("policy/optimizer", *optimizer_state(self.optimizer))
+        state.put("policy/stepper", {}, self.stepper.state())
         names = ("steps_done", "best_score", "best_step", "last_validation", "_since_log")
         progress: dict[str, Any] = {name: getattr(self, name) for name in names}
         state.put("policy/progress", {}, progress)
@@ -330,6 +334,7 @@ class PolicyTrainer:
         """Undo `save_state`."""
         self.policy.lm.load_state_dict(state.get("policy/weights")[0])
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
+        self.stepper.load_state(state.get("policy/stepper")[1])
         for name, value in state.get("policy/progress")[1].items():
             setattr(self, name, value)
         if self.reference_rewards is not None and "policy/reference_rewards" in state.values:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from common.errors import UserError
 from common.policy_losses import reward_weighted_mle_loss
 from common.training.checkpoint import StateTree
 from common.training.processes import Precision, Processes
@@ -109,6 +110,18 @@ def test_reward_model_is_in_evaluation_mode_and_gets_no_gradient(tiny, tmp_path)
     trainer._step(1)
     assert set(modes) == {(False, False)}
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_gradients_that_are_not_finite_change_no_weight_and_stop_the_run_after_some(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, guidance="none", num_train_epochs=10)
+    weights = dict(trainer.policy.lm.named_parameters())
+    before = {name: value.detach().clone() for name, value in weights.items()}
+    next(iter(weights.values())).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UserError, match=r"^policy learning: the gradient was not finite for 10 steps in a row"):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in weights.items())
+    logged = [event.get("policy/skipped_steps") for event in read_metrics(tmp_path / "metrics.jsonl")]
+    assert [count for count in logged if count is not None] == list(range(1, 10))
 
 
 def test_rounds_come_before_the_first_step_and_periodically_in_the_first_epochs(tiny, tmp_path):
