@@ -136,7 +136,7 @@ def test_validations_of_a_round_can_be_compared():
 
 
 def test_the_best_weights_of_a_round_are_the_ones_that_are_used():
-    run = make_run(rew_num_train_epochs=12, rew_max_train_steps=24, rew_learning_rate=0.1)
+    run = make_run(rew_num_train_epochs=12, rew_max_train_steps=24, rew_learning_rate=0.1, random_seed=2)
     weights = []
     run.reward_trainer.run_round(lambda: weights.append(weights_of(run.reward_model)))
     losses = run.log.values("reward/dev_loss")
