@@ -27,6 +27,7 @@ DEPENDENCIES = [
     "tqdm>=4.67,<5",
     "nltk>=3.10,<4",
     "rouge-score>=0.1.2,<1",
+    "evaluate>=0.4.6,<1",
 ]
 
 DEVELOPMENT = [

@@ -1,7 +1,7 @@
 """Token reward model: a transformer backbone and a head that gives every token a bounded reward.
 
-Two heads, see :data:`HEADS`: ``after``, the published one, reads the state after a token; ``likelihood`` takes the
-token's log-probability by the backbone's own LM head in the state before it.
+Heads, see :data:`HEADS`: ``after``, the published one, reads the state after a token, as does ``linear``, one layer
+without a bias; ``likelihood`` takes the token's log-probability by the backbone's own LM head in the state before it.
 """
 
 import inspect
@@ -31,11 +31,12 @@ from common.checks import at_least_float32, check_float, check_name, check_posit
 from common.errors import UserError
 from common.language_models.attention import share_sources
 from common.language_models.pretrained import load_pretrained
+from common.language_models.shared_prompts import can_share_prompts, read_replies
 from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
 
-BOUNDS = ("softplus", "sigmoid")
+BOUNDS = ("softplus", "sigmoid", "none")
 SOFTPLUS_FLOOR = 1e-8
-HEADS = ("after", "likelihood")
+HEADS = ("after", "likelihood", "linear")
 
 
 def bound_rewards(raw: Tensor, bound: str) -> Tensor:
@@ -43,7 +44,7 @@ def bound_rewards(raw: Tensor, bound: str) -> Tensor:
 
     ``softplus``, the default of the method: ``x <- 1 - softplus(1 - x)``, then ``x <- m + softplus(x - m)`` with
     ``m = 1e-8``. Smooth, increasing, close to linear around the middle, and within (1e-8, softplus(1) = 1.3133),
-    not [0, 1]; the ends are reached by rounding alone. ``sigmoid``: within (0, 1).
+    not [0, 1]; the ends are reached by rounding alone. ``sigmoid``: within (0, 1). ``none``: as it is.
 
     A raw NaN gives reward 0 and receives no gradient.
 
@@ -65,8 +66,10 @@ def bound_rewards(raw: Tensor, bound: str) -> Tensor:
     if bound == "softplus":
         x = 1 - F.softplus(1 - x)
         rewards = SOFTPLUS_FLOOR + F.softplus(x - SOFTPLUS_FLOOR)
-    else:
+    elif bound == "sigmoid":
         rewards = x.sigmoid()
+    else:
+        rewards = x
     return rewards.masked_fill(invalid, 0)
 
 
@@ -79,12 +82,15 @@ def saturation_share(rewards: Tensor, bound: str) -> Tensor:
 
     Args:
         rewards: bounded rewards of real tokens, any shape.
-        bound: one of :data:`BOUNDS`; their range is (0, 1.3133) for softplus and (0, 1) for sigmoid.
+        bound: one of :data:`BOUNDS`; their range is (0, 1.3133) for softplus and (0, 1) for sigmoid. Without a bound
+            the share is 0.
 
     Raises:
         ValueError: another bound.
     """
     check_name(bound, "bound", BOUNDS)
+    if bound == "none":
+        return torch.zeros((), device=rewards.device)
     top = math.log1p(math.e) if bound == "softplus" else 1.0
     return ((rewards < SATURATED * top) | (rewards > (1 - SATURATED) * top)).float().mean()
 
@@ -112,7 +118,8 @@ class TokenRewardConfig(PreTrainedConfig):
         backbone: the backbone's own configuration as a dict, ``model_type`` included.
         bound: one of :data:`BOUNDS`.
         head: one of :data:`HEADS`.
-        head_hidden_size: width of the hidden layer of the head ``after``.
+        head_hidden_size: width of the hidden layer of the head ``after``. (``linear`` has none and starts at
+            N(0, 1 / (d + 1)^2) with d the backbone's width, as in arXiv 2501.02790.)
         head_init_gain: gain of that head's Xavier-uniform initialisation; its biases start at minus this number.
             With the published gain of 1e-4 and learning rate, all rewards are equal to the last bit for the first
             dozens of steps.
@@ -151,9 +158,10 @@ class TokenRewardModel(PreTrainedModel):
     """r(s_t, a_t) for every token of a sequence.
 
     Head ``after``: backbone -> last hidden state at the position that has just read the token -> Linear -> ReLU ->
-    Linear -> :func:`bound_rewards`. Head ``likelihood``: backbone with its LM head -> log-probability of the token at
-    the position before it -> ``scale * log p + offset`` -> :func:`bound_rewards`; the first token of a sequence, before
-    which nothing was read, counts as certain (log p = 0).
+    Linear -> :func:`bound_rewards`. Head ``linear``: the same with one Linear without a bias. Head ``likelihood``:
+    backbone with its LM head -> log-probability of the token at the position before it -> ``scale * log p + offset``
+    -> :func:`bound_rewards`; the first token of a sequence, before which nothing was read, counts as certain (log p =
+    0).
 
     The backbone is any decoder-only or encoder-decoder model of transformers; an encoder-only one is refused, because
     its states look ahead: the reward of a token may not depend on what is written after it.
@@ -184,9 +192,12 @@ class TokenRewardModel(PreTrainedModel):
         _refuse_encoder_only(self.backbone.config)
         self.is_encoder_decoder = bool(self.backbone.config.is_encoder_decoder)
         self._shares_sources = share_sources(self.backbone)
+        self._shares_prompts: bool | None = None
         self.head: nn.Module
         if config.head == "likelihood":
             self.head = LikelihoodHead()
+        elif config.head == "linear":
+            self.head = nn.Linear(self.backbone.config.hidden_size, 1, bias=False)
         else:
             self.head = nn.Sequential(
                 nn.Linear(self.backbone.config.hidden_size, config.head_hidden_size),
@@ -200,7 +211,9 @@ class TokenRewardModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers calls this for the modules outside of the backbone, which initialises its own.
-        if isinstance(module, nn.Linear):
+        if module is self.head and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=1 / (module.in_features + 1))
+        elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, gain=self.config.head_init_gain)
             nn.init.constant_(module.bias, -self.config.head_init_gain)
         elif isinstance(module, LikelihoodHead):
@@ -339,9 +352,83 @@ class TokenRewardModel(PreTrainedModel):
             log_p = chosen_log_probabilities(read.output, following)[:, :-1]
             raw = self.head(log_p if read.first else F.pad(log_p, (1, 0)))
         else:
-            with torch.autocast(read.output.device.type, enabled=False):
-                raw = self.head(read.output.to(self.head[0].weight.dtype)).squeeze(-1)  # type: ignore[index]
+            raw = self._raw_of_states(read.output)
         return read.placed(bound_rewards(raw, self.config.bound))
+
+    def _raw_of_states(self, states: Tensor) -> Tensor:
+        """What a head that reads states says of them: (..., d) -> (...)."""
+        with torch.autocast(states.device.type, enabled=False):
+            raw: Tensor = self.head(states.to(next(self.head.parameters()).dtype)).squeeze(-1)
+        return raw
+
+    def reply_rewards(self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor) -> Tensor:
+        """Reward of each token of several replies to each prompt, which is read once where the backbone allows it.
+
+        Args:
+            prompt_ids, prompt_mask: (B, P), padded on either side; every prompt has a token.
+            reply_ids, reply_mask: (B, K, R), padded on the right. A reply without a real token is none, so that prompts
+                can have replies of different number.
+
+        Returns:
+            Rewards, (B, K, R), as of :meth:`forward`; 0 at masked positions.
+
+        Raises:
+            ValueError: naming the argument with a wrong shape or mask.
+        """
+        check_shape(reply_mask, "reply_mask", reply_ids.shape)
+        if reply_ids.dim() != 3 or len(reply_ids) != len(prompt_ids):
+            raise ValueError(
+                f"reply_ids: must be (B, K, R) for {len(prompt_ids)} prompts, got {tuple(reply_ids.shape)}"
+            )
+        there = reply_mask.any(-1)  # (B, K)
+        owners = there.nonzero()[:, 0]  # (N,)
+        ids, mask = reply_ids[there], reply_mask[there].bool()  # (N, R)
+        if self.is_encoder_decoder:
+            states = self.encode(prompt_ids, prompt_mask)
+            if not bool(there.all()):
+                states, prompt_mask = states[owners], prompt_mask[owners]
+            start = getattr(self.backbone.config, "decoder_start_token_id", None)
+            if start is None:
+                raise ValueError("reply_ids: the backbone's configuration names no decoder_start_token_id")
+            decoder_ids, decoder_mask = with_start_token(ids, mask, start)
+            rewards = self(
+                attention_mask=prompt_mask, decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask,
+                encoder_outputs=states, targets_from=1,
+            )[:, 1:]  # fmt: skip
+        elif self.shares_prompts and not (self.training and self.backbone.is_gradient_checkpointing):
+            rewards = self._rewards_behind(prompt_ids, prompt_mask, ids, mask, owners)
+        else:
+            whole = torch.cat([prompt_ids[owners], ids], 1)
+            real = torch.cat([prompt_mask[owners].bool(), mask], 1)
+            width = prompt_ids.shape[1]
+            rewards = self(input_ids=whole, attention_mask=real, targets_from=width)[:, width:]
+        return rewards.new_zeros(reply_ids.shape).masked_scatter(there.unsqueeze(-1), rewards)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is read once for all its replies: asked of the backbone the first time it matters."""
+        if self._shares_prompts is None:
+            self._shares_prompts = self.is_encoder_decoder or can_share_prompts(self.backbone)
+        return self._shares_prompts
+
+    def _rewards_behind(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor, owners: Tensor
+    ) -> Tensor:
+        """Rewards (N, R) of replies that go on from the keys and values of their prompts."""
+        packed_ids, real, _ = _pack(prompt_ids, prompt_mask, "prompt_ids", "prompt_mask")
+        # To the right end of their columns, so that a reply follows its prompt without a gap.
+        places = torch.arange(packed_ids.shape[1], device=real.device) - (~real).sum(-1, keepdim=True)  # (B, P')
+        packed_ids = packed_ids.gather(1, places.clamp(min=0))
+        at_prompt, at_reply = read_replies(
+            self.backbone, packed_ids, places >= 0, reply_ids.masked_fill(~reply_mask, 0), owners
+        )
+        if isinstance(self.head, LikelihoodHead):
+            first = chosen_log_probabilities(at_prompt[owners].unsqueeze(1), reply_ids[:, :1])
+            following = F.pad(reply_ids.masked_fill(~reply_mask, 0)[:, 1:], (0, 1))  # of the last: nothing, dropped
+            raw = self.head(torch.cat([first, chosen_log_probabilities(at_reply, following)[:, :-1]], 1))
+        else:
+            raw = self._raw_of_states(at_reply)
+        return bound_rewards(raw, self.config.bound).masked_fill(~reply_mask, 0)
 
     @torch.no_grad()
     def rewards_of_all(self, targets_from: int = 0, **inputs: Any) -> Tensor:

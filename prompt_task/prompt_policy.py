@@ -116,6 +116,15 @@ class PromptPolicy(nn.Module):
 
         return self._write(count, draw, with_logits)
 
+    @torch.no_grad()
+    def logits_at(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The policy's logits (N, V) where the token `places` (N,) of each prompt (N, T) stands, after those before."""
+        source = self.source_ids.expand(len(tokens), -1)
+        ids = torch.cat([source, tokens.to(self.device)], 1)
+        hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        before = source.shape[1] + places.to(self.device) - 1
+        return self.logits(hidden[torch.arange(len(ids), device=self.device), before])
+
     def greedy(self) -> torch.Tensor:
         """The most probable token at each position: (T,)."""
         return self._write(1, lambda logits, node_of_row: logits.argmax(-1).cpu(), False).tokens[0]

@@ -27,15 +27,15 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from common.cpu.cheap_layers import use_cheap_layers
 from common.errors import UserError, nearest
+from common.language_models.adapters import merged_state_dict
 from common.language_models.attention import share_sources
 from common.language_models.growing_cache import let_grow
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.language_models.token_carry import carry_over, token_spans
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
 from common.training.files import write_folder_atomic
-from sum_task.adapters import merged_state_dict
 from sum_task.batching import Batch, Collator, TextFormat, pad
 from sum_task.settings import SummarizationSettings
-from sum_task.token_carry import carry_over, token_spans
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """Sequence-level preferences: what makes one summary of an article better than another.
 
 ``meteor`` (the published choice), ``rouge1``, ``rouge2`` and ``rougeLsum``, a weighted sum of them such as
-``0.5*meteor+0.5*rouge2``, or a function of your own, ``package.module:function``.
+``0.5*meteor+0.5*rouge2``, a metric of the `evaluate` library, ``evaluate:NAME?key=KEY`` (`sum_task.evaluate_library`),
+or a function of your own, ``package.module:function``.
 """
 
 import importlib
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError, nearest
+from sum_task.evaluate_library import PREFIX, load_metric
 from sum_task.meteor import Meteor
 from sum_task.rouge import rouge_f1
 
@@ -21,7 +23,10 @@ METRICS = ("meteor", "rouge1", "rouge2", "rougeLsum")
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_FORMS = f"a metric ({', '.join(METRICS)}), a weighted sum such as 0.5*meteor+0.5*rouge2, or package.module:function"
+_FORMS = (
+    f"a metric ({', '.join(METRICS)}), a weighted sum such as 0.5*meteor+0.5*rouge2, evaluate:NAME, or "
+    "package.module:function"
+)
 
 Score = Callable[[list[str], list[str], list[str]], Sequence[float]]
 """(predictions, references, sources), one text of each a summary -> one score a summary, higher is better."""
@@ -79,12 +84,15 @@ def make_preference(spec: str, workers: int = 1) -> Preference:
     """Make the preference that `spec` describes.
 
     Args:
-        spec: a metric, a weighted sum of metrics, or ``package.module:function``.
+        spec: a metric, a weighted sum of metrics, ``evaluate:NAME?...``, or ``package.module:function``.
         workers: processes that share very large batches of METEOR.
 
     Raises:
-        UserError: `spec` is none of these, the function cannot be imported, or METEOR is asked for without WordNet.
+        UserError: `spec` is none of these, the function cannot be imported, the metric cannot be loaded, or METEOR is
+            asked for without WordNet.
     """
+    if spec.startswith(PREFIX):
+        return Preference(spec, load_metric(spec))
     if ":" in spec:
         return Preference(spec, _import_function(spec.strip()))
     weights = _parse_sum(spec)

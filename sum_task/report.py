@@ -1,5 +1,6 @@
 """The page of one summarization run: figures, curves, and summaries coloured by their learned token rewards."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ CURVES = (
     ("policy/token_reward", "policy/sample_reward"),
     "policy/entropy",
     ("reward/loss", "reward/dev_loss"),
-    ("reward/rank_accuracy", "reward/dev_rank_accuracy"),
+    ("reward/rank_accuracy", "reward/dev_rank_accuracy", "reward/dev_swap_accuracy"),
     "eval/guidance_agreement",
     ("reward/token_std", "reward/saturation_share", "reward/length_correlation"),
     "reward/preference",
@@ -36,7 +37,7 @@ TITLES = {
     "policy/token_reward": "Learned reward of a token",
     "policy/entropy": "Policy entropy (nats a token)",
     "reward/loss": "ListMLE loss of the reward model",
-    "reward/rank_accuracy": "Rank accuracy of the reward model",
+    "reward/rank_accuracy": "Rank and swap accuracy of the reward model",
     "eval/guidance_agreement": "Rank accuracy on fresh summaries of the policy",
     "reward/token_std": "Spread of the token rewards, their share at an end, and length in the score",
     "reward/preference": "Preference of sampled summaries",
@@ -95,6 +96,10 @@ def write_run_report(
         f"aggregation {results['agg_func']}, seed {results['seed']}; "
         f"{results['test_rows']} rows of {results['tested_on']}"
     )
+    for name in ("rank", "swap"):
+        accuracy = results[f"reward_{name}_accuracy"]
+        if accuracy is not None and not math.isnan(accuracy):
+            facts[f"{name} accuracy of the reward"] = f"{accuracy:.3f}"
     report = Report(f"Summaries of {_short_name(results['dataset'])}", subtitle, facts)
     if reward is not None:
         report.add_token_rewards(

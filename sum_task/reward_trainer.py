@@ -19,6 +19,7 @@ from torch import Tensor
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
 from common.grounding_loss import kendall_tau, list_mle_loss
+from common.swaps import draw_places, swap_tokens
 from common.token_reward_model import saturation_share
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.plateau import Plateau
@@ -38,6 +39,19 @@ _SAMPLED_AT_ONCE = 4  # batches; a decoder-only policy would need memory for K t
 
 
 @dataclass
+class Swaps:
+    """References of B articles, each followed by itself with one token replaced by the policy's likeliest other one.
+
+    Attributes:
+        summaries: N = 2 B of them.
+        places: (B,) column of the token in question.
+    """
+
+    summaries: Summaries
+    places: Tensor
+
+
+@dataclass
 class RankedSummaries:
     """Sampled summaries of B articles with their preference.
 
@@ -46,12 +60,14 @@ class RankedSummaries:
         summaries: N = B * K of them, those of an article one after the other.
         preferences: (B, K), higher is better.
         ranks: (B, K), the same order without ties: equal preferences are put in random order.
+        swaps: of the same articles; None where they are not asked for.
     """
 
     batch: Batch
     summaries: Summaries
     preferences: Tensor
     ranks: Tensor
+    swaps: Swaps | None = None
 
 
 @dataclass
@@ -68,6 +84,8 @@ class RankingFigures:
         tau, tau_sets: sum of Kendall's tau over the sets where it is defined, and their number.
         preference: sum over the sets of their mean preference.
         sampled_tokens: tokens that the policy wrote.
+        swaps, swaps_seen: swapped tokens, and those whose reward is below that of the reference's token; equal rewards
+            count one half.
         score_squares, length_squares, products: sums over the summaries of the squares and the product of how far
             score and number of tokens are from the mean of their set.
     """
@@ -84,6 +102,8 @@ class RankingFigures:
     tau_sets: float = 0.0
     preference: float = 0.0
     sampled_tokens: float = 0.0
+    swaps: float = 0.0
+    swaps_seen: float = 0.0
     score_squares: float = 0.0
     length_squares: float = 0.0
     products: float = 0.0
@@ -157,6 +177,7 @@ class RankingFigures:
             f"reward/{prefix}saturation_share": _ratio(self.saturated, self.tokens),
             f"reward/{prefix}length_correlation": self._length_correlation(),
             f"reward/{prefix}preference": _ratio(self.preference, self.sets),
+            **({f"reward/{prefix}swap_accuracy": self.swaps_seen / self.swaps} if self.swaps else {}),
         }
 
 
@@ -197,6 +218,8 @@ class RewardTrainer:
         self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
         self._round: _Round | None = None
         self.stepper = Stepper("reward", settings.clip_norm, processes, precision)
+        # Which token of each row's reference is swapped, in every round.
+        self._swap_noise = torch.rand(len(validation), generator=keyed_generator(Purpose.SWAPS, settings.seed))
         batch_size = settings.reward_learning_batch_size * processes.count
         batches = math.ceil(len(train) / batch_size)
         self.batches_per_round = max(1, math.ceil(settings.rew_num_train_epochs * batches))
@@ -216,6 +239,8 @@ class RewardTrainer:
         plateau = current.plateau
         # The policy stands still during a round, so one sample serves all its validations.
         validation = self._validation_sets(Purpose.VALIDATION_SAMPLES, self.rounds_done)
+        for held_out_sets in validation:
+            held_out_sets.swaps = self._swaps(held_out_sets.batch)
         batches = self._round_batches()
         accumulate = settings.rew_gradient_accumulation_steps
         ranked = self.ranked_from(batches, current.steps * accumulate)
@@ -258,11 +283,12 @@ class RewardTrainer:
                     if evaluate:
                         held_out = self._validate(validation)
                         logger.info(
-                            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f",
+                            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
                             self.rounds_done + 1,
                             step,
                             held_out["reward/dev_loss"],
                             held_out["reward/dev_rank_accuracy"],
+                            held_out.get("reward/dev_swap_accuracy", math.nan),
                         )
                         values |= held_out
                         if plateau.update(held_out["reward/dev_loss"], step):
@@ -439,8 +465,37 @@ class RewardTrainer:
     @torch.no_grad()
     def _validate(self, validation: list[RankedSummaries]) -> dict[str, float]:
         self.reward.model.eval()
-        figures = sum((self._loss(ranked)[1] for ranked in validation), RankingFigures())
+        figures = RankingFigures()
+        for ranked in validation:
+            figures += self._loss(ranked)[1]
+            if ranked.swaps is not None:
+                figures += self._swap_figures(ranked.batch, ranked.swaps)
         return figures.over(self.processes).means("dev_")
+
+    @torch.no_grad()
+    def _swaps(self, batch: Batch) -> Swaps:
+        """One token of each reference replaced; the policy is used in evaluation mode."""
+        tokens, mask = batch.target_ids, batch.target_mask
+        places = draw_places(mask, self._swap_noise[batch.indices])
+        was_training = self.policy.lm.training
+        self.policy.lm.eval()
+        with self.precision.autocast():
+            sources = self.policy.encode(batch.source_ids, batch.source_mask)
+            logits = self.policy.logits(sources, Summaries(tokens, mask))
+        self.policy.lm.train(was_training)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        swapped = swap_tokens(tokens, places, logits[rows, places, : len(self.policy.tokenizer)])
+        both = torch.stack([tokens, swapped], 1).flatten(0, 1)
+        return Swaps(Summaries(both, mask.repeat_interleave(2, 0)), places)
+
+    def _swap_figures(self, batch: Batch, swaps: Swaps) -> RankingFigures:
+        with self.precision.autocast():
+            rewards = self.reward.policy_rewards(batch, swaps.summaries)
+        pairs = rewards.unflatten(0, (-1, 2))  # (B, 2, T)
+        rows = torch.arange(len(pairs), device=rewards.device)
+        right, swapped = pairs[rows, :, swaps.places].unbind(1)
+        seen = ((right - swapped).sign() + 1) / 2
+        return RankingFigures(swaps=len(pairs), swaps_seen=seen.sum().item())
 
     def save_state(self, state: StateTree) -> None:
         """Add what going on needs to a checkpoint, also from the middle of a round.

@@ -15,13 +15,13 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError, run_command
+from common.language_models.token_carry import token_spans
 from common.reporting.report import Report, TokenRewards
 from common.training.files import json_text
 from common.training.runtime import choose_device
 from sum_task.batching import Batch, pad
 from sum_task.data import Row
 from sum_task.models import Summaries, SummaryRewardModel
-from sum_task.token_carry import token_spans
 
 FORMS = ("color", "text", "json")
 

@@ -100,6 +100,7 @@ class SummarizationSettings:
     per_device_eval_batch_size: int = setting(minimum=1)
     num_beams: int | None = setting(minimum=1)
     bertscore: bool = setting()
+    eval_metrics: tuple[str, ...] = setting()
 
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     device: str = setting()

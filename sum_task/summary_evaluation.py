@@ -1,10 +1,12 @@
 """Writing summaries of a whole split, shared among the processes, and measuring them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.training.processes import Precision, Processes
 from common.training.progress import progress
 from sum_task.batching import TokenizedRows, sorted_batches
+from sum_task.evaluate_library import LibraryMetric
 from sum_task.evaluation_metrics import mean_scores, per_example
 from sum_task.models import SummaryPolicy
 from sum_task.reward_trainer import pad_lengths
@@ -67,13 +69,14 @@ def evaluate(
     precision: Precision,
     title: str,
     bertscore: bool = False,
+    metrics: Sequence[LibraryMetric] = (),
 ) -> Evaluation:
     """Write the summaries of a split and measure them (in the main process; all get the result)."""
     predictions = write_summaries(policy, data, settings, processes, precision, title)
 
     def measure() -> Evaluation:
         references, articles = [row.reference for row in data.rows], [row.source for row in data.rows]
-        scores = per_example(predictions, references, articles, bertscore=bertscore)
+        scores = per_example(predictions, references, articles, bertscore=bertscore, metrics=metrics)
         means = mean_scores(scores)
         means["score"] = validation_score(means["rouge1"], means["rouge2"], means["rougeLsum"])
         return Evaluation(predictions, scores, means)

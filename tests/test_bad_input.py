@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.reporting.report import Report, TokenRewards
+from common.training.command_line import read_yaml
 from common.training.files import write_jsonl_atomic
 from prompt_task import command_line as prompt_command
 from prompt_task.few_shot_data import DatasetSpec, fill_template, read_examples
@@ -62,7 +63,7 @@ class TestOptions:
     def test_any_value_of_any_option(self, data):
         for kind, base in (
             (FewShotSettings, published_options()),
-            (SummarizationSettings, sum_command._read_yaml(sum_command.DEFAULTS) | {"dataset_name": "xsum"}),
+            (SummarizationSettings, read_yaml(sum_command.DEFAULTS) | {"dataset_name": "xsum"}),
         ):
             options = {key: value for key, value in base.items() if key != "dataset"}
             key = data.draw(st.sampled_from(sorted(options)) | awkward_text, label="option")

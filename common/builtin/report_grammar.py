@@ -240,21 +240,30 @@ def write_report(rng: random.Random, careless: bool = False) -> Report:
     """
     story = rng.choice(STORIES)
     facts = {slot: rng.choice(values) for slot, values in FACTS.items()}
+    sentences = write_sentences(rng, story)
+    summary = [usual if rng.random() < 0.75 else rarer for usual, rarer in story.summary]
+    if not careless:
+        return Report(join_patterns(sentences, facts), join_patterns(summary, facts))
+    kind = rng.random()
+    if kind < 0.4:
+        return Report(join_patterns(sentences, facts), join_patterns(sentences[:1], facts))
+    if kind < 0.7:
+        start = rng.randrange(len(sentences))
+        return Report(
+            join_patterns(sentences, facts), join_patterns(sentences[start : start + rng.randint(1, 2)], facts)
+        )
+    told = {slot: rng.choice([value, rng.choice(FACTS[slot])]) for slot, value in facts.items()}
+    return Report(join_patterns(sentences, facts), join_patterns(summary[: rng.randint(1, 2)], told))
+
+
+def write_sentences(rng: random.Random, story: Story) -> list[str]:
+    """The patterns of a report: an opening, the details in any order, and fillers among them."""
     sentences = [rng.choice(story.opening), *rng.sample(story.details, 2)]
     for filler in rng.sample(FILLERS, rng.randint(2, 3)):
         sentences.insert(rng.randint(0, len(sentences)), filler)
-    summary = [usual if rng.random() < 0.75 else rarer for usual, rarer in story.summary]
-    if not careless:
-        return Report(_join(sentences, facts), _join(summary, facts))
-    kind = rng.random()
-    if kind < 0.4:
-        return Report(_join(sentences, facts), _join(sentences[:1], facts))
-    if kind < 0.7:
-        start = rng.randrange(len(sentences))
-        return Report(_join(sentences, facts), _join(sentences[start : start + rng.randint(1, 2)], facts))
-    told = {slot: rng.choice([value, rng.choice(FACTS[slot])]) for slot, value in facts.items()}
-    return Report(_join(sentences, facts), _join(summary[: rng.randint(1, 2)], told))
+    return sentences
 
 
-def _join(patterns: Sequence[str], facts: Mapping[str, str]) -> str:
+def join_patterns(patterns: Sequence[str], facts: Mapping[str, str]) -> str:
+    """The sentences with their facts."""
     return " ".join(f"{pattern.format_map(facts)} ." for pattern in patterns)

@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     GPT2Config,
     LlamaConfig,
+    MambaConfig,
     T5Config,
 )
 
@@ -93,6 +94,62 @@ def inputs_of(model, rows=4, length=6):
 def model(request):
     name, head = request.param
     return model_of(name, head=head)
+
+
+class TestReplies:
+    def test_they_get_the_rewards_of_a_sequence_of_their_own(self, model):
+        # Two prompts of 5 and 2 tokens, padded on the left; replies of 3 and 1 tokens to the first, one to the other
+        prompt_ids, reply_ids = token_ids(2, 5, seed=1), token_ids(4, 3, seed=2).view(2, 2, 3)
+        prompt_mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]])
+        reply_mask = torch.tensor([[[1, 1, 1], [1, 0, 0]], [[1, 1, 0], [0, 0, 0]]])
+        model.backbone.config.decoder_start_token_id = 0
+        rewards = model.reply_rewards(prompt_ids, prompt_mask, reply_ids, reply_mask)
+        assert rewards.shape == (2, 2, 3) and model.shares_prompts
+        assert not rewards[reply_mask == 0].any()
+        for b, k in reply_mask.any(-1).nonzero().tolist():
+            prompt, reply = prompt_ids[b][prompt_mask[b] == 1][None], reply_ids[b, k][reply_mask[b, k] == 1][None]
+            if model.is_encoder_decoder:
+                start = model.backbone.config.decoder_start_token_id
+                alone = model(prompt, decoder_input_ids=with_start_token(reply, torch.ones_like(reply), start)[0])[
+                    :, 1:
+                ]
+            else:
+                alone = model(torch.cat([prompt, reply], 1))[:, prompt.shape[1] :]
+            found = rewards[b, k, : reply.shape[1]]
+            torch.testing.assert_close(found, alone[0], rtol=1e-5, atol=1e-6)
+
+    def test_gradients_of_shared_prompts_are_those_of_repeated_ones(self, model):
+        if model.is_encoder_decoder:
+            pytest.skip("encodes each source once in any case")
+        prompt_ids, reply_ids = token_ids(2, 5, seed=1), token_ids(6, 4, seed=2).view(2, 3, 4)
+        gradients = []
+        for shared in (True, False):
+            model._shares_prompts = shared
+            model.zero_grad()
+            rewards = model.reply_rewards(prompt_ids, prompt_ids.ge(0), reply_ids, reply_ids.ge(0))
+            (rewards.square() * torch.arange(4)).sum().backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+    def test_a_model_without_keys_and_values_reads_each_reply_with_its_prompt(self):
+        torch.manual_seed(0)
+        fields = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4).to_dict()
+        model = TokenRewardModel(TokenRewardConfig(backbone=fields, head_hidden_size=8, head_init_gain=2.0)).eval()
+        prompt_ids, reply_ids = token_ids(1, 4, seed=1), token_ids(2, 3, seed=2)[None]
+        rewards = model.reply_rewards(prompt_ids, prompt_ids.ge(0), reply_ids, reply_ids.ge(0))
+        assert not model.shares_prompts
+        alone = model(torch.cat([prompt_ids, reply_ids[0, :1]], 1))[:, 4:]
+        torch.testing.assert_close(rewards[0, :1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_linear_head_starts_small_without_a_bias_and_without_a_bound():
+    model = model_of("llama", head="linear", bound="none")
+    torch.manual_seed(0)
+    fresh = TokenRewardModel(config_of("llama", head="linear", bound="none"))
+    assert [name for name, _ in fresh.head.named_parameters()] == ["weight"]
+    assert fresh.head.weight.std().item() == pytest.approx(1 / 17, rel=0.5)
+    assert (model(token_ids(4, 6)) < 0).any()
 
 
 class TestBounds:

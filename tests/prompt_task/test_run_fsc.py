@@ -21,6 +21,7 @@ from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
 from common.training import random_keys
+from common.training import run as run_module
 from common.training.checkpoint import latest_checkpoint, load_checkpoint
 from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics
@@ -194,7 +195,7 @@ def test_several_runs_can_share_a_loaded_task_lm(world, finished, tmp_path):
 
 
 def kill_after_checkpoint(monkeypatch, count):
-    saved, save = [], run_fsc.save_checkpoint
+    saved, save = [], run_module.save_checkpoint
 
     def spied(*args):
         save(*args)
@@ -202,7 +203,7 @@ def kill_after_checkpoint(monkeypatch, count):
         if len(saved) == count:
             raise Killed
 
-    monkeypatch.setattr(run_fsc, "save_checkpoint", spied)
+    monkeypatch.setattr(run_module, "save_checkpoint", spied)
 
 
 def kill_in_step(monkeypatch, step):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from prompt_task.task_lm import make_task_lm
 from scripts.benchmarks import (
     left_to_right_cache,
     measuring,
@@ -18,6 +19,7 @@ from scripts.benchmarks import (
     throughput_curve,
     whole_run,
 )
+from scripts.benchmarks.project import Project
 from scripts.benchmarks.straightforward import Straightforward
 
 WORDS = "a the film plot was and with dull bright slow moving terrible great World Sports Business Tech".split()  # noqa: SIM905
@@ -59,6 +61,21 @@ def test_speed_times_both_ways_and_composes_a_run(base_path, tmp_path, capsys):
     run = figures["runs"]["full rounds"]["project"]
     assert run["total"] == pytest.approx(sum(seconds for part, seconds in run.items() if part != "total"))
     assert "| reward-learning step, s |" in capsys.readouterr().out
+
+
+def test_policy_steps_are_logged_where_they_should_be_however_often_they_are_timed(base_path, tmp_path):
+    setting = models.make_setting("sst-2", base_path, tiny=True)
+    task_lm = make_task_lm(
+        models.make_masked_lm(setting), setting.task_tokenizer, setting.spec, torch.device("cpu"), True
+    )
+    project = Project(
+        setting, task_lm, models.make_policy(setting), models.make_reward_model(setting), seed=0, folder=tmp_path
+    )
+    for logged in (False, True, True, False, True):
+        assert (project.policy_step(logged) > 0) == logged
+    events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events] == [200, 300, 400]
+    assert all(event["perf/policy_steps_per_second"] > 0 for event in events)
 
 
 def test_speed_is_not_reported_for_different_numbers(base_path, monkeypatch):

@@ -105,6 +105,7 @@ ELSEWHERE = {
     "num_threads": "here",
     "device": "here",
     "bertscore": "here",
+    "eval_metrics": "test_evaluate_library",
     "num_beams": "here",
     "val_max_target_length": "here",
     "per_device_eval_batch_size": "here",

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sum_task.token_carry import carry_over, token_spans
+from common.language_models.token_carry import carry_over, token_spans
 from tests.sum_task.tiny import byte_tokenizer
 
 BYTES = byte_tokenizer()

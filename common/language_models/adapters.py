@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA) inside a model, by the optional package peft."""
 
 import importlib.util
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,7 +33,8 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
         return
     from peft import LoraConfig, inject_adapter_in_model  # an optional package
 
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), model)
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": "all-linear"}
+    inject_adapter_in_model(LoraConfig(**options), model)
 
 
 def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor] | None:
