@@ -213,10 +213,9 @@ def test_entropy_term_raises_the_entropy(tiny, tmp_path):
 
 
 def count_rewarded(trainer):
-    """Rows whose references the reward model is asked about, in the order in which it is."""
+    """Rows whose references the reward model is asked to weigh, in the order in which it is."""
     asked = []
-    reward = trainer.reward_trainer.reward
-    reward.policy_rewards = spied(reward.policy_rewards, lambda batch, summaries: asked.extend(batch.indices))
+    trainer._rewards = spied(trainer._rewards, lambda batch, summaries: asked.extend(batch.indices))
     return asked
 
 
