@@ -25,9 +25,10 @@ from common.language_models.capabilities import (
     Capabilities,
     capabilities,
     kind_of,
+    rows_with_token,
 )
 from common.language_models.pretrained import load_pretrained, load_tokenizer
-from sum_task.models import decoder_start, has_token, set_languages
+from sum_task.models import decoder_start, set_languages
 
 ROLES = {"policy": (DECODER_ONLY, ENCODER_DECODER), "task_lm": (DECODER_ONLY, MASKED)}
 ROLES["reward_model"] = ROLES["policy"]
@@ -66,7 +67,7 @@ def check(name: str, role: str, target_language: str | None = None) -> list[tupl
     if not can.left_to_right:
         raise UserError(f"'{name}' ({config.model_type}) reads in both directions; a {role} must read left to right")
     rows += _rows(can)
-    real = has_token(tokenizer, can.vocabulary)
+    real = rows_with_token(tokenizer, can.vocabulary)
     done = "rows without a token are never drawn" if int(real.sum()) < can.vocabulary else ""
     rows.append(("vocabulary", f"{int(real.sum())} tokens, {can.vocabulary} rows", done))
     if role != "task_lm" and can.kind == ENCODER_DECODER:

@@ -38,10 +38,12 @@ from common.language_models.capabilities import (
     equal_lengths,
     pack_left,
     position_limits,
+    rows_with_token,
     without_cache,
 )
 from common.language_models.growing_cache import let_grow
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.language_models.sampling import draw_tokens
 from common.language_models.token_carry import carry_over, token_spans
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
 from common.training.files import write_folder_atomic
@@ -118,7 +120,7 @@ class SummaryPolicy:
             raise UserError(f"a {lm.config.model_type} reads in both directions; a policy must write left to right")
         self.start = decoder_start(lm.config, self.tokenizer) if self.is_encoder_decoder else ()
         self._no_cache = without_cache(lm)
-        self._has_token = has_token(self.tokenizer, self.can.vocabulary)
+        self._has_token = rows_with_token(self.tokenizer, self.can.vocabulary)
         self._no_holes = bool(self._has_token.all())
         self._shares_sources = self.is_encoder_decoder and share_sources(lm)
         # Without padding before it a decoder-only model is read with padding behind it, which no token sees.
@@ -258,7 +260,7 @@ class SummaryPolicy:
         if cache is not None:
             let_grow(cache.self_attention_cache if self.is_encoder_decoder else cache)
         for position in range(length):
-            drawn = draw_tokens(self._possible(logits), noise[alive, position], top_k, temperature)
+            drawn = draw_tokens(self._possible(logits), noise[alive, position], top_k, temperature=temperature)
             tokens[alive, position] = drawn.masked_fill(ended, self.pad_id)
             mask[alive, position] = ~ended
             written = torch.cat([written, drawn.unsqueeze(1)], 1)
@@ -451,23 +453,6 @@ def _takes_ready_masks(config: Any) -> bool:
     kinds = {"full_attention", *(getattr(config, "layer_types", None) or ())}
     windows = getattr(config, "sliding_window", None)
     return config._attn_implementation in ("sdpa", SHARED_SOURCE) and kinds == {"full_attention"} and not windows
-
-
-def draw_tokens(logits: Tensor, noise: Tensor, top_k: int | None, temperature: float) -> Tensor:
-    """Draw a token a row from the `top_k` most probable ones by inverting their cumulative distribution.
-
-    Args:
-        logits: (N, V).
-        noise: (N,) uniform numbers in [0, 1).
-
-    Returns:
-        Token ids, (N,).
-    """
-    values, ids = logits.float().topk(min(top_k or logits.shape[-1], logits.shape[-1]), -1)
-    cumulative = (values / temperature).softmax(-1).cumsum(-1)
-    # Rounding leaves the last sum a little off 1; scaled, a number in [0, 1) always falls below it.
-    place = torch.searchsorted(cumulative, (noise * cumulative[:, -1]).unsqueeze(1), right=True)
-    return ids.gather(1, place.clamp(max=ids.shape[1] - 1)).squeeze(1)
 
 
 class SummaryRewardModel:
@@ -785,14 +770,6 @@ def _known_languages(tokenizer: Any, settings: SummarizationSettings) -> tuple[s
         settings.source_language if hasattr(tokenizer, "src_lang") else None,
         settings.target_language if hasattr(tokenizer, "tgt_lang") else None,
     )
-
-
-def has_token(tokenizer: Any, rows: int) -> Tensor:
-    """True at each row of an LM's head that a token belongs to, (V,) up to the last of them."""
-    ids = torch.tensor(sorted(i for i in tokenizer.get_vocab().values() if i < rows))
-    belongs = torch.zeros(int(ids.max()) + 1, dtype=torch.bool)
-    belongs[ids] = True
-    return belongs
 
 
 # What a run sets itself, whatever comes with a model.
