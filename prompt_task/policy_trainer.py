@@ -102,11 +102,11 @@ class PolicyTrainer:
                 if step % settings.early_stop_eval_period == 0:
                     self._validate(step)
                 if step % settings.eval_steps == 0 and self._collects(step):
-                    self.candidates.add(self.policy.greedy().unsqueeze(0))
+                    self.candidates.add(self.policy.greedy().expand(settings.prompt_infer_batch_size, -1))
                 if not self._is_over:
                     after_step(due=bool(settings.save_steps) and step % settings.save_steps == 0)
         self.plateau.restore_best()
-        last = self.policy.sample(settings.prompt_infer_batch_size, self.generator, settings.top_k, settings.top_p)
+        last = self.policy.sample(settings.num_final_prompts, self.generator, settings.top_k, settings.top_p)
         self.candidates.add(last.tokens)
         self.finished = True
         after_step(due=checkpointer.periodic or bool(settings.save_steps))
@@ -116,9 +116,9 @@ class PolicyTrainer:
         return self.steps_done >= self.settings.max_train_steps or self.plateau.should_stop
 
     def _reward_is_due(self) -> bool:
-        """Before step 1, and every `reward_retrain_period` steps while less than half of all steps are done."""
+        """Before step 1, and every `reward_retrain_period` steps of the first half of all steps, its end included."""
         period, done = self.settings.reward_retrain_period, self.steps_done
-        in_first_half = done == 0 or 2 * done < self.settings.max_train_steps
+        in_first_half = 2 * done <= self.settings.max_train_steps
         return done % period == 0 and in_first_half and self.reward_trainer.rounds_done == done // period
 
     def _collects(self, step: int) -> bool:
@@ -184,7 +184,8 @@ class PolicyTrainer:
         """Score sampled prompts on dev. The same random numbers each time, so that only the policy differs."""
         settings = self.settings
         generator = self.runtime.generator(Purpose.PROMPT_VALIDATION)
-        tokens = self.policy.sample(settings.num_validation_prompts, generator, settings.top_k, settings.top_p).tokens
+        count = settings.num_validation_prompts * settings.prompt_train_batch_size
+        tokens = self.policy.sample(count, generator, settings.top_k, settings.top_p).tokens
         scores = self.dev_scorer.score(self.policy.texts(tokens))
         figures = {
             "eval/dev_score": scores.score.mean().item(),

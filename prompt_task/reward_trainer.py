@@ -195,7 +195,7 @@ class RewardTrainer:
         examples = len(scorer.examples)
         chosen = None
         if share < 1.0:
-            kept = max(1, round(share * examples))
+            kept = math.ceil(share * examples - 1e-9)  # as published: 52 of 64
             chosen = torch.randperm(examples, generator=self.generator)[:kept].sort().values
         scores = scorer.score(self.policy.texts(tokens), chosen, standardize=settings.compute_zscore).score
         sets = draw_sets(count, settings.reward_learning_batch_size, settings.reward_learning_samples, self.generator)

@@ -90,8 +90,14 @@ class PolicyTrainer:
         batches = math.ceil(len(train) / self._batch_size)
         self.steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
         self.max_steps = math.ceil(settings.num_train_epochs * self.steps_per_epoch)
-        self._reward_steps = self._steps_every(settings.reward_retrain_period, settings.reward_retrain_epochs)
-        self._validation_steps = self._steps_every(settings.policy_eval_period, settings.num_train_epochs)
+        self._reward_steps: set[int] = set()
+        if settings.reward_retrain_epochs > 0:
+            # As published, by the rows that a full step reads: an epoch's last step may read fewer.
+            epoch = len(train) / (self._batch_size * settings.gradient_accumulation_steps)
+            self._reward_steps = steps_every(settings.reward_retrain_period, settings.reward_retrain_epochs, epoch)
+        self._validation_steps = steps_every(
+            settings.policy_eval_period, settings.num_train_epochs, self.steps_per_epoch
+        )
         self._epoch_batches: tuple[int, list[list[int]]] = (-1, [])
 
     @property
@@ -152,11 +158,6 @@ class PolicyTrainer:
     def _round(self) -> int:
         return max(self.reward_trainer.rounds_done - 1, 0) if self.reward_trainer is not None else 0
 
-    def _steps_every(self, period: float, end: float) -> set[int]:
-        """Steps done at each multiple of `period` epochs below `end` epochs."""
-        count = math.ceil(end / period - 1e-9)
-        return {round(k * period * self.steps_per_epoch) for k in range(count)}
-
     def _reward_is_due(self) -> bool:
         if self.reward_trainer is None or self.steps_done not in self._reward_steps:
             return False
@@ -165,7 +166,11 @@ class PolicyTrainer:
     def _new_optimizer(self) -> None:
         settings = self.settings
         trained = [p for p in self.policy.lm.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        groups = [  # norms and biases, which are vectors, do not decay
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate)
         self.stepper.optimizer = self.optimizer
 
     def _batches(self, step: int) -> list[list[int]]:
@@ -456,3 +461,9 @@ class PolicyTrainer:
 def _mean_reward(rewards: Tensor, mask: Tensor) -> float:
     """Mean over the sequences of the mean token reward of each."""
     return (rewards.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)).mean().item()
+
+
+def steps_every(period: float, end: float, epoch: float) -> set[int]:
+    """Steps done at each multiple of `period` epochs of `epoch` steps up to `end` epochs, which counts."""
+    count = math.floor(end / period + 1e-9) + 1
+    return {math.floor(k * period * epoch + 1e-9) for k in range(count)}

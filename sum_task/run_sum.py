@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
+from common.language_models.pretrained import enable_checkpointing
 from common.training.files import write_jsonl_atomic
 from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
@@ -71,7 +72,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
         add_adapters(model, settings.lora_rank, settings.lora_alpha)
         if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
     policy.to(run.runtime.device)
     describe("policy", policy.lm)
     if reward is not None:
@@ -136,6 +137,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         resume=settings.resume,
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
+        checkpoint_minutes=settings.checkpoint_minutes,
         checkpoint_steps=settings.checkpoint_steps,
         keep_checkpoints=settings.keep_checkpoints,
         trackers=settings.report_to,

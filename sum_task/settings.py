@@ -15,8 +15,8 @@ GUIDANCES = ("token", "sequence", "none")
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
-    "output_dir", "overwrite", "resume", "checkpoint_steps", "keep_checkpoints", "device", "num_threads", "report_to",
-    "quiet", "verbose", "preprocessing_num_workers", "overwrite_cache",
+    "output_dir", "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device",
+    "num_threads", "report_to", "quiet", "verbose", "preprocessing_num_workers", "overwrite_cache",
 }  # fmt: skip
 
 
@@ -117,6 +117,7 @@ class SummarizationSettings:
     expid: str | None = setting()
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
+    checkpoint_minutes: float = setting(minimum=0)
     checkpoint_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)
     log_every: int = setting(minimum=1)

@@ -35,7 +35,7 @@ def dev_scores(run, monkeypatch, scores):
     left = list(scores)
 
     def score(prompts, *args, **kwargs):
-        if len(prompts) != run.settings.num_validation_prompts:  # a candidate
+        if len(prompts) != run.settings.num_validation_prompts * run.settings.prompt_train_batch_size:  # a candidate
             return PromptScores(torch.zeros(len(prompts)), torch.zeros(len(prompts)))
         value = left.pop(0) if len(left) > 1 else left[0]
         return PromptScores(torch.full((len(prompts),), float(value)), torch.zeros(len(prompts)))
@@ -47,11 +47,11 @@ def dev_scores(run, monkeypatch, scores):
     ("options", "expected"),
     [
         ({"max_train_steps": 20, "reward_retrain_period": 4}, [0, 4, 8]),  # in the first ten steps
-        ({"max_train_steps": 24, "reward_retrain_period": 4}, [0, 4, 8]),  # 12 is no longer in the first half
-        ({"max_train_steps": 25, "reward_retrain_period": 4}, [0, 4, 8, 12]),
+        ({"max_train_steps": 24, "reward_retrain_period": 4}, [0, 4, 8, 12]),  # the end of the first half counts
+        ({"max_train_steps": 23, "reward_retrain_period": 4}, [0, 4, 8]),
         ({"max_train_steps": 10, "reward_retrain_period": 100}, [0]),
         ({"max_train_steps": 1, "reward_retrain_period": 1}, [0]),
-        ({"max_train_steps": 6, "reward_retrain_period": 1}, [0, 1, 2]),
+        ({"max_train_steps": 6, "reward_retrain_period": 1}, [0, 1, 2, 3]),
     ],
 )
 def test_the_reward_is_learnt_before_step_1_and_every_period_of_the_first_half(options, expected, monkeypatch):
@@ -307,9 +307,7 @@ def test_a_gain_ends_the_collection_again(monkeypatch):
 
 
 def test_a_greedy_candidate_is_what_the_policy_writes_then(monkeypatch):
-    run = make_run(
-        max_train_steps=2, candidate_steps=2, eval_steps=1, early_stop_eval_period=100, prompt_infer_batch_size=1
-    )
+    run = make_run(max_train_steps=2, candidate_steps=2, eval_steps=1, early_stop_eval_period=100, num_final_prompts=1)
     without_reward_learning(run, monkeypatch)
     added: list[torch.Tensor] = []
     greedy: list[torch.Tensor] = []
@@ -356,3 +354,14 @@ def test_checkpoints_are_due_every_so_many_steps_of_either_model_and_after_round
     run = make_run(max_train_steps=9, save_steps=0)  # rounds of 4 steps before policy steps 1 and 5
     run.trainer.train(Checkpointer(saved.append, every=3))
     assert saved == [3, 4, 6, 9, 12, 15, 17]
+
+
+def test_a_published_run_has_seven_rounds(monkeypatch):
+    run = make_run(max_train_steps=12_000, reward_retrain_period=1000)
+    done = run.trainer.reward_trainer
+    rounds = []
+    for run.trainer.steps_done in range(12_000):
+        if run.trainer._reward_is_due():
+            rounds.append(run.trainer.steps_done)
+            done.rounds_done += 1
+    assert rounds == [0, 1000, 2000, 3000, 4000, 5000, 6000]

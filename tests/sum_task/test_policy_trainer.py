@@ -15,7 +15,7 @@ from common.training.tracking import MetricsLog, read_metrics
 from sum_task.batching import tokenize
 from sum_task.data import load_splits
 from sum_task.models import Summaries, load_policy, load_reward_model
-from sum_task.policy_trainer import PolicyTrainer
+from sum_task.policy_trainer import PolicyTrainer, steps_every
 from sum_task.preferences import make_preference
 from sum_task.reward_trainer import RewardTrainer
 from tests.sum_task.tiny import spied
@@ -207,7 +207,7 @@ def test_rounds_come_before_the_first_step_and_periodically_in_the_first_epochs(
     trainer.reward_trainer.run_round = run_round
     trainer.train()
     assert trainer.steps_per_epoch == 3
-    assert rounds == [0, 2, 3, 4]  # every half epoch of three steps, while two epochs are not over
+    assert rounds == [0, 1, 3, 4, 6]  # every half epoch of three steps, to the end of the second
     validated = [e["step"] for e in read_metrics(tmp_path / "metrics.jsonl") if e["phase"] == "eval"]
     assert validated == [3, 6, 9, 12]
 
@@ -217,7 +217,7 @@ def test_learning_rate_is_constant_and_reset_optim_starts_afresh(tiny, tmp_path)
     made = []
     trainer._new_optimizer = spied(trainer._new_optimizer, lambda: made.append(trainer.steps_done))
     trainer.train()
-    assert made == [0, 2]
+    assert made == [0, 1]
     assert trainer.optimizer.param_groups[0]["lr"] == trainer.settings.learning_rate
 
 
@@ -275,10 +275,10 @@ def count_rewarded(trainer):
 def test_rewards_of_a_reference_are_computed_once_between_two_rounds(tiny, tmp_path):
     trainer = make_trainer(tiny, tmp_path, num_train_epochs=4, gradient_accumulation_steps=1, reward_retrain_epochs=1)
     asked = count_rewarded(trainer)
-    trainer.train()  # three steps an epoch; rounds before steps 1 and 3, so that step 3 and the next epoch ask anew
-    first, second = asked[:8], asked[8:]
-    assert len(set(first)) == 8
-    assert sorted(second) == list(range(12))
+    trainer.train()  # three steps an epoch; rounds after steps 0, 1 and 3, each of which makes the next steps ask anew
+    first, second, third = asked[:4], asked[4:12], asked[12:]
+    assert len(set(first + second)) == 12
+    assert sorted(third) == list(range(12))
 
 
 def test_rates_are_those_of_the_steps_alone(tiny, tmp_path, monkeypatch):
@@ -332,3 +332,16 @@ def test_remembered_rewards_are_in_the_checkpoint(tiny, tmp_path):
     assert sorted(known) == sorted(row for rows in trainer._batches(1) for row in rows)
     assert torch.equal(other.reference_rewards.values[~values.isnan()], values[~values.isnan()])
     assert torch.equal(other.reference_rewards.values.isnan(), values.isnan())
+
+
+def test_published_rounds_on_cnn_dm():
+    """287,113 rows, 8 x 4 a step: the published step numbers."""
+    assert sorted(steps_every(0.5, 2, 287_113 / 32)) == [0, 4486, 8972, 13458, 17944]
+
+
+def test_norms_and_biases_do_not_decay(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, weight_decay=0.1)
+    decays = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    named = {name: decays[id(p)] for name, p in trainer.policy.lm.named_parameters()}
+    assert {decay for name, decay in named.items() if "layer_norm" in name} == {0.0}
+    assert {decay for name, decay in named.items() if "layer_norm" not in name} == {0.1}
