@@ -31,7 +31,10 @@ def test_rows_are_shared_without_rest_or_overlap():
     assert sorted(i for share in shares for i in share) == list(range(7))
 
 
-@pytest.mark.parametrize(("guidance", "device"), [("token", "cpu"), ("credit", "cpu"), ("none", "auto")])
+@pytest.mark.parametrize(
+    ("guidance", "device"),
+    [("token", "cpu"), pytest.param("credit", "cpu", marks=pytest.mark.slow), ("none", "auto")],
+)
 @pytest.mark.usefixtures("without_wordnet")
 def test_two_processes_equal_one(tiny, tmp_path, guidance, device):
     if device == "auto" and torch.cuda.device_count() == 1:
