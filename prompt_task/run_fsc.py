@@ -149,6 +149,7 @@ def run_options(command: Command) -> RunOptions:
         resume=settings.resume,
         how_to_resume="the same command and resume=auto",
         checkpoint_path=settings.checkpoint_path,
+        checkpoint_minutes=settings.checkpoint_minutes,
         checkpoint_steps=settings.checkpoint_steps,
         keep_checkpoints=settings.keep_checkpoints,
         trackers=settings.trackers,

@@ -14,8 +14,9 @@ from common.training.settings import build_settings, setting
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
-    "output_folder", "overwrite", "resume", "checkpoint_path", "checkpoint_steps", "save_steps", "keep_checkpoints",
-    "device", "num_threads", "report_to", "report_to_wandb", "quiet", "verbose", "sentence_cache_mib",
+    "output_folder", "overwrite", "resume", "checkpoint_path", "checkpoint_minutes", "checkpoint_steps",
+    "save_steps", "keep_checkpoints", "device", "num_threads", "report_to", "report_to_wandb", "quiet", "verbose",
+    "sentence_cache_mib",
 }  # fmt: skip
 
 
@@ -83,6 +84,7 @@ class FewShotSettings:
     eval_steps: int = setting(minimum=1)
     candidate_steps: int = setting(minimum=1)
     prompt_infer_batch_size: int = setting(minimum=1)
+    num_final_prompts: int = setting(minimum=1)
     num_candidates: int = setting(minimum=1)
     num_reported: int = setting(minimum=1)
 
@@ -93,6 +95,7 @@ class FewShotSettings:
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
     checkpoint_path: str | None = setting()
+    checkpoint_minutes: float = setting(minimum=0)
     checkpoint_steps: int = setting(minimum=0)
     save_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)

@@ -4,7 +4,8 @@
     python scripts/prepare_fsc_data.py --dataset=my_dataset.yaml --train_file=train.csv --test_file=test.csv
 
 The first form reads the data set from the model hub, the second from your own csv, tsv, json, jsonl or parquet
-files. They write {base_path}/16-shot/{dataset}/16-{100,13,21,42,87}/{train,dev,test}.tsv, where run_fsc.py looks for them.
+files. They write {base_path}/16-shot/{dataset}/16-{100,13,21,42,87}/{train,dev,test}.tsv,
+where run_fsc.py looks for them.
 """
 
 import argparse

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from common.cpu.cheap_layers import use_cheap_layers
 from common.errors import UserError, nearest
 from common.language_models.adapters import merged_state_dict
-from common.language_models.attention import share_sources
+from common.language_models.attention import SHARED_SOURCE, share_sources
 from common.language_models.growing_cache import let_grow
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.language_models.token_carry import carry_over, token_spans
@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 FORMAT_FILE = "summarization.json"
 # A sample that has ended is still computed until so small a share of the rows is left.
 COMPACT_BELOW = 0.75
+# Tokens after which is looked how many samples have ended. A device is asked for that, and the CPU waits for it.
+TOKENS_BETWEEN_LOOKS = {"cpu": 1}
+TOKENS_BETWEEN_LOOKS_ELSEWHERE = 8
 
 
 @dataclass
@@ -205,9 +208,10 @@ class SummaryPolicy:
         self, sources: Sources, per_source: int, noise: Tensor, top_k: int | None, temperature: float
     ) -> Summaries:
         count, length = noise.shape
-        tokens = torch.full((count, length), self.pad_id)
-        mask = torch.zeros(count, length, dtype=torch.bool)
+        tokens = torch.full((count, length), self.pad_id, device=self.device)
+        mask = torch.zeros(count, length, dtype=torch.bool, device=self.device)
         noise = noise.to(self.device, torch.float32)
+        between = TOKENS_BETWEEN_LOOKS.get(self.device.type, TOKENS_BETWEEN_LOOKS_ELSEWHERE)
         alive = torch.arange(count, device=self.device)  # the summary of each row that is still computed
         ended = torch.zeros(count, dtype=torch.bool, device=self.device)
         logits, cache = self._read_start(sources)  # once a source: its K summaries begin alike
@@ -222,20 +226,23 @@ class SummaryPolicy:
         vocabulary = len(self.tokenizer)  # models have more rows than that, which no text belongs to
         for position in range(length):
             drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature)
-            written = alive[~ended].cpu()
-            tokens[written, position] = drawn[~ended].cpu()
-            mask[written, position] = True
+            tokens[alive, position] = drawn.masked_fill(ended, self.pad_id)
+            mask[alive, position] = ~ended
             ended = ended | (drawn == self.end_id)
-            if position + 1 == length or bool(ended.all()):
+            if position + 1 == length:
                 break
-            if float((~ended).float().mean()) < COMPACT_BELOW:
-                kept = (~ended).nonzero().squeeze(1)
-                self._select(cache, kept, source_of[kept])
-                sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=self.device)
-                alive, drawn, ended = alive[kept], drawn[kept], ended[kept]
+            if (position + 1) % between == 0:
+                going_on = (~ended.cpu()).nonzero().squeeze(1)
+                if len(going_on) == 0:
+                    break
+                if len(going_on) < COMPACT_BELOW * len(alive):
+                    kept = going_on.to(self.device)
+                    self._select(cache, kept, source_of[kept])
+                    sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=self.device)
+                    alive, drawn, ended = alive[kept], drawn[kept], ended[kept]
             logits = self._read_token(sources, drawn, cache, position)
         longest = int(mask.sum(-1).max())
-        return Summaries(tokens[:, :longest].to(self.device), mask[:, :longest].to(self.device))
+        return Summaries(tokens[:, :longest], mask[:, :longest])
 
     def _read_start(self, sources: Sources) -> tuple[Tensor, Any]:
         """Logits (B, V) of the first token and the cache that goes with them."""
@@ -262,16 +269,27 @@ class SummaryPolicy:
         """Logits (N, V) of the token after `tokens` (N,), which stand at `position`."""
         inputs = tokens.unsqueeze(1)
         if self.is_encoder_decoder:
-            output = self.lm(**self._encoded(sources), decoder_input_ids=inputs, past_key_values=cache, use_cache=True)
+            read = self._encoded(sources) | {"attention_mask": self._ready_mask(sources.mask)}
+            output = self.lm(**read, decoder_input_ids=inputs, past_key_values=cache, use_cache=True)
         else:
             written = sources.mask.new_ones(len(tokens), position + 1)
-            mask = torch.cat([sources.mask, written], 1).long()
+            mask = self._ready_mask(torch.cat([sources.mask, written], 1))
             positions = sources.mask.long().sum(-1, keepdim=True) + position
             output = self.lm(
                 input_ids=inputs, attention_mask=mask, past_key_values=cache, use_cache=True,
                 **self._positions(positions),
             )  # fmt: skip
         return output.logits[:, -1].float()
+
+    def _ready_mask(self, mask: Tensor) -> Tensor:
+        """What one more token sees, (N, S), as its attention takes it.
+
+        transformers looks at every token whether a mask hides anything, for which the CPU waits for the device. A mask
+        of four dimensions is taken as it stands.
+        """
+        if self.device.type == "cpu" or not _takes_ready_masks(self.lm.config):
+            return mask.long()
+        return mask[:, None, None]
 
     @torch.no_grad()
     def search(self, sources: Sources, max_length: int, num_beams: int = 1) -> Summaries:
@@ -341,6 +359,13 @@ class SummaryPolicy:
 
     def _kept(self, positions: Tensor | int) -> dict[str, Any]:
         return {"logits_to_keep": positions} if self._takes_kept_logits else {}
+
+
+def _takes_ready_masks(config: Any) -> bool:
+    """Whether attention wants True where a token is seen, and every layer sees all that the mask allows."""
+    kinds = {"full_attention", *(getattr(config, "layer_types", None) or ())}
+    windows = getattr(config, "sliding_window", None)
+    return config._attn_implementation in ("sdpa", SHARED_SOURCE) and kinds == {"full_attention"} and not windows
 
 
 def draw_tokens(logits: Tensor, noise: Tensor, top_k: int | None, temperature: float) -> Tensor:

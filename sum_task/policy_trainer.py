@@ -3,20 +3,29 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.credit import sequence_scores, sequence_weights, shares_over_batch
 from common.errors import UserError
-from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss, token_weights
+from common.policy_losses import (
+    negative_entropy,
+    reinforce_loss,
+    reward_weighted_mle_loss,
+    shared_likelihood_loss,
+    token_weights,
+)
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.interruption import Checkpointer
-from common.training.processes import Precision, Processes, Stepper
+from common.training.processes import Precision, Processes
 from common.training.progress import Progress
 from common.training.random_keys import Purpose, keyed_generator, seed_global
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy
@@ -25,6 +34,21 @@ from sum_task.reward_trainer import RewardTrainer, pad_lengths
 from sum_task.settings import SummarizationSettings
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WeighedReferences:
+    """References of a batch with the weight of each against the others of the whole step.
+
+    Attributes:
+        rewards: (B, T), learned.
+        weights: (B, 1).
+        total: weight of all tokens of the step, of every batch and process.
+    """
+
+    rewards: Tensor
+    weights: Tensor
+    total: float
 
 
 class PolicyTrainer:
@@ -62,6 +86,7 @@ class PolicyTrainer:
         self.precision = precision
         self.log = log
         self.collate: Collator = policy.collator(pad_lengths(settings), not settings.ignore_pad_token_for_loss)
+        self.stepper = Stepper("policy", settings.clip_norm, processes, precision)
         self._new_optimizer()
         self.steps_done = 0
         self.best_score: float | None = None
@@ -76,8 +101,14 @@ class PolicyTrainer:
         batches = math.ceil(len(train) / self._batch_size)
         self.steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
         self.max_steps = math.ceil(settings.num_train_epochs * self.steps_per_epoch)
-        self._reward_steps = self._steps_every(settings.reward_retrain_period, settings.reward_retrain_epochs)
-        self._validation_steps = self._steps_every(settings.policy_eval_period, settings.num_train_epochs)
+        self._reward_steps: set[int] = set()
+        if settings.reward_retrain_epochs > 0:
+            # As published, by the rows that a full step reads: an epoch's last step may read fewer.
+            epoch = len(train) / (self._batch_size * settings.gradient_accumulation_steps)
+            self._reward_steps = steps_every(settings.reward_retrain_period, settings.reward_retrain_epochs, epoch)
+        self._validation_steps = steps_every(
+            settings.policy_eval_period, settings.num_train_epochs, self.steps_per_epoch
+        )
         self._epoch_batches: tuple[int, list[list[int]]] = (-1, [])
 
     @property
@@ -121,6 +152,7 @@ class PolicyTrainer:
                     rows = self._since_log
                     values = {name: sum(row[name] for row in rows) / len(rows) for name in figures}
                     seconds = time.monotonic() - began
+                    values["policy/skipped_steps"] = self.stepper.skipped
                     values["perf/policy_steps_per_second"] = steps_since / seconds
                     values["perf/tokens_per_second"] = tokens / seconds
                     values["perf/seconds_left"] = (self.max_steps - step) * seconds / steps_since
@@ -137,11 +169,6 @@ class PolicyTrainer:
     def _round(self) -> int:
         return max(self.reward_trainer.rounds_done - 1, 0) if self.reward_trainer is not None else 0
 
-    def _steps_every(self, period: float, end: float) -> set[int]:
-        """Steps done at each multiple of `period` epochs below `end` epochs."""
-        count = math.ceil(end / period - 1e-9)
-        return {round(k * period * self.steps_per_epoch) for k in range(count)}
-
     def _reward_is_due(self) -> bool:
         if self.reward_trainer is None or self.steps_done not in self._reward_steps:
             return False
@@ -150,8 +177,12 @@ class PolicyTrainer:
     def _new_optimizer(self) -> None:
         settings = self.settings
         trained = [p for p in self.policy.lm.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.stepper = Stepper(self.optimizer, settings.clip_norm, self.processes, self.precision)
+        groups = [  # norms and biases, which are vectors, do not decay
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate)
+        self.stepper.optimizer = self.optimizer
 
     def _batches(self, step: int) -> list[list[int]]:
         """Rows of each batch of a step."""
@@ -170,21 +201,26 @@ class PolicyTrainer:
         learns_rewards = known is not None and any(known.lack(rows) for rows in batches)  # the same in all processes
         sums: dict[str, float] = {}
         tokens = 0
+        own: list[Batch | None] = []
+        for rows in batches:
+            mine = self.processes.share(rows)
+            own.append(self.collate(self.train_data, mine).to(self.policy.device) if mine else None)
+        weighed = self._weigh(own) if self.settings.guidance == "sequence" else [None] * len(own)
         self.policy.lm.train()
-        for number, rows in enumerate(batches):
+        for number, (rows, batch) in enumerate(zip(batches, own, strict=True)):
             generator = keyed_generator(Purpose.POLICY_SAMPLES, self.settings.seed, step, number)
             shape = (len(rows), self.settings.num_reinforce_samples, self.settings.max_target_length)
             noise = torch.rand(shape, generator=generator) if self.settings.uses_samples else None
-            mine = self.processes.share(range(len(rows)))
             # With samples every process takes part, to learn how many tokens the others' samples have.
-            if not mine:
+            if batch is None:
                 if noise is not None:
                     self.processes.total(0.0)
                 continue
             seed_global(Purpose.POLICY_DROPOUT, self.settings.seed, step, number, self.processes.rank)
-            batch = self.collate(self.train_data, [rows[i] for i in mine]).to(self.policy.device)
-            loss, found = self._loss(batch, None if noise is None else noise[mine], len(rows), rows)
+            if noise is not None:
+                noise = noise[self.processes.share(range(len(rows)))]
             share = len(rows) / rows_in_step
+            loss, found = self._loss(batch, noise, rows, share, weighed[number])
             self.stepper.backward(loss * share)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value * share
@@ -210,17 +246,34 @@ class PolicyTrainer:
         return names + (["policy/sample_length"] if settings.uses_samples else [])
 
     def _loss(
-        self, batch: Batch, noise: Tensor | None, rows_in_batch: int, rows: list[int]
+        self,
+        batch: Batch,
+        noise: Tensor | None,
+        rows: list[int],
+        share_of_step: float = 1.0,
+        weighed: WeighedReferences | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """This process's part of the loss of a batch, and of its figures: the parts of all processes add up."""
+        """This process's part of the loss of a batch, and of its figures: the parts of all processes add up.
+
+        Args:
+            batch: this process's rows.
+            noise: for samples, or None.
+            rows: those of all processes.
+            share_of_step: by which the batch's loss counts in the step's.
+            weighed: the references against the others of the step; None: every batch for itself.
+        """
         settings = self.settings
         labels = Summaries(batch.target_ids, batch.target_mask)
-        share = len(batch.rows) / rows_in_batch
+        share = len(batch.rows) / len(rows)
         with self.precision.autocast():
             sources = self.policy.encode(batch.source_ids, batch.source_mask)
             logits = self.policy.logits(sources, labels)
         figures = {}
-        if settings.uses_rewards:
+        if weighed is not None:
+            shares = shares_over_batch(weighed.weights, labels.mask, weighed.total * share_of_step)
+            mle_loss = shared_likelihood_loss(logits, labels.tokens, shares, labels.mask)
+            figures["policy/token_reward"] = share * _mean_reward(weighed.rewards, labels.mask)
+        elif settings.uses_rewards:
             rewards = self._label_rewards(batch, labels)
             mle_loss = share * reward_weighted_mle_loss(
                 logits, labels.tokens, rewards, labels.mask, settings.token_guidance, settings.exp_in_wmle
@@ -232,11 +285,39 @@ class PolicyTrainer:
         loss = mle_loss
         figures["policy/mle_loss"] = mle_loss.item()
         if noise is not None:
-            sample_loss, sample_figures = self._sample_loss(batch, sources, noise, rows_in_batch)
+            sample_loss, sample_figures = self._sample_loss(batch, sources, noise, len(rows))
             loss = loss + sample_loss
             figures |= sample_figures
         figures["policy/loss"] = loss.item()
         return loss, figures
+
+    def _weigh(self, batches: Sequence[Batch | None]) -> list[WeighedReferences | None]:
+        """Sequence-level guidance: each reference of the step weighs by its score against all others.
+
+        The step and not a batch, so that more are compared, and neither the number of processes nor of accumulated
+        batches changes a weight.
+        """
+        labels = [None if b is None else Summaries(b.target_ids, b.target_mask) for b in batches]
+        rewards = [
+            None if batch is None or of is None else self._label_rewards(batch, of)
+            for batch, of in zip(batches, labels, strict=True)
+        ]
+        own: list[tuple[float, int]] = []  # score and number of tokens
+        sizes = []
+        for found, of in zip(rewards, labels, strict=True):
+            sizes.append(0 if of is None else len(of.mask))
+            if found is not None and of is not None:
+                own += zip(sequence_scores(found, of.mask).tolist(), of.mask.sum(-1).tolist(), strict=True)
+        everyone = self.processes.gather(own)
+        scores, tokens = torch.tensor([pair for part in everyone for pair in part], dtype=torch.float64).T
+        weights = sequence_weights(scores)
+        total = (weights * tokens).sum().item()
+        first = sum(len(part) for part in everyone[: self.processes.rank])
+        parts = weights[first : first + len(own)].float().split(sizes)
+        return [
+            None if found is None else WeighedReferences(found, part.unsqueeze(-1).to(found.device), total)
+            for found, part in zip(rewards, parts, strict=True)
+        ]
 
     def _plain_loss(self, logits: Tensor, labels: Summaries, rows: list[int]) -> Tensor:
         """Maximum likelihood: the mean over the tokens of the whole batch, of which this is the part of some rows."""
@@ -318,6 +399,7 @@ class PolicyTrainer:
         """Add everything that going on needs to a checkpoint."""
         state.put("policy/weights", dict(self.policy.lm.state_dict()))
         state.put("policy/optimizer", *optimizer_state(self.optimizer))
+        state.put("policy/stepper", {}, self.stepper.state())
         names = ("steps_done", "best_score", "best_step", "last_validation", "_since_log")
         progress: dict[str, Any] = {name: getattr(self, name) for name in names}
         state.put("policy/progress", {}, progress)
@@ -330,6 +412,7 @@ class PolicyTrainer:
         """Undo `save_state`."""
         self.policy.lm.load_state_dict(state.get("policy/weights")[0])
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
+        self.stepper.load_state(state.get("policy/stepper")[1])
         for name, value in state.get("policy/progress")[1].items():
             setattr(self, name, value)
         if self.reference_rewards is not None and "policy/reference_rewards" in state.values:
@@ -343,3 +426,9 @@ class PolicyTrainer:
 def _mean_reward(rewards: Tensor, mask: Tensor) -> float:
     """Mean over the sequences of the mean token reward of each."""
     return (rewards.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)).mean().item()
+
+
+def steps_every(period: float, end: float, epoch: float) -> set[int]:
+    """Steps done at each multiple of `period` epochs of `epoch` steps up to `end` epochs, which counts."""
+    count = math.floor(end / period + 1e-9) + 1
+    return {math.floor(k * period * epoch + 1e-9) for k in range(count)}

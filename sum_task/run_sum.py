@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
+from common.language_models.pretrained import enable_checkpointing
 from common.training.files import write_jsonl_atomic
 from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
@@ -63,13 +64,15 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         "%s: %d train, %d validation, %d test rows, left out %s", settings.dataset_name or settings.train_file,
         len(splits.train), len(splits.validation), len(splits.test), splits.left_out,
     )  # fmt: skip
+    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes.count
+    settings.check_rows(min(rows, len(splits.train)))
     preference, metrics = make_preference(settings.preference), load_metrics(settings.eval_metrics)
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
     for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
         add_adapters(model, settings.lora_rank, settings.lora_alpha)
         if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
     policy.to(run.runtime.device)
     describe("policy", policy.lm)
     if reward is not None:
@@ -131,6 +134,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         resume=settings.resume,
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
+        checkpoint_minutes=settings.checkpoint_minutes,
         checkpoint_steps=settings.checkpoint_steps,
         keep_checkpoints=settings.keep_checkpoints,
         trackers=settings.report_to,

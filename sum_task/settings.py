@@ -14,8 +14,8 @@ GUIDANCES = ("token", "sequence", "none")
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
-    "output_dir", "overwrite", "resume", "checkpoint_steps", "keep_checkpoints", "device", "num_threads", "report_to",
-    "quiet", "verbose", "preprocessing_num_workers", "overwrite_cache",
+    "output_dir", "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device",
+    "num_threads", "report_to", "quiet", "verbose", "preprocessing_num_workers", "overwrite_cache",
 }  # fmt: skip
 
 
@@ -109,6 +109,7 @@ class SummarizationSettings:
     expid: str | None = setting()
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
+    checkpoint_minutes: float = setting(minimum=0)
     checkpoint_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)
     log_every: int = setting(minimum=1)
@@ -135,6 +136,8 @@ class SummarizationSettings:
                 raise UserError("rew_checkpoint_path: guidance=none uses no reward model")
         elif settings.reward_retrain_epochs == 0 and settings.rew_checkpoint_path is None:
             raise UserError("reward_retrain_epochs: 0 needs a reward model to use, in rew_checkpoint_path")
+        if settings.guidance != "token" and settings.exp_in_wmle:
+            raise UserError("exp_in_wmle: the exponential of token rewards is for guidance=token only")
         if settings.guidance != "token" and settings.use_q_for_weight:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
         if settings.resume != "none" and settings.overwrite:
@@ -142,6 +145,18 @@ class SummarizationSettings:
         if settings.quiet and settings.verbose:
             raise UserError("quiet and verbose contradict each other; set one")
         return settings
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse a run whose rewards could have no effect, with so many rows in the largest optimizer step.
+
+        Raises:
+            UserError: sequence-level guidance has nothing to compare.
+        """
+        if self.guidance == "sequence" and rows == 1 and self.reinforce_coeff <= 0:
+            raise UserError(
+                "guidance: 'sequence' weighs the summaries of an optimizer step against each other, and a step has one "
+                "row; take more (per_device_train_batch_size, gradient_accumulation_steps), or guidance=none"
+            )
 
     @property
     def reward_model_name(self) -> str | None:

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from common.builtin import resolve
@@ -62,6 +63,17 @@ def load_tokenizer(auto_class: Any, name: str) -> Any:
         raise UserError(f"cannot load the tokenizer of '{name}': {_first_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Compute activations again in the backward pass instead of keeping them.
+
+    Raises:
+        UserError: the family cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"gradient_checkpointing: {type(model).__name__} does not support it; leave it false")
+    model.activation_checkpointing_enable()
 
 
 def _first_line(error: Exception) -> str:

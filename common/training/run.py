@@ -51,7 +51,7 @@ class RunOptions:
         resume: ``none``, ``auto`` or ``changed``.
         how_to_resume: the words that tell a user how to go on, such as ``the same command and --resume``.
         checkpoint_path: a checkpoint of another folder to go on from.
-        checkpoint_steps: optimizer steps between two checkpoints.
+        checkpoint_minutes, checkpoint_steps: between two checkpoints, see `Checkpointer`.
         keep_checkpoints: how many stay.
         trackers: see `MetricsLog`.
         quiet, verbose: how much is shown.
@@ -69,6 +69,7 @@ class RunOptions:
     resume: str
     how_to_resume: str
     checkpoint_path: str | None
+    checkpoint_minutes: float
     checkpoint_steps: int
     keep_checkpoints: int
     trackers: tuple[str, ...]
@@ -187,7 +188,9 @@ class Run:
             logger.info("checkpoint after %d optimizer steps: %s", steps, self.folder.checkpoint_folder(steps))
 
         with self._stop.after_steps():
-            yield Checkpointer(save, self.options.checkpoint_steps, self._stop, self.processes.largest)
+            yield Checkpointer(
+                save, self.options.checkpoint_steps, self.options.checkpoint_minutes, self._stop, self.processes.largest
+            )
 
     def figures(self) -> dict[str, Any]:
         """What ``results.json`` says of any run: time, memory, hardware, versions."""

@@ -378,7 +378,7 @@ WALK: dict[str, Walk] = {
         {"rew_learning_rate": 2e-3}, lambda run: first(run, "learning_rate", "reward"), 1e-2, 2e-3
     ),
     "reward_retrain_period": becomes(
-        {"reward_retrain_period": 1}, lambda run: {event["round"] for event in run.events("reward")}, {0}, {0, 1, 2}
+        {"reward_retrain_period": 1}, lambda run: {event["round"] for event in run.events("reward")}, {0}, {0, 1, 2, 3}
     ),
     # policy learning
     "guidance": becomes({"guidance": "sequence"}, guidance, {"reward"}, {"sequence"}),
@@ -399,7 +399,7 @@ WALK: dict[str, Walk] = {
         {"early_stop_eval_period": 3}, lambda run: [event["step"] for event in run.events("eval")], [2, 4, 6], [3, 6]
     ),
     "num_validation_prompts": becomes(
-        {"num_validation_prompts": 13}, lambda run: sum(prompts == 13 for prompts, *_ in run.scored), 0, 3
+        {"num_validation_prompts": 2}, lambda run: sum(prompts == 16 for prompts, *_ in run.scored), 0, 3
     ),
     # both models
     "gradient_clip": becomes({"gradient_clip": False}, lambda run: len(run.clipped), 4 + 6, 0),
@@ -415,7 +415,8 @@ WALK: dict[str, Walk] = {
     # candidates and result
     "eval_steps": becomes({"eval_steps": 1}, lambda run: run.added, [1, 1, 4], [1, 1, 1, 1, 4]),
     "candidate_steps": becomes({"candidate_steps": 2}, lambda run: run.added, [1, 1, 4], [1, 4]),
-    "prompt_infer_batch_size": becomes({"prompt_infer_batch_size": 7}, lambda run: run.added, [1, 1, 4], [1, 1, 7]),
+    "prompt_infer_batch_size": becomes({"prompt_infer_batch_size": 3}, lambda run: run.added, [1, 1, 4], [3, 3, 4]),
+    "num_final_prompts": becomes({"num_final_prompts": 7}, lambda run: run.added, [1, 1, 4], [1, 1, 7]),
     "num_candidates": changed(
         {"num_candidates": 3}, lambda a, b: b.prompts["test_accuracy"].count() == 3 < a.prompts["test_accuracy"].count()
     ),
@@ -428,6 +429,10 @@ WALK: dict[str, Walk] = {
     "overwrite": walk_overwrite,
     "resume": walk_resume,
     "checkpoint_path": walk_checkpoint_path,
+    "checkpoint_minutes": becomes(
+        {"checkpoint_minutes": 1e-9, "save_steps": 0}, lambda run: run.checkpoints,
+        ["step-000008", "step-000010"], ["step-000009", "step-000010"],
+    ),
     "checkpoint_steps": becomes(
         {"checkpoint_steps": 9, "save_steps": 0}, lambda run: run.checkpoints,
         ["step-000008", "step-000010"], ["step-000009", "step-000010"],

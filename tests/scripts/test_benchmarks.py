@@ -137,8 +137,8 @@ def test_exponent_of_proportional_times_is_one():
 def test_pool_runs_on_the_built_in_models(tmp_path, capsys):
     output = tmp_path / "pool.json"
     short = ["max_train_steps=2", "rew_max_train_steps=2", "rew_num_train_epochs=1", "rew_validation_batches=1"]
-    short += ["early_stop_eval_period=2", "num_validation_prompts=2", "candidate_steps=1", "num_candidates=1"]
-    short += ["num_reported=1", "prompt_infer_batch_size=1"]
+    short += ["early_stop_eval_period=2", "num_validation_prompts=1", "candidate_steps=1", "num_candidates=1"]
+    short += ["num_reported=1", "num_final_prompts=1"]
     reward_pool.main(["--seeds", "0", "--pool_sizes", "16", "--output", str(output), *short])
     runs = json.loads(output.read_text(encoding="utf-8"))["runs"]
     assert [row["pool_size"] for row in runs] == [0, 16]
@@ -157,10 +157,10 @@ def test_price_of_a_run_by_hand(base_path):
     """100 steps in two rounds of 2 epochs x 5 steps; 16 train, 8 dev and 100 test texts; 2 validation batches."""
     setting = models.make_setting("sst-2", base_path, tiny=True)
     settings = dataclasses.replace(
-        setting.settings, max_train_steps=100, reward_retrain_period=25, rew_num_train_epochs=2,
+        setting.settings, max_train_steps=100, reward_retrain_period=40, rew_num_train_epochs=2,
         rew_max_train_steps=10, rew_validation_batches=2, prompt_train_batch_size=4, log_every=10,
-        early_stop_eval_period=50, num_validation_prompts=6, candidate_steps=20, eval_steps=10,
-        prompt_infer_batch_size=3, num_candidates=5, reward_example_share=0.75,
+        early_stop_eval_period=50, num_validation_prompts=3, candidate_steps=20, eval_steps=10,
+        num_final_prompts=3, num_candidates=5, reward_example_share=0.75,
     )  # fmt: skip
     assert whole_run.count_rounds(settings) == 2
     prices = whole_run.Prices(reward_step=7, reward_update=3, reward_validation=2, policy_update=11, pair=1)
@@ -169,19 +169,19 @@ def test_price_of_a_run_by_hand(base_path):
         "reward steps": 2 * 10 * 7,
         "reward validation": 8 * 2 + 8 * 4 * 6,  # 2 rounds x 2 epochs x 2 batches of 4 prompts on 6 of 8 texts
         "policy steps": 100 * 11 + 100 * 4 * 16,
-        "policy validation": 2 * 6 * 8,
+        "policy validation": 2 * 12 * 8,
         "candidates": (2 + 3) * 8,
         "test": 5 * 100,
-        "total": 140 + 208 + 7500 + 96 + 40 + 500,
+        "total": 140 + 208 + 7500 + 192 + 40 + 500,
     }
     assert whole_run.whole_run(settings, prices, sizes, straightforward=False, pool_size=9) == {
         "reward steps": 2 * 9 * 16 + 2 * 10 * 3,
         "reward validation": 8 * 2 + 2 * 2 * 4 * 8,  # scored once a round, on all of dev
         "policy steps": 100 * 11 + 11 * 4 * 16,
-        "policy validation": 2 * 6 * 8,
+        "policy validation": 2 * 12 * 8,
         "candidates": (2 + 3) * (16 + 8),
         "test": 5 * 100,
-        "total": 348 + 144 + 1804 + 96 + 120 + 500,
+        "total": 348 + 144 + 1804 + 192 + 120 + 500,
     }
 
 

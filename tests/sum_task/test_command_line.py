@@ -87,6 +87,10 @@ def test_bare_flag_before_another():
         (["--config=none.yaml"], "cannot read 'none.yaml'"),
         (["--guidance=none", "--reinforce_coeff=1"], "reinforce_coeff: with guidance=none"),
         (["--guidance=sequence", "--use_q_for_weight"], "use_q_for_weight: the reward-to-go is for guidance=token"),
+        (
+            ["--guidance=sequence", "--exp_in_wmle"],
+            "exp_in_wmle: the exponential of token rewards is for guidance=token",
+        ),
         (["--reward_retrain_epochs=0"], "needs a reward model to use"),
         (["--resume=auto", "--overwrite"], "set one"),
         (["--model_name_or_path=null"], "no policy"),

@@ -51,7 +51,7 @@ CHANGES_POLICY: dict[str, tuple[Any, dict[str, Any]]] = {
     "rew_learning_rate": (1e-3, {}),
     "rew_eval_period": (2.0, LONG_ROUND | STRICT),
     "rew_validation_share": (1.0, LONG_ROUND | STRICT),
-    "reward_retrain_period": (1.0, {"rew_num_train_epochs": 2}),
+    "reward_retrain_period": (2.0, {"rew_num_train_epochs": 2}),
     "reward_retrain_epochs": (0.4, {"rew_num_train_epochs": 2}),
     "lr_decay": (0.1, LONG_ROUND | {"weight_decay_count": 0}),
     "weight_decay_count": (0, LONG_ROUND | {"lr_decay": 0.1}),
@@ -96,6 +96,7 @@ ELSEWHERE = {
     "use_slow_tokenizer": "here",
     "overwrite": "here",
     "resume": "test_run_sum",
+    "checkpoint_minutes": "here",
     "checkpoint_steps": "here",
     "keep_checkpoints": "here",
     "log_every": "here",
@@ -193,7 +194,9 @@ def test_log_every(plain_run):
 def test_checkpoint_flags(plain_run):
     folder, _ = plain_run(num_train_epochs=2, checkpoint_steps=1, keep_checkpoints=3)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [f"step-00000{n}" for n in (2, 3, 4)]
-    folder, _ = plain_run(checkpoint_steps=0)
+    folder, _ = plain_run(checkpoint_minutes=1e-9, keep_checkpoints=9)
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    folder, _ = plain_run(checkpoint_minutes=0)
     assert not (folder / "checkpoints").exists()
 
 
