@@ -274,8 +274,8 @@ def _as_object(where: str, item: Any) -> Located:
 
 
 def _parquet_rows(path: Path) -> Iterator[Located]:
-    import pyarrow  # slow to import, and not needed for other files
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]  # slow to import, and not needed for other files
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     number = 0
     try:
