@@ -45,8 +45,8 @@ class DatasetSpec:
     Attributes:
         name: folder of its splits.
         verbalizers: the word that stands for each class, by label; a leading blank belongs to the word.
-        masked_template: text for a masked task LM, with ``{sentence}``, ``{prompt}`` and ``<mask>``.
-        left_to_right_template: text for a left-to-right task LM, with ``{sentence}`` and ``{prompt}``.
+        masked_template: text for a masked task LM, with ``{sentence}``, ``{prompt}`` and ``<mask>``; empty: none.
+        left_to_right_template: text for a left-to-right task LM, with ``{sentence}`` and ``{prompt}``; empty: none.
         hub_id: the data set's id on the model hub; None where it is not there.
         hub_config: its configuration there.
         hub_revision: its branch or commit there; None is the main branch.
@@ -59,8 +59,8 @@ class DatasetSpec:
 
     name: str
     verbalizers: tuple[str, ...]
-    masked_template: str
-    left_to_right_template: str
+    masked_template: str = ""
+    left_to_right_template: str = ""
     hub_id: str | None = None
     hub_config: str | None = None
     hub_revision: str | None = None
@@ -71,14 +71,22 @@ class DatasetSpec:
     hub_labels: tuple[int | str, ...] | None = None
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> "DatasetSpec":
+    def from_mapping(cls, mapping: Mapping[str, Any], task_lm: str = "") -> "DatasetSpec":
         """Make a data set from the content of its YAML file.
+
+        ``verbalizers_by_task_lm``, where it is given, holds those of single task LMs, by their name.
 
         Raises:
             UserError: an unknown or missing key, a value of the wrong type, fewer than two verbalizers, two that are
-                equal, or a template without its slots.
+                equal, no template or one without its slots.
         """
         where = f"dataset '{mapping['name']}'" if "name" in mapping else "dataset"
+        mapping = dict(mapping)
+        by_task_lm = mapping.pop("verbalizers_by_task_lm", {})
+        if not isinstance(by_task_lm, Mapping):
+            raise UserError(f"{where}: verbalizers_by_task_lm: {by_task_lm!r} is not a mapping of task LMs to words")
+        if task_lm in by_task_lm:
+            mapping["verbalizers"] = by_task_lm[task_lm]
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in mapping:
             if key not in fields:
@@ -98,8 +106,12 @@ class DatasetSpec:
                     f"{where}: hub_labels: {len(spec.hub_labels)} values for {len(spec.verbalizers)} verbalizers"
                 )
             _check_distinct(f"{where}: hub_labels", spec.hub_labels)
-        _check_template(f"{where}: masked_template", spec.masked_template, _SLOTS)
-        _check_template(f"{where}: left_to_right_template", spec.left_to_right_template, _SLOTS[:2])
+        if not spec.masked_template and not spec.left_to_right_template:
+            raise UserError(f"{where}: masked_template or left_to_right_template is needed, by the kind of task LM")
+        if spec.masked_template:
+            _check_template(f"{where}: masked_template", spec.masked_template, _SLOTS)
+        if spec.left_to_right_template:
+            _check_template(f"{where}: left_to_right_template", spec.left_to_right_template, _SLOTS[:2])
         return spec
 
     @classmethod

@@ -17,7 +17,15 @@ from common.errors import UserError, nearest
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-BUILTIN_DATA = "builtin/data"
+BUILTIN_DATA = {
+    "builtin/data": {split: f"reports/{split}.jsonl" for split in SPLITS},
+    # Noisy references to learn from, see scripts/make_noisy_references.py; clean ones to test on.
+    "builtin/noisy-data": {
+        "train": "noisy-reports/train.jsonl",
+        "validation": "reports/validation.jsonl",
+        "test": "reports/test.jsonl",
+    },
+}
 
 HUB_IDS = {"xsum": "EdinburghNLP/xsum", "cnn_dailymail": "abisee/cnn_dailymail", "samsum": "knkarthick/samsum"}
 """Where the data sets lie that the hub once knew by a short name."""
@@ -41,10 +49,21 @@ _EVALUATION_SEED = 0
 
 
 class Row(NamedTuple):
-    """An article and its human summary."""
+    """An article and its human summary.
+
+    Attributes:
+        source, reference: the two texts.
+        compared: what summaries of the article are compared with in place of `reference`; None: with that.
+    """
 
     source: str
     reference: str
+    compared: str | None = None
+
+    @property
+    def standard(self) -> str:
+        """What the preference compares summaries of the article with."""
+        return self.reference if self.compared is None else self.compared
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,7 @@ def load_splits(
     test_file: str | None = None,
     text_column: str | None = None,
     summary_column: str | None = None,
+    preference_column: str | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     max_predict_samples: int | None = None,
@@ -85,6 +105,7 @@ def load_splits(
         test_file: optional.
         text_column: column of the article; by default that of the data set, or one of the usual names.
         summary_column: column of the summary, likewise.
+        preference_column: column of train with what the preference compares summaries with; None: the summary.
         max_train_samples: at most so many rows of train, drawn with `seed`, in their order.
         max_eval_samples: at most so many rows of validation, the same for every `seed`.
         max_predict_samples: at most so many rows of test, the same for every `seed`.
@@ -109,7 +130,7 @@ def load_splits(
     rows: dict[str, Sequence[Row]] = {"test": ()}
     left_out = {}
     for split, table in tables.items():
-        usable, count = table.usable_rows(columns)
+        usable, count = table.usable_rows(columns, preference_column if split == "train" else None)
         left_out[split] = count - len(usable)
         if not usable:
             why = f"all {count} rows have a blank article or summary" if count else "there are no rows"
@@ -118,6 +139,20 @@ def load_splits(
             logger.warning("%s: %d of %d rows left out, article or summary blank", table.name, left_out[split], count)
         rows[split] = _draw(usable, limits[split], seed if split == "train" else _EVALUATION_SEED)
     return Splits(rows["train"], rows["validation"], rows["test"], left_out)
+
+
+def load_rows(path: str, text_column: str | None = None, summary_column: str | None = None) -> list[Row]:
+    """The rows of one csv, json or jsonl file that have both texts.
+
+    Raises:
+        UserError: see `load_splits`.
+    """
+    if Path(path).suffix.lower() not in FILE_TYPES:
+        raise UserError(f"{path} is not a {', '.join(FILE_TYPES)} file")
+    rows, count = _FileTable(Path(path).expanduser()).usable_rows(_Columns(text_column, summary_column, None))
+    if not rows:
+        raise UserError(f"{path}: nothing to work with among {count} rows")
+    return list(rows)
 
 
 class _Columns:
@@ -130,12 +165,21 @@ class _Columns:
         if text is not None and text == summary:
             raise UserError(f"text_column and summary_column both name '{text}'")
 
-    def find(self, where: str, found: Collection[str]) -> tuple[str, str]:
-        """The two columns among those found.
+    def find(self, where: str, found: Collection[str], compared: str | None) -> tuple[str, ...]:
+        """The two columns among those found, and the third if one is asked for.
 
         Raises:
             UserError: one of them is not there.
         """
+        if compared is None:
+            return self._find(where, found)
+        if compared not in found:
+            raise UserError(
+                f"{where}: preference_column: no column '{compared}'{nearest(compared, found)} ({shown_columns(found)})"
+            )
+        return (*self._find(where, found), compared)
+
+    def _find(self, where: str, found: Collection[str]) -> tuple[str, str]:
         for flag, name in zip(("text_column", "summary_column"), self._given, strict=True):
             if name is not None and name not in found:
                 raise UserError(f"{where}: {flag}: no column '{name}'{nearest(name, found)} ({shown_columns(found)})")
@@ -156,15 +200,15 @@ class _FileTable:
         self.name = str(path)
         self._path = path
 
-    def usable_rows(self, columns: _Columns) -> tuple[Sequence[Row], int]:
+    def usable_rows(self, columns: _Columns, compared: str | None = None) -> tuple[Sequence[Row], int]:
         """The rows that have both texts, and the number of all rows."""
         rows = []
         count = 0
-        found: tuple[str, str] | None = None
+        found: tuple[str, ...] | None = None
         for where, cells in read_rows(self._path):
             count += 1
             if found is None:
-                found = columns.find(where, cells)
+                found = columns.find(where, cells, compared)
             row = Row(*(text_cell(where, cells, column) for column in found))
             if row.source.strip() and row.reference.strip():
                 rows.append(row)
@@ -178,9 +222,9 @@ class _HubTable:
         self.name = name
         self._dataset = dataset
 
-    def usable_rows(self, columns: _Columns) -> tuple[Sequence[Row], int]:
+    def usable_rows(self, columns: _Columns, compared: str | None = None) -> tuple[Sequence[Row], int]:
         """The rows that have both texts, read when they are asked for, and the number of all rows."""
-        found = columns.find(self.name, self._dataset.column_names)
+        found = columns.find(self.name, self._dataset.column_names, compared)
         for column in found:
             kind = getattr(self._dataset.features[column], "dtype", None)
             if kind not in ("string", "large_string"):
@@ -199,7 +243,7 @@ class _HubTable:
 class _LazyRows(Sequence[Row]):
     """Rows of a data set on the disk; a copy of it in memory would take gigabytes in each process."""
 
-    def __init__(self, texts: Any, columns: tuple[str, str], places: Sequence[int]) -> None:
+    def __init__(self, texts: Any, columns: tuple[str, ...], places: Sequence[int]) -> None:
         self._texts, self._columns, self._places = texts, columns, places
 
     def __len__(self) -> int:
@@ -243,10 +287,10 @@ def _file_tables(files: Mapping[str, str | None]) -> dict[str, _FileTable]:
 
 
 def _builtin_tables(name: str) -> dict[str, _FileTable]:
-    if name != BUILTIN_DATA:
-        raise UserError(f"dataset_name: '{name}' is not built in{nearest(name, [BUILTIN_DATA])}")
-    folder = Path(resolve(BUILTIN_DATA)) / "reports"
-    return {split: _FileTable(folder / f"{split}.jsonl") for split in SPLITS}
+    if name not in BUILTIN_DATA:
+        raise UserError(f"dataset_name: '{name}' is not built in{nearest(name, BUILTIN_DATA)}")
+    folder = Path(resolve("builtin/data"))
+    return {split: _FileTable(folder / file) for split, file in BUILTIN_DATA[name].items()}
 
 
 def _hub_tables(name: str, config: str | None) -> dict[str, _HubTable]:

@@ -31,6 +31,7 @@ from common.language_models.adapters import merged_state_dict
 from common.language_models.attention import SHARED_SOURCE, share_sources
 from common.language_models.growing_cache import let_grow
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.language_models.sampling import draw_tokens
 from common.language_models.token_carry import carry_over, token_spans
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
 from common.training.files import write_folder_atomic
@@ -225,7 +226,7 @@ class SummaryPolicy:
         let_grow(cache.self_attention_cache if self.is_encoder_decoder else cache)
         vocabulary = len(self.tokenizer)  # models have more rows than that, which no text belongs to
         for position in range(length):
-            drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature)
+            drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature=temperature)
             tokens[alive, position] = drawn.masked_fill(ended, self.pad_id)
             mask[alive, position] = ~ended
             ended = ended | (drawn == self.end_id)
@@ -368,23 +369,6 @@ def _takes_ready_masks(config: Any) -> bool:
     return config._attn_implementation in ("sdpa", SHARED_SOURCE) and kinds == {"full_attention"} and not windows
 
 
-def draw_tokens(logits: Tensor, noise: Tensor, top_k: int | None, temperature: float) -> Tensor:
-    """Draw a token a row from the `top_k` most probable ones by inverting their cumulative distribution.
-
-    Args:
-        logits: (N, V).
-        noise: (N,) uniform numbers in [0, 1).
-
-    Returns:
-        Token ids, (N,).
-    """
-    values, ids = logits.float().topk(min(top_k or logits.shape[-1], logits.shape[-1]), -1)
-    cumulative = (values / temperature).softmax(-1).cumsum(-1)
-    # Rounding leaves the last sum a little off 1; scaled, a number in [0, 1) always falls below it.
-    place = torch.searchsorted(cumulative, (noise * cumulative[:, -1]).unsqueeze(1), right=True)
-    return ids.gather(1, place.clamp(max=ids.shape[1] - 1)).squeeze(1)
-
-
 class SummaryRewardModel:
     """A token reward model that reads articles and summaries, in its own tokens where they are not the policy's."""
 
@@ -430,6 +414,30 @@ class SummaryRewardModel:
             carried[row, : len(policy_spans)] = carry_over(given, own_spans[row], policy_spans)
         return carried.to(summaries.tokens.device)
 
+    def check_expectations(self) -> None:
+        """Refuse a credit by what the policy expects in a state where this model cannot tell.
+
+        Raises:
+            UserError: it reads other tokens than the policy, or has a head without rewards of all tokens.
+        """
+        if self.model.config.head != "likelihood":
+            raise UserError(
+                f"rew_head: a credit that is an advantage needs the rewards of all tokens of a state, which the head "
+                f"'{self.model.config.head}' does not give; use likelihood"
+            )
+        if not self.reads_policy_tokens:
+            raise UserError("credit: an advantage needs a reward model that reads the policy's own tokens")
+
+    def judge(self, batch: Batch, summaries: Summaries, policy_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards of the policy's tokens, and what the policy expects in each state, (N, T) each; no gradient.
+
+        Args:
+            batch, summaries: see `own_rewards`; in the policy's own tokens.
+            policy_logits: (N, T, V), position t about token t of the summaries.
+        """
+        sequences = self._sequences(batch.source_ids, batch.source_mask, summaries)
+        return self.model.rewards_and_expectations(policy_logits, **sequences)
+
     def save_pretrained(self, folder: Path) -> None:
         """Write the model, its tokenizer and the text format."""
         with write_folder_atomic(folder) as temporary:
@@ -458,20 +466,23 @@ class SummaryRewardModel:
         torch.nn.Module.to(self.model, device)
 
     def _rewards(self, source_ids: Tensor, source_mask: Tensor, summaries: Summaries) -> Tensor:
+        sequences = self._sequences(source_ids, source_mask, summaries)
+        return self.model(**sequences)[:, sequences["targets_from"] :]
+
+    def _sequences(self, source_ids: Tensor, source_mask: Tensor, summaries: Summaries) -> dict[str, Any]:
+        """Sources and summaries as the reward model reads them."""
         tokens, mask = summaries.tokens, summaries.mask
         if self.model.is_encoder_decoder:
             start = self.model.backbone.config.decoder_start_token_id
             decoder_ids, decoder_mask = with_start_token(tokens, mask, start)
-            rewards = self.model(
-                input_ids=source_ids, attention_mask=source_mask,
-                decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask, targets_from=1,
-            )  # fmt: skip
-            return rewards[:, 1:]
+            sources = {"input_ids": source_ids, "attention_mask": source_mask}
+            return sources | {
+                "decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask, "targets_from": 1,
+            }  # fmt: skip
         per_source = len(tokens) // len(source_ids)
         ids = torch.cat([source_ids.repeat_interleave(per_source, 0), tokens], 1)
         real = torch.cat([source_mask.repeat_interleave(per_source, 0), mask], 1)
-        first = source_ids.shape[1]
-        return self.model(input_ids=ids, attention_mask=real, targets_from=first)[:, first:]
+        return {"input_ids": ids, "attention_mask": real, "targets_from": source_ids.shape[1]}
 
     def _policy_texts(self, summaries: Summaries) -> tuple[list[str], list[bool]]:
         tokenizer = self.policy_format.tokenizer

@@ -4,21 +4,19 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.credit import sequence_scores, sequence_weights, shares_over_batch
+from common.credit import NEED_EXPECTATION, Judged, reference_weights, sample_weights, shares_over_batch
 from common.errors import UserError
 from common.policy_losses import (
     negative_entropy,
     reinforce_loss,
     reward_weighted_mle_loss,
     shared_likelihood_loss,
-    token_weights,
 )
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.interruption import Checkpointer
@@ -28,27 +26,14 @@ from common.training.random_keys import Purpose, keyed_generator, seed_global
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
-from sum_task.models import Sources, Summaries, SummaryPolicy
+from sum_task.data import Row
+from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
 from sum_task.reference_rewards import ReferenceRewards
 from sum_task.reward_trainer import RewardTrainer, pad_lengths
 from sum_task.settings import SummarizationSettings
+from sum_task.step_weights import WeighedBatch, weigh_together
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WeighedReferences:
-    """References of a batch with the weight of each against the others of the whole step.
-
-    Attributes:
-        rewards: (B, T), learned.
-        weights: (B, 1).
-        total: weight of all tokens of the step, of every batch and process.
-    """
-
-    rewards: Tensor
-    weights: Tensor
-    total: float
 
 
 class PolicyTrainer:
@@ -95,7 +80,11 @@ class PolicyTrainer:
         self._since_log: list[dict[str, float]] = []  # figures of the steps since the last log line
         # From the reward model as the last round left it. Those of learnt padding differ from batch to batch.
         self.reference_rewards: ReferenceRewards | None = None
-        if settings.uses_rewards and settings.ignore_pad_token_for_loss:
+        self._known_scores: dict[int, float] = {}  # of references by the preference, with sequence_score=preference
+        if settings.needs_expectation and reward_trainer is not None:
+            reward_trainer.reward.check_expectations()
+        judged_anew = settings.reference_credit in NEED_EXPECTATION or settings.mle_coeff == 0
+        if settings.uses_rewards and settings.ignore_pad_token_for_loss and not judged_anew:
             self.reference_rewards = ReferenceRewards([len(ids) for ids in train.targets])
         self._batch_size = settings.per_device_train_batch_size * processes.count
         batches = math.ceil(len(train) / self._batch_size)
@@ -205,7 +194,9 @@ class PolicyTrainer:
         for rows in batches:
             mine = self.processes.share(rows)
             own.append(self.collate(self.train_data, mine).to(self.policy.device) if mine else None)
-        weighed = self._weigh(own) if self.settings.guidance == "sequence" else [None] * len(own)
+        weighed: list[WeighedBatch | None] = [None] * len(own)
+        if self.settings.mle_coeff > 0 and self.settings.weighs_whole_steps:
+            weighed = self._weigh(own)
         self.policy.lm.train()
         for number, (rows, batch) in enumerate(zip(batches, own, strict=True)):
             generator = keyed_generator(Purpose.POLICY_SAMPLES, self.settings.seed, step, number)
@@ -239,8 +230,9 @@ class PolicyTrainer:
     @property
     def _figure_names(self) -> list[str]:
         settings = self.settings
-        names = ["policy/loss", "policy/mle_loss"]
-        names += ["policy/token_reward"] if settings.uses_rewards else []
+        names = ["policy/loss"]
+        if settings.mle_coeff > 0:
+            names += ["policy/mle_loss", *(["policy/token_reward"] if settings.uses_rewards else [])]
         names += ["policy/reinforce_loss", "policy/sample_reward"] if settings.reinforce_coeff > 0 else []
         names += ["policy/entropy"] if settings.max_entropy_coeff > 0 else []
         return names + (["policy/sample_length"] if settings.uses_samples else [])
@@ -251,7 +243,7 @@ class PolicyTrainer:
         noise: Tensor | None,
         rows: list[int],
         share_of_step: float = 1.0,
-        weighed: WeighedReferences | None = None,
+        weighed: WeighedBatch | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """This process's part of the loss of a batch, and of its figures: the parts of all processes add up.
 
@@ -262,28 +254,12 @@ class PolicyTrainer:
             share_of_step: by which the batch's loss counts in the step's.
             weighed: the references against the others of the step; None: every batch for itself.
         """
-        settings = self.settings
-        labels = Summaries(batch.target_ids, batch.target_mask)
-        share = len(batch.rows) / len(rows)
         with self.precision.autocast():
             sources = self.policy.encode(batch.source_ids, batch.source_mask)
-            logits = self.policy.logits(sources, labels)
-        figures = {}
-        if weighed is not None:
-            shares = shares_over_batch(weighed.weights, labels.mask, weighed.total * share_of_step)
-            mle_loss = shared_likelihood_loss(logits, labels.tokens, shares, labels.mask)
-            figures["policy/token_reward"] = share * _mean_reward(weighed.rewards, labels.mask)
-        elif settings.uses_rewards:
-            rewards = self._label_rewards(batch, labels)
-            mle_loss = share * reward_weighted_mle_loss(
-                logits, labels.tokens, rewards, labels.mask, settings.token_guidance, settings.exp_in_wmle
-            )
-            figures["policy/token_reward"] = share * _mean_reward(rewards, labels.mask)
-        else:
-            mle_loss = self._plain_loss(logits, labels, rows)
-        del logits
-        loss = mle_loss
-        figures["policy/mle_loss"] = mle_loss.item()
+        loss, figures = torch.zeros((), device=self.policy.device), dict[str, float]()
+        if self.settings.mle_coeff > 0:
+            mle_loss, figures = self._reference_loss(batch, sources, rows, share_of_step, weighed)
+            loss = self.settings.mle_coeff * mle_loss
         if noise is not None:
             sample_loss, sample_figures = self._sample_loss(batch, sources, noise, len(rows))
             loss = loss + sample_loss
@@ -291,33 +267,75 @@ class PolicyTrainer:
         figures["policy/loss"] = loss.item()
         return loss, figures
 
-    def _weigh(self, batches: Sequence[Batch | None]) -> list[WeighedReferences | None]:
-        """Sequence-level guidance: each reference of the step weighs by its score against all others.
+    def _reference_loss(
+        self, batch: Batch, sources: Sources, rows: list[int], share_of_step: float, weighed: WeighedBatch | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Weighted maximum likelihood of the references; see `_loss`."""
+        settings = self.settings
+        labels = Summaries(batch.target_ids, batch.target_mask)
+        share = len(batch.rows) / len(rows)
+        with self.precision.autocast():
+            logits = self.policy.logits(sources, labels)
+        figures = {}
+        if weighed is not None:
+            if settings.shares_over_batch:
+                shares = shares_over_batch(weighed.weights, labels.mask, weighed.total * share_of_step)
+            else:
+                shares = weighed.weights / weighed.weights.sum(-1, keepdim=True) / len(rows)
+            mle_loss = shared_likelihood_loss(logits, labels.tokens, shares, labels.mask)
+            figures["policy/token_reward"] = share * _mean_reward(weighed.rewards, labels.mask)
+        elif settings.uses_rewards:
+            rewards = self._label_rewards(batch, labels)
+            mle_loss = share * reward_weighted_mle_loss(
+                logits, labels.tokens, rewards, labels.mask, settings.reference_credit, settings.exp_in_wmle
+            )
+            figures["policy/token_reward"] = share * _mean_reward(rewards, labels.mask)
+        else:
+            mle_loss = self._plain_loss(logits, labels, rows)
+        figures["policy/mle_loss"] = mle_loss.item()
+        return mle_loss, figures
+
+    def _weigh(self, batches: Sequence[Batch | None]) -> list[WeighedBatch | None]:
+        """The references of a step, each of their tokens weighed against all others.
 
         The step and not a batch, so that more are compared, and neither the number of processes nor of accumulated
-        batches changes a weight.
+        batches changes a weight. What the policy expects is that of the policy without dropout.
         """
-        labels = [None if b is None else Summaries(b.target_ids, b.target_mask) for b in batches]
-        rewards = [
-            None if batch is None or of is None else self._label_rewards(batch, of)
-            for batch, of in zip(batches, labels, strict=True)
-        ]
-        own: list[tuple[float, int]] = []  # score and number of tokens
-        sizes = []
-        for found, of in zip(rewards, labels, strict=True):
-            sizes.append(0 if of is None else len(of.mask))
-            if found is not None and of is not None:
-                own += zip(sequence_scores(found, of.mask).tolist(), of.mask.sum(-1).tolist(), strict=True)
-        everyone = self.processes.gather(own)
-        scores, tokens = torch.tensor([pair for part in everyone for pair in part], dtype=torch.float64).T
-        weights = sequence_weights(scores)
-        total = (weights * tokens).sum().item()
-        first = sum(len(part) for part in everyone[: self.processes.rank])
-        parts = weights[first : first + len(own)].float().split(sizes)
-        return [
-            None if found is None else WeighedReferences(found, part.unsqueeze(-1).to(found.device), total)
-            for found, part in zip(rewards, parts, strict=True)
-        ]
+        judged: list[Judged | None] = []
+        self.policy.lm.eval()
+        for batch in batches:
+            if batch is None:
+                judged.append(None)
+                continue
+            labels = Summaries(batch.target_ids, batch.target_mask)
+            if self.settings.reference_credit in NEED_EXPECTATION:
+                with torch.no_grad(), self.precision.autocast():
+                    sources = self.policy.encode(batch.source_ids, batch.source_mask)
+                    logits = self.policy.logits(sources, labels)
+                    rewards, expected = self._reward_model().judge(batch, labels, logits)
+                judged.append(Judged(rewards, labels.mask, expected, self._reference_scores(batch)))
+            else:
+                rewards = self._label_rewards(batch, labels)
+                judged.append(Judged(rewards, labels.mask, scores=self._reference_scores(batch)))
+        kind = self.settings.reference_credit
+        return weigh_together(judged, lambda together: reference_weights(kind, together), self.processes)
+
+    def _reference_scores(self, batch: Batch) -> Tensor | None:
+        """With sequence_score=preference what the preference says of each reference, (B,); else None."""
+        if self.settings.sequence_score == "learned":
+            return None
+        missing = [place for place, row in enumerate(batch.indices) if row not in self._known_scores]
+        if missing:
+            rows = [batch.rows[place] for place in missing]
+            for place, score in zip(missing, self._preferences([row.reference for row in rows], rows), strict=True):
+                self._known_scores[batch.indices[place]] = float(score)
+        return torch.tensor([self._known_scores[row] for row in batch.indices]).to(batch.target_ids.device)
+
+    def _preferences(self, texts: Sequence[str], rows: Sequence[Row]) -> Tensor:
+        """What the preference says of summaries of some rows, (N,)."""
+        assert self.reward_trainer is not None
+        preference = self.reward_trainer.preference
+        return preference(texts, [row.standard for row in rows], [row.source for row in rows]).float()
 
     def _plain_loss(self, logits: Tensor, labels: Summaries, rows: list[int]) -> Tensor:
         """Maximum likelihood: the mean over the tokens of the whole batch, of which this is the part of some rows."""
@@ -344,8 +362,7 @@ class PolicyTrainer:
         row_share = len(batch.rows) / rows_in_batch
         figures = {"policy/sample_length": row_share * tokens / len(samples.mask)}
         if settings.reinforce_coeff > 0:
-            rewards = self._rewards(batch, samples)
-            weights = token_weights(rewards, samples.mask, settings.token_guidance)
+            weights, rewards = self._weigh_samples(batch, samples, logits)
             term = share * reinforce_loss(logits, samples.tokens, weights, samples.mask)
             loss = loss + settings.reinforce_coeff * term
             figures["policy/reinforce_loss"] = term.item()
@@ -355,6 +372,21 @@ class PolicyTrainer:
             loss = loss + settings.max_entropy_coeff * term
             figures["policy/entropy"] = -term.item()
         return loss, figures
+
+    def _weigh_samples(self, batch: Batch, samples: Summaries, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and learned rewards of the tokens of samples, (N, T) each."""
+        settings = self.settings
+        per_source = len(samples.mask) // len(batch.rows)
+        rewards, expected, scores = self._rewards(batch, samples), None, None
+        if settings.sample_credit in NEED_EXPECTATION:
+            with torch.no_grad(), self.precision.autocast():
+                _, expected = self._reward_model().judge(batch, samples, logits.detach())
+        if settings.sequence_score == "preference":
+            rows = [row for row in batch.rows for _ in range(per_source)]
+            scores = self._preferences(self.policy.texts(samples), rows).to(samples.mask.device)
+        compared = per_source if settings.reinforce_baseline == "leave-one-out" else None
+        judged = Judged(rewards, samples.mask, expected, scores)
+        return sample_weights(settings.sample_credit, judged, compared), rewards
 
     def forget_rewards(self) -> None:
         """Compute the rewards of all references anew."""
@@ -377,11 +409,14 @@ class PolicyTrainer:
     @torch.no_grad()
     def _rewards(self, batch: Batch, summaries: Summaries) -> Tensor:
         """Token rewards of summaries, the reward model in evaluation mode."""
-        assert self.reward_trainer is not None
-        reward = self.reward_trainer.reward
-        reward.model.eval()
         with self.precision.autocast():
-            return reward.policy_rewards(batch, summaries)
+            return self._reward_model().policy_rewards(batch, summaries)
+
+    def _reward_model(self) -> SummaryRewardModel:
+        """In evaluation mode."""
+        assert self.reward_trainer is not None
+        self.reward_trainer.reward.model.eval()
+        return self.reward_trainer.reward
 
     def _validate(self, step: int) -> None:
         self.policy.lm.eval()

@@ -401,7 +401,7 @@ class RewardTrainer:
         self.policy.lm.train(was_training)
         written = [row for batch in own for row in batch.rows for _ in range(per_source)]
         scores = self.preference(
-            self.policy.texts(summaries), [row.reference for row in written], [row.source for row in written]
+            self.policy.texts(summaries), [row.standard for row in written], [row.source for row in written]
         )
         if not bool(scores.isfinite().all()):
             raise UserError(f"preference: '{settings.preference}' gave a score that is not a finite number")

@@ -145,6 +145,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
 
 DATA_OPTIONS = (
     "dataset_name", "dataset_config", "train_file", "validation_file", "test_file", "text_column", "summary_column",
+    "preference_column",
     "max_train_samples", "max_eval_samples", "max_predict_samples", "seed",
 )  # fmt: skip
 

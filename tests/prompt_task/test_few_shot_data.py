@@ -68,10 +68,25 @@ class TestDatasetSpec:
         with pytest.raises(UserError, match=r"nowhere\.yaml"):
             DatasetSpec.from_yaml(tmp_path / "nowhere.yaml")
 
-    @pytest.mark.parametrize("key", ["verbalizers", "masked_template", "left_to_right_template"])
-    def test_a_missing_key_is_named(self, key):
-        with pytest.raises(UserError, match=f"dataset 'toy': the key '{key}' is missing"):
-            DatasetSpec.from_mapping({k: v for k, v in MAPPING.items() if k != key})
+    def test_a_missing_key_is_named(self):
+        with pytest.raises(UserError, match="dataset 'toy': the key 'verbalizers' is missing"):
+            DatasetSpec.from_mapping({k: v for k, v in MAPPING.items() if k != "verbalizers"})
+
+    def test_one_template_is_enough(self):
+        kinds = ("masked_template", "left_to_right_template")
+        for one, other in (kinds, kinds[::-1]):
+            spec = DatasetSpec.from_mapping({k: v for k, v in MAPPING.items() if k != other})
+            assert (getattr(spec, one), getattr(spec, other)) == (MAPPING[one], "")
+        with pytest.raises(UserError, match="masked_template or left_to_right_template is needed"):
+            DatasetSpec.from_mapping({k: v for k, v in MAPPING.items() if k not in kinds})
+
+    def test_verbalizers_may_depend_on_the_task_lm(self):
+        by_task_lm = MAPPING | {"verbalizers": ["a", "b"], "verbalizers_by_task_lm": {"x/y": [" a", " b"]}}
+        assert DatasetSpec.from_mapping(by_task_lm, "x/y").verbalizers == (" a", " b")
+        assert DatasetSpec.from_mapping(by_task_lm, "other").verbalizers == ("a", "b")
+        assert DatasetSpec.from_mapping(by_task_lm).verbalizers == ("a", "b")
+        with pytest.raises(UserError, match="verbalizers_by_task_lm: 1 is not a mapping"):
+            DatasetSpec.from_mapping(MAPPING | {"verbalizers_by_task_lm": 1})
 
     def test_an_unknown_key_names_the_nearest(self):
         with pytest.raises(UserError, match="unknown key 'verbaliser'; did you mean 'verbalizers'"):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 from common.policy_losses import reward_weighted_mle_loss
+from common.token_reward_model import bound_rewards
 from common.training.checkpoint import StateTree
 from common.training.processes import Precision, Processes
 from common.training.tracking import MetricsLog, read_metrics
@@ -101,6 +102,58 @@ def test_sequence_guidance_of_equal_scores_is_plain_likelihood(tiny, tmp_path):
             trainer._label_rewards = lambda batch, labels: torch.full(labels.mask.shape, 0.3)
         losses.append(trainer._step(1)[0]["policy/loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("shares", ["batch", "sequence"])
+def test_product_credit_weighs_each_token_by_its_summary_and_its_advantage(tiny, tmp_path, shares):
+    trainer = make_trainer(tiny, tmp_path, credit="product", rew_head="likelihood", weight_shares=shares)
+    trainer._batches = lambda step: [list(range(5)), list(range(5, 12))]
+    batch = whole_batch(trainer)
+    labels = Summaries(batch.target_ids, batch.target_mask)
+    with torch.no_grad():
+        logits = trainer.policy.logits(trainer.policy.encode(batch.source_ids, batch.source_mask), labels)
+        # The reward model starts as the policy: r(s, a) = bound(0.25 log p(a | s) + 1), of every token.
+        table = bound_rewards(0.25 * logits.log_softmax(-1) + 1, "softplus")
+    rewards = table.gather(-1, labels.tokens.unsqueeze(-1)).squeeze(-1)
+    advantage = rewards - (logits.softmax(-1) * table).sum(-1)
+    scores = (rewards * labels.mask).sum(-1) / labels.mask.sum(-1)
+    of_summary = ((scores - scores.mean()) / scores.std(correction=0) / 0.5).exp()
+    of_token = F.softplus(1 + advantage / advantage[labels.mask].std(correction=0))
+    weights = of_summary.unsqueeze(-1) * of_token * labels.mask
+    losses = F.cross_entropy(logits.mT, labels.tokens, reduction="none")
+    if shares == "batch":
+        expected = (weights * losses).sum() / weights.sum()
+    else:
+        expected = ((weights * losses).sum(-1) / weights.sum(-1)).mean()
+    figures, _ = trainer._step(1)
+    assert figures["policy/loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_preference_itself_can_score_references_and_samples(tiny, tmp_path):
+    """An oracle: compared with itself a reference has the best score, with another text one below."""
+    trainer = make_trainer(tiny, tmp_path, guidance="sequence", sequence_score="preference")
+    trainer.train_data.rows[3] = trainer.train_data.rows[3]._replace(compared="summarize")
+    batch = whole_batch(trainer)
+    scores = trainer._reference_scores(batch)
+    assert scores.tolist() == [0.0 if row == 3 else 1.0 for row in range(12)]
+    weighed = trainer._weigh([batch])[0]
+    assert weighed.weights[3, 0] < 0.01 * weighed.weights[0, 0]
+
+
+def test_leave_one_out_compares_the_samples_of_an_article(tiny, tmp_path):
+    options = {"reinforce_coeff": 1.0, "mle_coeff": 0.0, "reinforce_credit": "sequence"}
+    trainer = make_trainer(tiny, tmp_path, **options, reinforce_baseline="leave-one-out", num_reinforce_samples=3)
+    batch = whole_batch(trainer)
+    sources = trainer.policy.encode(batch.source_ids, batch.source_mask)
+    noise = torch.rand(36, 6, generator=torch.Generator().manual_seed(0))
+    samples = trainer.policy.sample(sources, 3, noise, None, 1.0)
+    weights, rewards = trainer._weigh_samples(batch, samples, trainer.policy.logits(sources, samples))
+    scores = ((rewards * samples.mask).sum(-1) / samples.mask.sum(-1)).view(12, 3)
+    others = (scores.sum(-1, keepdim=True) - scores) / 2
+    torch.testing.assert_close(weights[:, 0], (scores - others).flatten())
+    figures, _ = trainer._step(1)
+    assert "policy/mle_loss" not in figures
+    assert figures["policy/loss"] == figures["policy/reinforce_loss"]
 
 
 @pytest.mark.parametrize("guidance", ["token", "sequence", "none"])

@@ -33,7 +33,7 @@ def test_rows_are_shared_without_rest_or_overlap():
 
 @pytest.mark.parametrize(
     ("guidance", "device"),
-    [("token", "cpu"), pytest.param("sequence", "cpu", marks=pytest.mark.slow), ("none", "auto")],
+    [("token", "cpu"), pytest.param("credit", "cpu", marks=pytest.mark.slow), ("none", "auto")],
 )
 @pytest.mark.usefixtures("without_wordnet")
 def test_two_processes_equal_one(tiny, tmp_path, guidance, device):
@@ -42,7 +42,9 @@ def test_two_processes_equal_one(tiny, tmp_path, guidance, device):
     # 12 training rows in batches of 8: the last holds 4; 5 validation rows in batches of 4: the last holds one, and a
     # process none.
     # Three epochs, so that rewards of references are met again that the other process has computed.
-    options = {"guidance": guidance, "sampling_top_k": 5, "max_eval_samples": 5, "rew_num_train_epochs": 2}
+    credit = {"guidance": "token", "credit": "product", "rew_head": "likelihood", "weight_shares": "batch"}
+    options = credit if guidance == "credit" else {"guidance": guidance}
+    options = options | {"sampling_top_k": 5, "max_eval_samples": 5, "rew_num_train_epochs": 2}
     options |= {"num_train_epochs": 3, "reward_retrain_epochs": 1, "device": device}
     if guidance == "token":
         options |= {"reinforce_coeff": 0.3, "max_entropy_coeff": 0.1}
