@@ -156,7 +156,7 @@ def _store(path: Path) -> str:
         raise UserError(f"--config-name: {path} holds no options, such as random_seed: 1")
     names = [field.name for field in dataclasses.fields(FewShotSettings)]
     known = {*names, "dataset", "defaults", "hydra"}
-    unknown = [f"{path}: unknown option '{key}'{nearest(str(key), names)}" for key in values if key not in known]
+    unknown = [f"{path}: unknown option '{key}'{nearest(key, names)}" for key in map(str, values) if key not in known]
     if unknown:
         raise UserErrors(unknown)
     defaults = values.setdefault("defaults", ["fsc_config", "_self_"])
