@@ -5,19 +5,19 @@
 Each line of the input has `text`, `spans` (pairs of characters, start and end, that are wrong) and, if it answers or
 sums up something, `prompt`. The area is the probability that a token inside of a span has a lower reward than one
 outside, 0.5 by chance: pooled over all tokens, and within each text, which leaves out that some texts are better than
-others, as a mean over the texts that have both. Beside the reward stand what it has to beat: a random number, the
-position in the text, and log-probability and entropy of the language model that the reward model started from (read
-off the run's results.json, or --language_model).
+others, as a mean over the texts that have both. Beside the reward stand what it has to beat: the position in the text,
+log-probability and entropy of the language model that the reward model started from (read off the run's results.json,
+or --language_model), and random numbers, as a mean over 100 draws. Prompts and texts are tokenized as by the run.
 
 Writes table.md, table.json and credit.png.
 """
 
 import argparse
 import json
-import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,8 +32,12 @@ from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.token_reward_model import TokenRewardModel
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.runtime import choose_device
+from sum_task.models import FORMAT_FILE, SummaryRewardModel, decoder_start
 
-MEASURES = ("reward", "random", "position", "log-probability", "entropy")
+RANDOM_DRAWS = 100
+
+# Of each text which of its tokens are wrong, and how suspicious each measure finds them.
+Table = list[tuple[list[bool], dict[str, list[float]]]]
 
 
 @dataclass(frozen=True)
@@ -65,53 +69,49 @@ def marked(offsets: Sequence[tuple[int, int]], text: str, spans: Sequence[tuple[
     return found
 
 
+@dataclass(frozen=True)
 class Reader:
-    """Gives a reward model and a language model the same tokens of a prompt and a text."""
+    """Gives a reward model and a language model a prompt and a text in the tokens in which the former was trained.
 
-    def __init__(self, tokenizer: Any, is_encoder_decoder: bool, start_id: int | None, before: str, after: str):
-        self.tokenizer = tokenizer
-        self.is_encoder_decoder = is_encoder_decoder
-        self.start_id = start_id
-        self.before, self.after = before, after
+    Attributes:
+        tokenizer: of both.
+        read_prompt: token ids of a prompt.
+        start: what an encoder-decoder's decoder reads before a text; () for a decoder-only model.
+    """
+
+    tokenizer: Any
+    read_prompt: Callable[[str], list[int]]
+    start: tuple[int, ...] = ()
 
     def inputs(self, row: MarkedText, device: torch.device) -> tuple[dict[str, Any], list[tuple[int, int]], int]:
         """What a model reads, the characters of each token of the text, and the column of the first of them."""
-        encoded = self.tokenizer(row.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids = encoded["input_ids"]
-        if self.is_encoder_decoder:
-            source = self.tokenizer(self.before + row.prompt, verbose=False)["input_ids"]
-            tensors = {"input_ids": [source], "decoder_input_ids": [[self.start_id, *ids]]}
-            first = 1
+        source = self.read_prompt(row.prompt)
+        how = {"text_target" if self.start else "text": row.text, "return_offsets_mapping": True, "verbose": False}
+        encoded = self.tokenizer(**how, add_special_tokens=False)
+        if self.start:
+            before, inputs = list(self.start), {"input_ids": source}
+            inputs["decoder_input_ids"] = before + encoded["input_ids"]
         else:
-            source = self.tokenizer(self.before + row.prompt + self.after, verbose=False)["input_ids"]
-            eos = self.tokenizer.eos_token_id
-            source = source if source else [eos]  # something has to stand before the first token
-            tensors, first = {"input_ids": [[*source, *ids]]}, len(source)
-        return (
-            {name: torch.tensor(value, device=device) for name, value in tensors.items()},
-            encoded["offset_mapping"],
-            first,
-        )
+            before = source or [self.tokenizer.eos_token_id]  # something has to stand before the first token
+            inputs = {"input_ids": before + encoded["input_ids"]}
+        tensors = {name: torch.tensor([ids], device=device) for name, ids in inputs.items()}
+        return tensors, encoded["offset_mapping"], len(before)
 
 
 @torch.no_grad()
-def measure(
-    rows: Sequence[MarkedText], reader: Reader, reward: TokenRewardModel, language_model: Any | None, seed: int = 0
-) -> list[tuple[list[bool], dict[str, list[float]]]]:
+def measure(rows: Sequence[MarkedText], reader: Reader, reward: TokenRewardModel, language_model: Any | None) -> Table:
     """Of each text which tokens are wrong, and how suspicious each measure finds them."""
-    draw = random.Random(seed)
     found = []
     device = next(reward.parameters()).device
     for row in rows:
         inputs, offsets, first = reader.inputs(row, device)
         values = {"reward": (-reward(**inputs, targets_from=first)[0, first:]).tolist()}
+        values["position"] = [place / len(offsets) for place in range(len(offsets))]
         if language_model is not None:
             logits = language_model(**inputs, use_cache=False).logits[0, first - 1 : -1].float().log_softmax(-1)
-            target = inputs["decoder_input_ids" if reader.is_encoder_decoder else "input_ids"][0, first:]
+            target = inputs["decoder_input_ids" if reader.start else "input_ids"][0, first:]
             values["log-probability"] = (-logits.gather(1, target.unsqueeze(1)).squeeze(1)).tolist()
             values["entropy"] = (-(logits.exp() * logits.clamp(min=-1e4)).sum(-1)).tolist()
-        values["random"] = [draw.random() for _ in offsets]
-        values["position"] = [place / len(offsets) for place in range(len(offsets))]
         is_wrong = marked(offsets, row.text, row.spans)
         kept = [place for place, wrong in enumerate(is_wrong) if wrong is not None]
         found.append(
@@ -123,18 +123,24 @@ def measure(
     return found
 
 
-def areas(measured: Sequence[tuple[list[bool], dict[str, list[float]]]]) -> dict[str, dict[str, float | None]]:
-    """Pooled area and mean area within texts of each measure."""
-    table: dict[str, dict[str, float | None]] = {}
-    for name in (name for name in MEASURES if name in measured[0][1]):
-        pooled = area_under_curve(
-            [value for _, values in measured for value in values[name]],
-            [wrong for is_wrong, _ in measured for wrong in is_wrong],
-        )
-        each = [area_under_curve(values[name], is_wrong) for is_wrong, values in measured]
-        within = [area for area in each if area is not None]
-        table[name] = {"pooled": pooled, "within texts": sum(within) / len(within) if within else None}
-    return table
+def areas(measured: Table, draws: int = RANDOM_DRAWS, seed: int = 0) -> dict[str, dict[str, float | None]]:
+    """Pooled area and mean area within texts of each measure, and of random numbers, as a mean over `draws` of them."""
+    wrong = [is_wrong for is_wrong, _ in measured]
+    table = {name: _areas_of(wrong, [values[name] for _, values in measured]) for name in measured[0][1]}
+    generator = np.random.default_rng(seed)
+    drawn = [_areas_of(wrong, [generator.random(len(each)).tolist() for each in wrong]) for _ in range(draws)]
+    means: dict[str, float | None] = {}
+    for kind in drawn[0]:
+        found = [area for area in (each[kind] for each in drawn) if area is not None]
+        means[kind] = sum(found) / len(found) if found else None
+    return table | {"random": means}
+
+
+def _areas_of(wrong: Sequence[Sequence[bool]], suspicion: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    pooled = area_under_curve([*chain(*suspicion)], [*chain(*wrong)])
+    within = [area_under_curve(*pair) for pair in zip(suspicion, wrong, strict=True)]
+    there = [area for area in within if area is not None]
+    return {"pooled": pooled, "within texts": sum(there) / len(there) if there else None}
 
 
 def read_rows(path: str, limit: int | None = None) -> list[MarkedText]:
@@ -186,9 +192,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     rows = read_rows(options.input, options.limit)
     device = choose_device(options.device)
-    reward = TokenRewardModel.from_pretrained(options.reward_model)
     name = _language_model_name(options)
-    reader = _reader(options, reward, name)
+    reward, reader = _load(options, name)
     language_model = None
     if name is not None:
         config = load_pretrained(AutoConfig, name)
@@ -245,21 +250,31 @@ def _language_model_name(options: argparse.Namespace) -> str | None:
     return results.get("reward_model") or results.get("policy_lm")
 
 
-def _reader(options: argparse.Namespace, reward: TokenRewardModel, language_model: str | None) -> Reader:
+def _load(options: argparse.Namespace, language_model: str | None) -> tuple[TokenRewardModel, Reader]:
+    """The reward model, and how its run made tokens: of articles and summaries, or of prompts as they are."""
     folder = Path(options.reward_model)
-    before, after = "", ""
-    if (folder / "summarization.json").is_file():
-        fields = json.loads((folder / "summarization.json").read_text(encoding="utf-8"))
-        before, after = fields["source_prefix"], fields["separator"]
-    has_own = (folder / "tokenizer_config.json").is_file()
-    name = options.tokenizer or (str(folder) if has_own else language_model)
-    if name is None:
-        raise UserError(f"--tokenizer: '{folder}' holds none")
-    tokenizer = load_tokenizer(AutoTokenizer, name)
+    if (folder / FORMAT_FILE).is_file():
+        summaries = SummaryRewardModel.from_pretrained(str(folder))
+        text_format = summaries.format
+        tokenizer, reward, name = text_format.tokenizer, summaries.model, str(folder)
+        reader = Reader(tokenizer, lambda prompt: text_format.sources([prompt])[0], summaries.start)
+    else:
+        reward = TokenRewardModel.from_pretrained(options.reward_model)
+        has_own = (folder / "tokenizer_config.json").is_file()
+        found = options.tokenizer or (str(folder) if has_own else language_model)
+        if found is None:
+            raise UserError(f"--tokenizer: '{folder}' holds none")
+        name = found
+        tokenizer = load_tokenizer(AutoTokenizer, name)
+        start = decoder_start(reward.backbone.config, tokenizer) if reward.is_encoder_decoder else ()
+
+        def read_prompt(prompt: str) -> list[int]:
+            return list(tokenizer(prompt, add_special_tokens=bool(start), verbose=False)["input_ids"])
+
+        reader = Reader(tokenizer, read_prompt, start)
     if not tokenizer.is_fast:
         raise UserError(f"--tokenizer: that of '{name}' does not say which characters a token stands for")
-    start_id = reward.backbone.config.decoder_start_token_id if reward.is_encoder_decoder else None
-    return Reader(tokenizer, reward.is_encoder_decoder, start_id, before, after)
+    return reward, reader
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
 """Areas under the curve on texts with marked spans."""
 
+import argparse
 import json
+import random
 
 import pytest
 import torch
 
 from common.errors import UserError
 from common.token_reward_model import TokenRewardModel
-from scripts.credit_accuracy import area_under_curve, areas, main, marked
+from scripts.credit_accuracy import MarkedText, _load, area_under_curve, areas, main, marked
+from sum_task.batching import TextFormat
+from sum_task.data import Row
+from sum_task.models import SummaryRewardModel
+from sum_task.score_tokens import text_rewards
 from tests.sum_task.tiny import save_llama, save_t5, word_tokenizer
 
 
@@ -22,7 +28,41 @@ def test_areas_by_hand():
         ([True, False], {"reward": [5.0, 9.0]}),
         ([False], {"reward": [0.0]}),
     ]
-    assert areas(texts) == {"reward": {"pooled": pytest.approx((2 / 3 + 2 / 3) / 2), "within texts": 0.5}}
+    assert areas(texts)["reward"] == {"pooled": pytest.approx((2 / 3 + 2 / 3) / 2), "within texts": 0.5}
+
+
+def test_an_area_is_the_share_of_pairs_in_order_and_random_numbers_have_one_half():
+    draw = random.Random(3)
+    texts = [[draw.random() < 0.2 for _ in range(12)] for _ in range(30)]
+    measured = [(wrong, {"reward": [float(draw.randint(0, 4) + is_wrong) for is_wrong in wrong]}) for wrong in texts]
+    found = areas(measured)
+    inside, outside = (
+        [value for wrong, values in measured for value, w in zip(values["reward"], wrong, strict=True) if w is kind]
+        for kind in (True, False)
+    )
+    pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
+    assert found["reward"]["pooled"] == pytest.approx(sum(pairs) / len(pairs))
+    # One draw is 0.04 from one half on average here, the mean over a hundred ten times less.
+    for value in found["random"].values():
+        assert value == pytest.approx(0.5, abs=0.015)
+    assert found == areas(measured)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_texts_are_tokens_as_in_the_run(tmp_path, kind):
+    backbone = (save_t5 if kind == "t5" else save_llama)(tmp_path / "backbone", word_tokenizer())
+    model = TokenRewardModel.from_backbone(backbone, head_hidden_size=8, head_init_gain=1.0)
+    text_format = TextFormat(word_tokenizer(), kind == "t5", "summarize : ", " .", 8)
+    summaries = SummaryRewardModel(model, text_format, text_format)
+    summaries.save_pretrained(tmp_path / "reward_model")
+    article, text = "the flood hit the town in the north on monday", "two killed in flood"
+    options = argparse.Namespace(reward_model=str(tmp_path / "reward_model"), tokenizer=None)
+    reward, reader = _load(options, None)
+    inputs, _, first = reader.inputs(MarkedText(text, (), article), torch.device("cpu"))
+    with torch.no_grad():
+        found = reward(**inputs, targets_from=first)[0, first:]
+    [(_, expected)] = text_rewards(summaries, [Row(article, text)])
+    torch.testing.assert_close(found, torch.tensor(expected[:-1]))  # the end token is none of the text
 
 
 def test_a_token_is_wrong_where_it_shares_more_than_blanks_with_a_span():
@@ -61,7 +101,7 @@ def test_a_planted_reward_is_found(tmp_path, capsys, kind):
         patch.setattr(family, "forward", forward)
         assert main([*words, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
     found = json.loads((tmp_path / "out" / "table.json").read_text())["areas"]
-    assert list(found) == ["reward", "random", "position", "log-probability", "entropy"]
+    assert list(found) == ["reward", "position", "log-probability", "entropy", "random"]
     assert found["reward"] == found["log-probability"] == {"pooled": 1.0, "within texts": 1.0}
     # "flood" is the second of five words and the last: above 1 and all 4 of the others in its text.
     assert found["position"]["within texts"] == pytest.approx((1 / 4 + 1) / 2)
