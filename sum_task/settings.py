@@ -8,6 +8,7 @@ from common.aggregation import AGGREGATIONS
 from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
+from common.training.runtime import MATMUL_PRECISIONS
 from common.training.settings import build_settings, setting
 
 GUIDANCES = ("token", "sequence", "none")
@@ -105,6 +106,8 @@ class SummarizationSettings:
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     device: str = setting()
     num_threads: int | None = setting(minimum=1)
+    cpu_kernels: bool = setting()
+    matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
     output_dir: str | None = setting()
     expid: str | None = setting()
     overwrite: bool = setting()
