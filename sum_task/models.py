@@ -31,6 +31,7 @@ from common.language_models.adapters import merged_state_dict
 from common.language_models.attention import SHARED_SOURCE, share_sources
 from common.language_models.growing_cache import let_grow
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.language_models.sampling import draw_tokens
 from common.language_models.token_carry import carry_over, token_spans
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
 from common.training.files import write_folder_atomic
@@ -226,7 +227,7 @@ class SummaryPolicy:
         let_grow(cache.self_attention_cache if self.is_encoder_decoder else cache)
         vocabulary = len(self.tokenizer)  # models have more rows than that, which no text belongs to
         for position in range(length):
-            drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature)
+            drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature=temperature)
             tokens[alive, position] = drawn.masked_fill(ended, self.pad_id)
             mask[alive, position] = ~ended
             ended = ended | (drawn == self.end_id)
@@ -367,23 +368,6 @@ def _takes_ready_masks(config: Any) -> bool:
     kinds = {"full_attention", *(getattr(config, "layer_types", None) or ())}
     windows = getattr(config, "sliding_window", None)
     return config._attn_implementation in ("sdpa", SHARED_SOURCE) and kinds == {"full_attention"} and not windows
-
-
-def draw_tokens(logits: Tensor, noise: Tensor, top_k: int | None, temperature: float) -> Tensor:
-    """Draw a token a row from the `top_k` most probable ones by inverting their cumulative distribution.
-
-    Args:
-        logits: (N, V).
-        noise: (N,) uniform numbers in [0, 1).
-
-    Returns:
-        Token ids, (N,).
-    """
-    values, ids = logits.float().topk(min(top_k or logits.shape[-1], logits.shape[-1]), -1)
-    cumulative = (values / temperature).softmax(-1).cumsum(-1)
-    # Rounding leaves the last sum a little off 1; scaled, a number in [0, 1) always falls below it.
-    place = torch.searchsorted(cumulative, (noise * cumulative[:, -1]).unsqueeze(1), right=True)
-    return ids.gather(1, place.clamp(max=ids.shape[1] - 1)).squeeze(1)
 
 
 class SummaryRewardModel:

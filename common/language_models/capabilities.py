@@ -18,6 +18,7 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -137,6 +138,58 @@ def states_width(model: PreTrainedModel, name: str = "the model") -> int:
         return int(states.shape[-1]) if states is not None else _width_before_head(model, inputs)
 
 
+@contextmanager
+def states_before_head(lm: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, the LM's head reads `change` of the states (N, T, d) that are handed to it.
+
+    What the model does before its head, such as a projection, and behind it, such as a soft cap, a scale or a bias,
+    stays its own.
+    """
+    head: Any = lm.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, given: (change(given[0]), *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def head_width(lm: PreTrainedModel, name: str = "the model") -> int:
+    """Width of the states that a decoder-only LM's head reads, which a projection may have made another.
+
+    Raises:
+        UserError: it makes its logits of no states that are handed to one output embedding, each alone.
+    """
+    ids = probe_ids(lm)[:, :5]
+    widths: list[int] = []
+
+    def last(states: Tensor) -> Tensor:
+        widths.append(states.shape[-1])
+        return states[:, -1:]
+
+    with _asked(lm, name):
+        whole = lm(input_ids=ids, **without_cache(lm)).logits
+        if isinstance(lm.get_output_embeddings(), nn.Module):
+            with states_before_head(lm, last):
+                picked = lm(input_ids=ids, **without_cache(lm)).logits
+            if len(widths) == 1 and agree(picked, whole[:, -1:]):
+                return widths[0]
+    raise UserError(f"{name} ({lm.config.model_type}) has no head that reads one state a token")
+
+
+def rows_with_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
+    """Which of a head's first `rows` rows belong to a token, (V,) bool, up to the last that does."""
+    has_token = torch.isin(torch.arange(rows), torch.tensor(sorted(tokenizer.get_vocab().values())))
+    return has_token[: int(has_token.nonzero().max()) + 1]
+
+
+def appended_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens a tokenizer puts behind every text, such as an end token."""
+    whole, text = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    starts = [i for i in range(len(whole)) if whole[i : i + len(text)] == text]
+    return len(whole) - len(text) - starts[0] if starts else 0
+
+
 def position_limits(model: PreTrainedModel) -> tuple[int | None, int | None]:
     """How many tokens of a source, and of a target, a model has positions for; None: no limit is known.
 
@@ -171,11 +224,11 @@ def probe_ids(model: PreTrainedModel) -> Tensor:
     return torch.tensor([(free * wanted)[:wanted]], device=model.device)
 
 
-def agree(one: Tensor, other: Tensor) -> bool:
-    """Whether two ways give the same numbers but for rounding."""
+def agree(one: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether two ways give the same numbers but for the rounding of `dtype`, by default their own."""
     if one.shape != other.shape:
         return False
-    tolerance = 1e-3 if other.dtype == torch.float32 else 2e-2
+    tolerance = 1e-3 if (dtype or other.dtype) == torch.float32 else 2e-2
     return torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance * float(other.abs().max()))
 
 

@@ -140,7 +140,7 @@ def test_swap_accuracy_compares_the_token_rewards_with_the_preference_of_both_pr
     for row, place in enumerate(swaps.places.tolist()):  # the policy's likeliest other token, after the same tokens
         ids = torch.cat([run.policy.source_ids, prompts[row, :place]]).unsqueeze(0)
         with torch.no_grad():
-            logits = run.policy.logits(run.policy.lm.base_model(input_ids=ids).last_hidden_state[:, -1]).squeeze(0)
+            logits = run.policy.logits(ids)[0, 0]
         likeliest = [int(token) for token in logits.argsort(descending=True)[:2] if token != prompts[row, place]]
         assert swaps.tokens[1, row, place] == likeliest[0]
     scores = run.dev_scorer.score(run.policy.texts(swaps.tokens.flatten(0, 1))).score.view(2, 8)
