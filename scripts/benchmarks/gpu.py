@@ -3,8 +3,8 @@
     python -m scripts.benchmarks.gpu --base_path DATA --output outputs/gpu
 
 Models have random weights and published sizes (policy and reward model of prompts: distilgpt2; their task LM:
-roberta-large's; summaries: t5-small); texts are those that ship with the project, batch sizes the published ones. A step
-is done once before it is timed. fp32 and TF32 are `matmul_precision=highest` and `high`; bf16 is
+roberta-large's; summaries: t5-small); texts are those that ship with the project, batch sizes the published ones. A
+step is done once before it is timed. fp32 and TF32 are `matmul_precision=highest` and `high`; bf16 is
 `task_lm_dtype=bfloat16` for scoring and `mixed_precision=bf16` for summaries. All of it works on a CPU too, where no
 peak of memory is measured.
 """
