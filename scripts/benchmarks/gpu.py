@@ -134,7 +134,8 @@ def prompt_steps(name: str, device: torch.device, tiny: bool, folder: Path) -> d
     if not tiny:
         setting = replace(setting, sizes=replace(setting.sizes, roberta=setting.sizes.roberta | LARGE))
     dtype = DTYPES["bfloat16" if name == "bf16" else "float32"]
-    model = models.make_masked_lm(setting).to(device, dtype)
+    model = models.make_masked_lm(setting)
+    torch.nn.Module.to(model, device, dtype)
     task_lm = make_task_lm(model, setting.task_tokenizer, setting.spec, device, is_mask_lm=True)
     policy, reward_model = models.make_policy(setting).to(device), models.make_reward_model(setting)
     torch.nn.Module.to(reward_model, device)
