@@ -14,6 +14,7 @@ DEPENDENCIES = [
     "tokenizers>=0.22,<1",
     "accelerate>=1.15,<2",
     "datasets>=5.2,<6",
+    "pyarrow>=21",
     "hydra-core>=1.3.2,<2",
     "omegaconf>=2.3,<3",
     "safetensors>=0.8,<1",

@@ -167,7 +167,8 @@ class TokenRewardModel(PreTrainedModel):
     its states look ahead: the reward of a token may not depend on what is written after it.
 
     ``TokenRewardModel(config)`` is initialised at random, :meth:`from_backbone` starts from a pretrained backbone
-    with a fresh head, and :meth:`from_pretrained` loads what :meth:`save_pretrained` saved, head included.
+    with a fresh head, and :meth:`from_pretrained` loads what :meth:`save_pretrained` saved, head included. Both heads
+    stay in float32 where the backbone is in half precision or under autocast.
 
     Example:
         >>> tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M")
@@ -203,7 +204,8 @@ class TokenRewardModel(PreTrainedModel):
                 nn.ReLU(),
                 nn.Linear(config.head_hidden_size, 1),
             )
-        self.head.to(self.backbone.dtype)
+        # In float32 also on a half-precision backbone: in bf16's 8 bits tokens, and whole sequences, would tie.
+        self.head.to(at_least_float32(torch.empty(0, dtype=self.backbone.dtype)).dtype)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
 
@@ -355,7 +357,8 @@ class TokenRewardModel(PreTrainedModel):
 
     def _raw_of_states(self, states: Tensor) -> Tensor:
         """What a head that reads states says of them: (..., d) -> (...)."""
-        raw: Tensor = self.head(states.to(next(self.head.parameters()).dtype)).squeeze(-1)
+        with torch.autocast(states.device.type, enabled=False):
+            raw: Tensor = self.head(states.to(next(self.head.parameters()).dtype)).squeeze(-1)
         return raw
 
     def reply_rewards(self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor) -> Tensor:

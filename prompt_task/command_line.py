@@ -97,8 +97,8 @@ def command_from(values: dict[str, Any], extra: dict[str, Any]) -> Command:
     dataset = values.pop("dataset", None)
     if not isinstance(dataset, dict):
         raise UserError("dataset: must name a file of configs/dataset")
-    spec = DatasetSpec.from_mapping(dataset)
-    return Command(FewShotSettings.from_mapping(values), spec, own, options)
+    settings = FewShotSettings.from_mapping(values)
+    return Command(settings, DatasetSpec.from_mapping(dataset, settings.task_lm), own, options)
 
 
 def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
@@ -156,7 +156,7 @@ def _store(path: Path) -> str:
         raise UserError(f"--config-name: {path} holds no options, such as random_seed: 1")
     names = [field.name for field in dataclasses.fields(FewShotSettings)]
     known = {*names, "dataset", "defaults", "hydra"}
-    unknown = [f"{path}: unknown option '{key}'{nearest(str(key), names)}" for key in values if key not in known]
+    unknown = [f"{path}: unknown option '{key}'{nearest(key, names)}" for key in map(str, values) if key not in known]
     if unknown:
         raise UserErrors(unknown)
     defaults = values.setdefault("defaults", ["fsc_config", "_self_"])
@@ -197,6 +197,9 @@ def _compose(config_name: str, config_dirs: list[str], overrides: list[str], ext
         raise UserError(_first_line(error)) from None
     assert isinstance(values, dict)
     named = {str(key): value for key, value in values.items()}
+    typed = {word.split("=", 1)[0].lstrip("+~") for word in overrides}
+    if "dataset.verbalizers" in typed and isinstance(named.get("dataset"), dict):
+        named["dataset"].pop("verbalizers_by_task_lm", None)  # what is typed wins
     return named | extra | _extra_values(overrides, extra)
 
 

@@ -17,6 +17,7 @@ from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose
 from common.training.runtime import Runtime
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
 from prompt_task.prompt_policy import PromptPolicy
@@ -52,6 +53,7 @@ class PolicyTrainer:
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_POLICY_STREAM)
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
+        self.stepper = Stepper("policy", settings.clip_norm, optimizer=self.optimizer)
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
         self._rate = Rate()
@@ -140,18 +142,15 @@ class PolicyTrainer:
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss
         if not math.isfinite(loss.item()):
             raise UserError(f"policy step {step}: the loss is {loss.item()}; a lower learning_rate may help")
-        self.optimizer.zero_grad()
-        loss.backward()
+        self.stepper.backward(loss)
         figures = {
             "policy/loss": loss.item(),
             "policy/reinforce_loss": policy_loss.item(),
             "policy/entropy": -entropy_loss.item(),
             "policy/token_reward": rewards.mean().item(),
         }
-        if settings.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.adaptor.parameters(), settings.clip_norm)
-            figures["policy/gradient_norm"] = norm.item()
-        self.optimizer.step()
+        figures["policy/gradient_norm"] = self.stepper.step()
+        figures["policy/skipped_steps"] = self.stepper.skipped
         if step % settings.log_every == 0 or step == 1:
             self._log(step, rollout.tokens, rewards, figures)
         return figures["policy/loss"]
@@ -202,6 +201,7 @@ class PolicyTrainer:
         """Add everything that going on needs to a checkpoint."""
         state.put("policy/weights", dict(self.policy.adaptor.state_dict()))
         state.put("policy/optimizer", *optimizer_state(self.optimizer))
+        state.put("policy/stepper", {}, self.stepper.state())
         state.put("policy/plateau", *self.plateau.state())
         state.put("policy/generator", {"state": self.generator.get_state()})
         state.put("policy/candidates", {}, self.candidates.state())
@@ -212,6 +212,7 @@ class PolicyTrainer:
         """Undo `save_state`."""
         self.policy.adaptor.load_state_dict(state.get("policy/weights")[0])
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
+        self.stepper.load_state(state.get("policy/stepper")[1])
         self.plateau.load_state(*state.get("policy/plateau"))
         self.generator.set_state(state.get("policy/generator")[0]["state"])
         self.candidates.load_state(state.get("policy/candidates")[1])

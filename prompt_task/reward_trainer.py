@@ -21,6 +21,7 @@ from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose, keyed_generator, seed_global
 from common.training.runtime import Runtime
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
@@ -106,6 +107,7 @@ class RewardTrainer:
         self.steps_done = 0  # optimizer steps over all rounds
         self.last_figures: dict[str, float] = {}  # on dev, of the weights that the last round chose
         self.steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
+        self.stepper = Stepper("reward", settings.clip_norm)
         self._round: _Round | None = None
         self._rate = Rate()
 
@@ -159,6 +161,7 @@ class RewardTrainer:
         if stop_requested():
             self.generator.set_state(generator_before)
             return None
+        self.stepper.optimizer = optimizer
         self._round = _Round(optimizer, plateau, validation, self._swaps(validation[0].tokens), pool)
         return self._round
 
@@ -225,7 +228,7 @@ class RewardTrainer:
             seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, *where)
             ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
             loss, agreement, rewards = self._loss(ranked)
-            (loss / settings.rew_gradient_accumulation_steps).backward()
+            self.stepper.backward(loss / settings.rew_gradient_accumulation_steps)
             batches.append(
                 {
                     "reward/loss": loss.item(),
@@ -237,11 +240,7 @@ class RewardTrainer:
                 }
             )
         figures = mean_figures(batches)
-        if settings.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.reward_model.parameters(), settings.clip_norm)
-            figures["reward/gradient_norm"] = norm.item()
-        current.optimizer.step()
-        current.optimizer.zero_grad()
+        figures["reward/gradient_norm"] = self.stepper.step()
         self.steps_done += 1
         return figures
 
@@ -279,6 +278,7 @@ class RewardTrainer:
         figures |= mean_figures(dev)
         figures["reward/dev_swap_accuracy"] = self._swap_accuracy(current.swaps)
         figures["reward/learning_rate"] = current.plateau.learning_rate
+        figures["reward/skipped_steps"] = self.stepper.skipped
         figures["perf/reward_steps_per_second"] = self._rate.steps_per_second(self.steps_done)
         step = current.epochs_done * self.steps_per_epoch
         dev_loss, dev_accuracy = figures["reward/dev_loss"], figures["reward/dev_rank_accuracy"]
@@ -294,6 +294,7 @@ class RewardTrainer:
         """Add everything that going on needs to a checkpoint, also from the middle of a round."""
         state.put("reward/generator", {"state": self.generator.get_state()})
         values: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done, "round": None}
+        values["stepper"] = self.stepper.state()
         values["last_figures"] = self.last_figures
         if self._round is not None:
             current = self._round
@@ -311,6 +312,7 @@ class RewardTrainer:
         self.generator.set_state(state.get("reward/generator")[0]["state"])
         values = state.get("reward/progress")[1]
         self.rounds_done, self.steps_done = values["rounds_done"], values["steps_done"]
+        self.stepper.load_state(values["stepper"])
         self.last_figures = values["last_figures"]
         self._round = None
         if values["round"] is None:
@@ -323,6 +325,7 @@ class RewardTrainer:
         names = ("tokens", "preferences", "sets")
         validation = [RankedPrompts(*(batches[f"{i}.{name}"] for name in names)) for i in range(count)]
         pool = state.get("reward/pool")[0].get("tokens")
+        self.stepper.optimizer = optimizer
         swaps = SwappedPrompts(**state.get("reward/swaps")[0])
         self._round = _Round(optimizer, plateau, validation, swaps, pool, **values["round"])
 

@@ -24,7 +24,7 @@ from common.training.run_folder import RunFolder
 from common.training.runtime import describe, random_state, restore_random_state
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.command_line import Command, check_sweep, command_from, help_text, read_command
-from prompt_task.few_shot_data import load_few_shot_splits
+from prompt_task.few_shot_data import FewShotSplits, load_few_shot_splits
 from prompt_task.policy_trainer import PolicyTrainer
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
@@ -58,7 +58,9 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     settings, spec, device = command.settings, command.spec, run.runtime.device
 
     # Data and models.
-    splits = load_few_shot_splits(spec, settings.base_path, settings.num_shots, settings.dataset_seed)
+    splits = load_few_shot_splits(
+        spec, settings.base_path, settings.num_shots, settings.dataset_seed, settings.tsv_quoting
+    )
     if task_lm is None:
         task_lm = load_task_lm(
             settings.task_lm, spec, device, settings.is_mask_lm, settings.task_lm_dtype,
@@ -120,7 +122,7 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     untrained = [Candidate(text, tuple(row)) for text, row in zip(policy.texts(start), start.tolist(), strict=True)]
     score_candidates(dev_scorer, untrained, "dev")
     write_candidates(run.folder.path / "prompts.csv", [*best, *candidates.best()[len(best) :]])
-    results = _results(command, trainer, best, empty) | {"sentences_cut": task_lm.sentences_cut} | run.figures()
+    results = _results(command, splits, trainer, best, empty) | {"sentences_cut": task_lm.sentences_cut} | run.figures()
 
     def write_files() -> None:
         policy.save_pretrained(run.folder.policy)
@@ -200,7 +202,9 @@ class _State:
         restore_random_state(*state.get("random"))
 
 
-def _results(command: Command, trainer: PolicyTrainer, best: list[Candidate], empty: Candidate) -> dict[str, Any]:
+def _results(
+    command: Command, splits: FewShotSplits, trainer: PolicyTrainer, best: list[Candidate], empty: Candidate
+) -> dict[str, Any]:
     """Final figures and counts. A candidate that failed has no test accuracy and cannot be among the reported."""
     settings = command.settings
     reported = [c for c in best if c.test_accuracy is not None][: settings.num_reported]
@@ -232,6 +236,7 @@ def _results(command: Command, trainer: PolicyTrainer, best: list[Candidate], em
         "pairs_scored": sum(scorer.pairs_scored for scorer in scorers),
         "candidates": len(trainer.candidates),
         "failed_candidates": sum(c.error is not None for c in trainer.candidates.best()),
+        "rows_left_out": splits.left_out,
         "task_lm": settings.task_lm,
         "policy_lm": settings.policy_lm,
     }
@@ -246,6 +251,8 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
         print(f"  {entry['test_accuracy']:.1%}  {entry['prompt']!r}")
     if results["failed_candidates"]:
         print(f"{results['failed_candidates']} candidates could not be scored; prompts.csv says why")
+    if any(results.get("rows_left_out", {}).values()):
+        print(f"rows left out, text blank: {results['rows_left_out']}")
     print(f"{results['prompts_scored']} prompts scored in {results['wall_seconds']:.0f} s")
     for path in (folder.path / "prompts.csv", folder.results, folder.report, folder.policy, folder.reward_model):
         print(f"  {path}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.aggregation import AGGREGATIONS
+from common.data_files import TSV_QUOTING
 from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
@@ -26,6 +27,7 @@ class FewShotSettings:
     base_path: str
     num_shots: int = setting(minimum=1)
     dataset_seed: int = setting(minimum=0, maximum=4)
+    tsv_quoting: str = setting(choices=TSV_QUOTING)
 
     task_lm: str = setting()
     is_mask_lm: bool | None = setting()

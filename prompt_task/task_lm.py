@@ -67,6 +67,9 @@ def load_task_lm(
     elif not is_mask_lm and looks_masked(config) and not getattr(config, "is_decoder", False):
         # Its classes with a left-to-right head would load, but every token would see those after it.
         raise UserError(f"is_mask_lm: '{name}' reads in both directions (a masked LM); false needs a left-to-right LM")
+    kind = "masked_template" if is_mask_lm else "left_to_right_template"
+    if not getattr(spec, kind):
+        raise UserError(f"dataset '{spec.name}': {kind}: needed for the task LM '{name}'")
     tokenizer = load_tokenizer(AutoTokenizer, name)
     auto_class = AutoModelForMaskedLM if is_mask_lm else AutoModelForCausalLM
     model = load_pretrained(auto_class, name, dtype=DTYPES[dtype], complete=True)

@@ -177,7 +177,7 @@ def run_place(place: Place, methods: list[str], overrides: list[str]) -> None:
     base = read_command(common_words)
     settings = base.settings
     set_quiet(settings.quiet)
-    splits = load_few_shot_splits(base.spec, settings.base_path, settings.num_shots, place.split)
+    splits = load_few_shot_splits(base.spec, settings.base_path, settings.num_shots, place.split, settings.tsv_quoting)
     runtime = start_runtime(place.seed, settings.device, settings.num_threads, settings.matmul_precision)
     task_lm: Any = RememberingTaskLM(
         load_task_lm(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class TextFormat:
     """How articles and summaries become the token ids of one model.
 
     Attributes:
-        tokenizer: a fast tokenizer of transformers.
+        tokenizer: a tokenizer of transformers.
         is_encoder_decoder: encoder-decoder: source = prefix + article, cut at the end. Decoder-only: prefix + article
             + separator, of which only the article is cut.
         source_prefix, separator: see above.
@@ -234,20 +235,34 @@ def tokenize(
         overwrite_cache: make the tokens of a large split anew, even if they are there.
         cache: where those of splits of at least `CACHED_ROWS` rows are kept.
     """
-    place = cache / _fingerprint(rows, text_format, max_target_length) if len(rows) >= CACHED_ROWS else None
-    if place is not None and not overwrite_cache and (place / "tokens.safetensors").is_file():
-        arrays = load_file(place / "tokens.safetensors")
-        parts = [_unpacked(arrays[f"{name}.ids"], arrays[f"{name}.ends"]) for name in ("sources", "targets")]
-        return TokenizedRows(rows, *parts)
+    place = None
+    if len(rows) >= CACHED_ROWS:
+        fingerprint = _fingerprint(rows, text_format, max_target_length)
+        if fingerprint is None:
+            logger.info("the tokens of %d rows are not kept on the disk: the tokenizer is no fast one", len(rows))
+        else:
+            place = cache / fingerprint
+    if place is not None and not overwrite_cache:
+        try:
+            arrays = load_file(place / "tokens.safetensors")
+            parts = [_unpacked(arrays[f"{name}.ids"], arrays[f"{name}.ends"]) for name in ("sources", "targets")]
+            return TokenizedRows(rows, *parts)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, SafetensorError, KeyError) as error:
+            logger.warning("tokens that were kept in %s cannot be read and are made anew: %s", place, error)
     sources, targets = _tokenized(rows, text_format, max_target_length, workers)
     if place is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        with write_folder_atomic(place) as temporary:
-            arrays = {}
-            for name, sequences in (("sources", sources), ("targets", targets)):
-                arrays[f"{name}.ids"] = np.array([i for ids in sequences for i in ids], dtype=np.int32)
-                arrays[f"{name}.ends"] = np.cumsum([len(ids) for ids in sequences])
-            save_file(arrays, temporary / "tokens.safetensors")
+        arrays = {}
+        for name, sequences in (("sources", sources), ("targets", targets)):
+            arrays[f"{name}.ids"] = np.array([i for ids in sequences for i in ids], dtype=np.int32)
+            arrays[f"{name}.ends"] = np.cumsum([len(ids) for ids in sequences])
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with write_folder_atomic(place) as temporary:
+                save_file(arrays, temporary / "tokens.safetensors")
+        except (OSError, UserError) as error:
+            logger.warning("the tokens of %d rows are not kept on the disk: %s", len(rows), error)
     return TokenizedRows(rows, sources, targets)
 
 
@@ -277,10 +292,14 @@ def _unpacked(ids: Any, ends: Any) -> list[Any]:
     return [part.tolist() for part in np.split(ids, ends[:-1])]
 
 
-def _fingerprint(rows: Sequence[Row], text_format: TextFormat, max_target_length: int) -> str:
+def _fingerprint(rows: Sequence[Row], text_format: TextFormat, max_target_length: int) -> str | None:
+    """A name for what `tokenize` returns; None where the tokenizer, no fast one, cannot say what it is."""
+    backend = getattr(text_format.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
     digest = hashlib.sha256()
     settings = [text_format.describe(), text_format.is_encoder_decoder, max_target_length]
-    tokenizer = json.loads(text_format.tokenizer.backend_tokenizer.to_str())
+    tokenizer = json.loads(backend.to_str())
     tokenizer |= {"truncation": None, "padding": None}  # as the last call left them
     for part in (settings, tokenizer):
         digest.update(json.dumps(part).encode())

@@ -415,6 +415,30 @@ class SummaryRewardModel:
             carried[row, : len(policy_spans)] = carry_over(given, own_spans[row], policy_spans)
         return carried.to(summaries.tokens.device)
 
+    def check_expectations(self) -> None:
+        """Refuse a credit by what the policy expects in a state where this model cannot tell.
+
+        Raises:
+            UserError: it reads other tokens than the policy, or has a head without rewards of all tokens.
+        """
+        if self.model.config.head != "likelihood":
+            raise UserError(
+                f"rew_head: a credit that is an advantage needs the rewards of all tokens of a state, which the head "
+                f"'{self.model.config.head}' does not give; use likelihood"
+            )
+        if not self.reads_policy_tokens:
+            raise UserError("credit: an advantage needs a reward model that reads the policy's own tokens")
+
+    def judge(self, batch: Batch, summaries: Summaries, policy_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards of the policy's tokens, and what the policy expects in each state, (N, T) each; no gradient.
+
+        Args:
+            batch, summaries: see `own_rewards`; in the policy's own tokens.
+            policy_logits: (N, T, V), position t about token t of the summaries.
+        """
+        sequences = self._sequences(batch.source_ids, batch.source_mask, summaries)
+        return self.model.rewards_and_expectations(policy_logits, **sequences)
+
     def save_pretrained(self, folder: Path) -> None:
         """Write the model, its tokenizer and the text format."""
         with write_folder_atomic(folder) as temporary:
@@ -443,20 +467,23 @@ class SummaryRewardModel:
         torch.nn.Module.to(self.model, device)
 
     def _rewards(self, source_ids: Tensor, source_mask: Tensor, summaries: Summaries) -> Tensor:
+        sequences = self._sequences(source_ids, source_mask, summaries)
+        return self.model(**sequences)[:, sequences["targets_from"] :]
+
+    def _sequences(self, source_ids: Tensor, source_mask: Tensor, summaries: Summaries) -> dict[str, Any]:
+        """Sources and summaries as the reward model reads them."""
         tokens, mask = summaries.tokens, summaries.mask
         if self.model.is_encoder_decoder:
             start = self.model.backbone.config.decoder_start_token_id
             decoder_ids, decoder_mask = with_start_token(tokens, mask, start)
-            rewards = self.model(
-                input_ids=source_ids, attention_mask=source_mask,
-                decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask, targets_from=1,
-            )  # fmt: skip
-            return rewards[:, 1:]
+            sources = {"input_ids": source_ids, "attention_mask": source_mask}
+            return sources | {
+                "decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask, "targets_from": 1,
+            }  # fmt: skip
         per_source = len(tokens) // len(source_ids)
         ids = torch.cat([source_ids.repeat_interleave(per_source, 0), tokens], 1)
         real = torch.cat([source_mask.repeat_interleave(per_source, 0), mask], 1)
-        first = source_ids.shape[1]
-        return self.model(input_ids=ids, attention_mask=real, targets_from=first)[:, first:]
+        return {"input_ids": ids, "attention_mask": real, "targets_from": source_ids.shape[1]}
 
     def _policy_texts(self, summaries: Summaries) -> tuple[list[str], list[bool]]:
         tokenizer = self.policy_format.tokenizer

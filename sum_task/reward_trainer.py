@@ -23,9 +23,10 @@ from common.swaps import draw_places, swap_tokens
 from common.token_reward_model import saturation_share
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.plateau import Plateau
-from common.training.processes import Precision, Processes, Stepper
+from common.training.processes import Precision, Processes
 from common.training.progress import Progress
 from common.training.random_keys import Key, Purpose, keyed_generator, seed_global
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
@@ -216,6 +217,7 @@ class RewardTrainer:
         self.steps_done = 0  # over all rounds
         self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
         self._round: _Round | None = None
+        self.stepper = Stepper("reward", settings.clip_norm, processes, precision)
         # Which token of each row's reference is swapped, in every round.
         self._swap_noise = torch.rand(len(validation), generator=keyed_generator(Purpose.SWAPS, settings.seed))
         batch_size = settings.reward_learning_batch_size * processes.count
@@ -235,7 +237,6 @@ class RewardTrainer:
         model = self.reward.model
         current = self._round = self._round or self._begin_round()
         plateau = current.plateau
-        stepper = Stepper(current.optimizer, settings.clip_norm, self.processes, self.precision)
         # The policy stands still during a round, so one sample serves all its validations.
         validation = self._validation_sets(Purpose.VALIDATION_SAMPLES, self.rounds_done)
         for held_out_sets in validation:
@@ -253,7 +254,7 @@ class RewardTrainer:
             while current.steps < self.steps_per_round and not plateau.should_stop:
                 step = current.steps + 1
                 sizes = [len(rows) for rows in batches[(step - 1) * accumulate : step * accumulate]]
-                figures, norm = self._step(stepper, list(itertools.islice(ranked, len(sizes))), sum(sizes), step)
+                figures, norm = self._step(list(itertools.islice(ranked, len(sizes))), sum(sizes), step)
                 current.since_log += figures
                 sampled_tokens += figures.sampled_tokens
                 current.steps = step
@@ -266,6 +267,7 @@ class RewardTrainer:
                     seconds = time.monotonic() - began
                     values |= {
                         "reward/gradient_norm": norm,
+                        "reward/skipped_steps": self.stepper.skipped,
                         "reward/learning_rate": plateau.learning_rate,
                         "perf/reward_steps_per_second": steps_since / seconds,
                         "perf/sampled_tokens_per_second": sampled_tokens / seconds,
@@ -307,6 +309,7 @@ class RewardTrainer:
         model = self.reward.model
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=self.settings.rew_learning_rate)
+        self.stepper.optimizer = optimizer
         return _Round(optimizer, Plateau(self.settings.reward_plateau, optimizer, model))
 
     def _round_batches(self) -> list[list[int]]:
@@ -398,7 +401,7 @@ class RewardTrainer:
         self.policy.lm.train(was_training)
         written = [row for batch in own for row in batch.rows for _ in range(per_source)]
         scores = self.preference(
-            self.policy.texts(summaries), [row.reference for row in written], [row.source for row in written]
+            self.policy.texts(summaries), [row.standard for row in written], [row.source for row in written]
         )
         if not bool(scores.isfinite().all()):
             raise UserError(f"preference: '{settings.preference}' gave a score that is not a finite number")
@@ -423,7 +426,7 @@ class RewardTrainer:
         )
 
     def _step(
-        self, stepper: Stepper, batches: Sequence[RankedSummaries | None], sets_in_step: int, step: int
+        self, batches: Sequence[RankedSummaries | None], sets_in_step: int, step: int
     ) -> tuple[RankingFigures, float]:
         """One optimizer step over some batches, which hold so many ranking sets in all processes.
 
@@ -439,9 +442,9 @@ class RewardTrainer:
             loss, found = self._loss(ranked)
             if not math.isfinite(found.loss):
                 raise UserError(f"reward step {step}: the loss is {found.loss}; a lower rew_learning_rate may help")
-            stepper.backward(loss * (found.sets / sets_in_step))
+            self.stepper.backward(loss * (found.sets / sets_in_step))
             figures += found
-        norm = stepper.step()
+        norm = self.stepper.step()
         self.reward.model.eval()
         return figures.over(self.processes), norm
 
@@ -501,7 +504,7 @@ class RewardTrainer:
         """
         state.put("reward/weights", dict(self.reward.model.state_dict()))
         progress: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done}
-        progress |= {"last_figures": self.last_figures, "round": None}
+        progress |= {"last_figures": self.last_figures, "stepper": self.stepper.state(), "round": None}
         if self._round is not None:
             current = self._round
             figures = vars(current.since_log)
@@ -516,6 +519,7 @@ class RewardTrainer:
         values = state.get("reward/progress")[1]
         self.rounds_done, self.steps_done = values["rounds_done"], values["steps_done"]
         self.last_figures = values["last_figures"]
+        self.stepper.load_state(values["stepper"])
         self._round = None
         if values["round"] is not None:
             current = self._begin_round()

@@ -66,6 +66,8 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         "%s: %d train, %d validation, %d test rows, left out %s", settings.dataset_name or settings.train_file,
         len(splits.train), len(splits.validation), len(splits.test), splits.left_out,
     )  # fmt: skip
+    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes.count
+    settings.check_rows(min(rows, len(splits.train)))
     preference, metrics = make_preference(settings.preference), load_metrics(settings.eval_metrics)
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
@@ -82,33 +84,30 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     tested, tested_on = (test, "test") if len(test) else (validation, "validation")
 
     run.begin()
-    with preference:
-        # Reward learning and policy learning in turn.
-        reward_trainer = None
-        if reward is not None:
-            reward_trainer = RewardTrainer(
-                reward, policy, preference, train, validation, settings, processes, precision, run.log
-            )
-
-        def validate() -> dict[str, float]:
-            means = evaluate(policy, validation, settings, processes, precision, "validation").means
-            return {f"eval/{name}": value for name, value in means.items()}
-
-        def keep_best() -> None:
-            if processes.is_main:
-                policy.save_pretrained(best_policy_folder(run.folder))
-
-        trainer = PolicyTrainer(
-            policy, reward_trainer, train, validate, keep_best, settings, processes, precision, run.log
+    # Reward learning and policy learning in turn.
+    reward_trainer = None
+    if reward is not None:
+        reward_trainer = RewardTrainer(
+            reward, policy, preference, train, validation, settings, processes, precision, run.log
         )
-        _note_periods(settings, reward_trainer)
-        if run.restore(trainer.load_state) and not run.same_options:
-            trainer.forget_rewards()
-        with run.checkpoints(trainer.save_state) as checkpointer:
-            trainer.train(checkpointer)
 
-        # The last policy writes the summaries that are reported.
-        evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore, metrics)
+    def validate() -> dict[str, float]:
+        means = evaluate(policy, validation, settings, processes, precision, "validation").means
+        return {f"eval/{name}": value for name, value in means.items()}
+
+    def keep_best() -> None:
+        if processes.is_main:
+            policy.save_pretrained(best_policy_folder(run.folder))
+
+    trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings, processes, precision, run.log)
+    _note_periods(settings, reward_trainer)
+    if run.restore(trainer.load_state) and not run.same_options:
+        trainer.forget_rewards()
+    with run.checkpoints(trainer.save_state) as checkpointer:
+        trainer.train(checkpointer)
+
+    # The last policy writes the summaries that are reported.
+    evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore, metrics)
     results = _results(settings, trainer, evaluation, tested_on, splits) | run.figures()
 
     def write_files() -> None:
@@ -149,6 +148,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
 
 DATA_OPTIONS = (
     "dataset_name", "dataset_config", "train_file", "validation_file", "test_file", "text_column", "summary_column",
+    "preference_column",
     "max_train_samples", "max_eval_samples", "max_predict_samples", "seed",
 )  # fmt: skip
 

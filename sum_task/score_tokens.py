@@ -6,14 +6,14 @@ python sum_task/score_tokens.py --model RUN/reward_model --input pairs.jsonl --h
 """
 
 import argparse
-import json
+import itertools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.errors import UserError, run_command
 from common.language_models.token_carry import token_spans
 from common.reporting.report import Report, TokenRewards
@@ -75,11 +75,9 @@ def main(words: Sequence[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()
     parser = argparse.ArgumentParser(prog="score_tokens.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="reward_model folder of a run")
-    parser.add_argument("--input", metavar="FILE", help="jsonl file of articles and summaries")
-    parser.add_argument("--text_column", default="source", metavar="NAME", help="its column of articles (source)")
-    parser.add_argument(
-        "--summary_column", default="prediction", metavar="NAME", help="its column of summaries (prediction)"
-    )
+    parser.add_argument("--input", metavar="FILE", help=f"file of articles and summaries: {', '.join(FILE_TYPES)}")
+    parser.add_argument("--text_column", metavar="NAME", help="its column of articles (source)")
+    parser.add_argument("--summary_column", metavar="NAME", help="its column of summaries (prediction)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N")
     parser.add_argument("--article", metavar="FILE", help="text file with one article, in place of --input")
     parser.add_argument("--summary", metavar="TEXT", help="the summary of that article")
@@ -87,6 +85,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--form", choices=FORMS, help="color (a terminal's default), text (else the default) or json")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     options = parser.parse_args(words)
+    if options.limit is not None and options.limit < 1:
+        raise UserError("--limit: must be at least 1")
     device = choose_device(options.device)
     rows = _rows(options)
     reward = SummaryRewardModel.from_pretrained(options.model)
@@ -134,48 +134,22 @@ def _rows(options: argparse.Namespace) -> list[Row]:
     if options.article is not None:
         if not options.summary:
             raise UserError("--summary: the summary of the article is needed")
+        for name in ("text_column", "summary_column"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name}: --article is a text file, which has no columns")
+        if is_table(options.article):
+            raise UserError(f"--article: '{options.article}' is a file of rows; --input reads it")
         return [Row(read_text(options.article), options.summary)]
-    rows: list[Row] = []
-    for number, line in enumerate(read_text(options.input).splitlines(), start=1):
-        if options.limit is not None and len(rows) == options.limit:
-            break
-        if not line.strip():
-            continue
-        columns = (options.text_column, options.summary_column)
-        rows.append(Row(*(json_cell(f"{options.input}, line {number}", line, column) for column in columns)))
+    if options.summary is not None:
+        raise UserError("--summary: --input has a column of summaries (--summary_column)")
+    if not is_table(options.input):
+        raise UserError(f"--input: '{options.input}' is not a {', '.join(FILE_TYPES)} file")
+    columns = (options.text_column or "source", options.summary_column or "prediction")
+    found = itertools.islice(read_rows(options.input), options.limit)
+    rows = [Row(*(text_cell(where, cells, column) for column in columns)) for where, cells in found]
     if not rows:
         raise UserError(f"--input: '{options.input}' holds no row")
     return rows
-
-
-def read_text(path: str) -> str:
-    """A UTF-8 file's text; ``-`` is the standard input.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"'{path}' is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from None
-
-
-def json_cell(where: str, line: str, column: str) -> str:
-    """A text of a line of JSON.
-
-    Raises:
-        UserError: it is no JSON object, or has no text of that name.
-    """
-    try:
-        cells = json.loads(line)
-    except ValueError:
-        raise UserError(f"{where}: not JSON") from None
-    if not isinstance(cells, dict) or not isinstance(cells.get(column), str):
-        found = f"; it has {', '.join(map(str, cells))}" if isinstance(cells, dict) else ""
-        raise UserError(f"{where}: no text '{column}'{found}")
-    return str(cells[column])
 
 
 if __name__ == "__main__":

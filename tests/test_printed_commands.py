@@ -185,8 +185,7 @@ def small_prompt_run(words: Sequence[str]) -> list[str]:
     if "--config-name=builtin" in words:
         return PROMPT_RUN
     left_to_right = any("smollm2" in word or "task_lm=gpt2" in word for word in words)
-    own = ['dataset.verbalizers=[" terrible"," great"]'] if "--config-name=smollm2_cpu" in words else []
-    return [*PROMPT_RUN, *PROMPT_MODELS, *(LEFT_TO_RIGHT if left_to_right else MASKED), *own]
+    return [*PROMPT_RUN, *PROMPT_MODELS, *(LEFT_TO_RIGHT if left_to_right else MASKED)]
 
 
 def small_summary_run(words: Sequence[str]) -> list[str]:

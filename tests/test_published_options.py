@@ -140,7 +140,7 @@ def test_a_published_configuration_runs_as_it_stands(tmp_path):
 def test_each_published_option_that_cannot_be_has_a_line(more, lines, tmp_path, capsys):
     folder = published(tmp_path / "published", **more)
     with pytest.raises(SystemExit) as ended:
-        run_command(lambda: prompt_command.read_command([f"--config-name={folder}/fsc_config.yaml"]) and None)
+        run_command(lambda: bool(prompt_command.read_command([f"--config-name={folder}/fsc_config.yaml"])))
     said = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
     assert len(said) == len(lines)

@@ -148,7 +148,7 @@ def test_the_linear_head_starts_small_without_a_bias_and_without_a_bound():
     torch.manual_seed(0)
     fresh = TokenRewardModel(config_of("llama", head="linear", bound="none"))
     assert [name for name, _ in fresh.head.named_parameters()] == ["weight"]
-    assert fresh.head.weight.std().item() == pytest.approx(1 / 17, rel=0.5)
+    assert fresh.head.weight.std().item() == pytest.approx(1 / 17, rel=0.5)  # type: ignore[operator]
     assert (model(token_ids(4, 6)) < 0).any()
 
 
@@ -245,10 +245,22 @@ class TestInitialisation:
     def test_from_backbone_in_bfloat16(self, tmp_path):
         AutoModel.from_config(BACKBONES["gpt2"]).save_pretrained(tmp_path)
         model = TokenRewardModel.from_backbone(str(tmp_path), head_hidden_size=8, dtype=torch.bfloat16)
-        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in model.backbone.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in model.head.parameters()} == {torch.float32}
         rewards = model(token_ids(2, 3))
         assert rewards.dtype == torch.float32
         assert (rewards > 0).all()
+
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_tokens_do_not_tie_in_half_precision(self, autocast, tmp_path):
+        AutoModel.from_config(BACKBONES["gpt2"]).save_pretrained(tmp_path)
+        dtype = torch.float32 if autocast else torch.bfloat16
+        model = TokenRewardModel.from_backbone(str(tmp_path), head_hidden_size=64, head_init_gain=0.1, dtype=dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), torch.no_grad():
+            rewards = model(token_ids(40, 20))
+        assert rewards.dtype == torch.float32
+        # 800 states of 16 numbers each are all different; a head in bf16 left fewer than a hundred rewards of them.
+        assert len(rewards.unique()) > 700
 
     def test_an_incomplete_backbone_is_refused(self, tmp_path):
         AutoModel.from_config(BACKBONES["gpt2"]).save_pretrained(tmp_path)
@@ -310,7 +322,22 @@ class TestSavingAndLoading:
     def test_the_dtype_can_be_chosen(self, tmp_path):
         model_of("gpt2").save_pretrained(tmp_path)
         loaded = TokenRewardModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
-        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in loaded.backbone.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in loaded.head.parameters()} == {torch.float32}
+
+    @pytest.mark.parametrize("head", ["after", "likelihood"])
+    def test_half_precision_reloads_with_the_head_in_float32(self, head, tmp_path):
+        AutoModelForCausalLM.from_config(BACKBONES["gpt2"]).save_pretrained(tmp_path / "backbone")
+        options = {"head_hidden_size": 8, "head_init_gain": 1.0, "head": head, "dtype": torch.bfloat16}
+        model = TokenRewardModel.from_backbone(str(tmp_path / "backbone"), **options)
+        model.save_pretrained(tmp_path / "saved")
+        for loaded in (
+            TokenRewardModel.from_pretrained(tmp_path / "saved", **dtype) for dtype in ({}, {"dtype": "auto"})
+        ):
+            assert loaded.backbone.dtype == torch.bfloat16
+            for name, weight in model.head.state_dict().items():
+                assert torch.equal(loaded.head.state_dict()[name], weight)
+            assert torch.equal(loaded(token_ids(3, 4)), model(token_ids(3, 4)))
 
     def test_nothing_is_pickled(self, tmp_path):
         model_of("gpt2").save_pretrained(tmp_path)

@@ -156,7 +156,27 @@ def test_gradients_are_clipped_to_the_norm_where_that_is_asked_for(clip, monkeyp
     )  # fmt: skip
     run.trainer._step(1)
     assert (norms[0] < 1.01e-6) == clip
-    assert ("policy/gradient_norm" in run.log.of("policy")[0]) == clip
+    assert run.log.of("policy")[0]["policy/gradient_norm"] > 2e-6  # what it was before
+
+
+@pytest.mark.parametrize("part", ["policy", "reward"])
+def test_gradients_that_are_not_finite_change_no_weight_and_stop_the_run_after_some(part):
+    run = make_run(log_every=1)
+    current = run.reward_trainer._begin_round()
+    model = run.policy.adaptor if part == "policy" else run.reward_model
+    before = weights_of(model)
+    next(model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+
+    def step(number):
+        return run.trainer._step(number) if part == "policy" else run.reward_trainer._step(current)
+
+    for number in range(1, 10):
+        step(number)
+    assert same_weights(weights_of(model), before)
+    if part == "policy":
+        assert run.log.values("policy/skipped_steps") == list(range(1, 10))
+    with pytest.raises(UserError, match=f"^{part} learning: the gradient was not finite for 10 steps in a row"):
+        step(10)
 
 
 def test_prompts_are_scored_only_for_log_lines(monkeypatch):

@@ -166,7 +166,7 @@ def test_validations_of_a_round_can_be_compared():
 
 
 def test_the_best_weights_of_a_round_are_the_ones_that_are_used():
-    run = make_run(rew_num_train_epochs=12, rew_max_train_steps=24, rew_learning_rate=0.1)
+    run = make_run(rew_num_train_epochs=12, rew_max_train_steps=24, rew_learning_rate=0.1, random_seed=2)
     weights = []
     run.reward_trainer.run_round(lambda: weights.append(weights_of(run.reward_model)))
     losses = run.log.values("reward/dev_loss")
@@ -252,8 +252,7 @@ def test_gradients_are_clipped_to_the_norm_where_that_is_asked_for(clip):
     )
     figures = run.reward_trainer._step(current)
     assert (norms[0] < 1.01e-3) == clip
-    if clip:
-        assert figures["reward/gradient_norm"] > 2e-3  # what it was before
+    assert figures["reward/gradient_norm"] > 2e-3  # what it was before
 
 
 def test_a_pool_is_scored_once_and_nothing_else_is_drawn_from(monkeypatch):

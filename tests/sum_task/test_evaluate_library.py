@@ -109,8 +109,8 @@ class TestScores:
         assert load_metric(f"evaluate:{path}")(PREDICTIONS, REFERENCES, SOURCES) == [4, 6, 7]
 
     def test_it_is_a_preference(self, lists):
-        with make_preference(f"evaluate:{lists}?key=letters") as preference:
-            assert preference(PREDICTIONS, REFERENCES, SOURCES).tolist() == [22, 7, 23]
+        preference = make_preference(f"evaluate:{lists}?key=letters")
+        assert preference(PREDICTIONS, REFERENCES, SOURCES).tolist() == [22, 7, 23]
 
 
 class TestMistakes:

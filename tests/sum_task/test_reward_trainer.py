@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from common.training.processes import Precision, Processes, Stepper
+from common.training.processes import Precision, Processes
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog, read_metrics
 from sum_task.batching import tokenize
 from sum_task.data import load_splits

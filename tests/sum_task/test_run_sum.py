@@ -40,6 +40,17 @@ def test_no_two_draws_of_a_run_share_their_random_numbers(tiny, tmp_path, monkey
     assert {key[0] for key in keys} == set(Purpose) - prompts
 
 
+def test_guidance_that_can_have_no_effect_is_refused_before_anything_is_written(tiny, tmp_path):
+    out = tmp_path / "run"
+    options = {"output_dir": out, "guidance": "sequence", "gradient_accumulation_steps": 1}
+    with pytest.raises(UserError, match="a step has one row; take more"):
+        run(tiny.settings(per_device_train_batch_size=1, **options))
+    with pytest.raises(UserError, match="a step has one row; take more"):
+        run(tiny.settings(max_train_samples=1, **options))
+    assert not (out / "metrics.jsonl").exists()
+    tiny.settings(reinforce_coeff=0.1, guidance="sequence").check_rows(1)
+
+
 def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
     out = tmp_path / "run"
     results = run(tiny.settings(output_dir=out, max_entropy_coeff=0.1, reinforce_coeff=0.1, checkpoint_steps=1, seed=1))
