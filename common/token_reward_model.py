@@ -7,7 +7,7 @@ without a bias; ``likelihood`` takes the token's log-probability by the backbone
 import inspect
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -30,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
 from common.errors import UserError
 from common.language_models.attention import share_sources
+from common.language_models.capabilities import EncoderStates, capabilities, encode_alone, without_cache
 from common.language_models.pretrained import load_pretrained
 from common.language_models.shared_prompts import can_share_prompts, read_replies
 from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
@@ -95,20 +96,21 @@ def saturation_share(rewards: Tensor, bound: str) -> Tensor:
     return ((rewards < SATURATED * top) | (rewards > (1 - SATURATED) * top)).float().mean()
 
 
-def with_start_token(token_ids: Tensor, mask: Tensor, start_token_id: int) -> tuple[Tensor, Tensor]:
+def with_start_token(token_ids: Tensor, mask: Tensor, start_token_id: int | Sequence[int]) -> tuple[Tensor, Tensor]:
     """Put the start token before each sequence, as an encoder-decoder reads it.
 
     Args:
         token_ids: (N, T).
         mask: (N, T), 1 or True at real tokens.
-        start_token_id: the decoder's start token.
+        start_token_id: the decoder's start token; or several that it reads before every sequence, S.
 
     Returns:
-        Decoder input ids and their mask, (N, T + 1) each. Of the rewards that :class:`TokenRewardModel` gives them,
-        ``rewards[:, 1:]`` are those of ``token_ids``; column 0 is the start token's, which nobody chose.
+        Decoder input ids and their mask, (N, S + T) each, S = 1 for one. Of the rewards that
+        :class:`TokenRewardModel` gives them, ``rewards[:, S:]`` are those of ``token_ids``; before them are the start
+        tokens', which nobody chose.
     """
-    start = token_ids.new_full((token_ids.shape[0], 1), start_token_id)
-    return torch.cat([start, token_ids], dim=1), torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+    start = token_ids.new_tensor(start_token_id).view(1, -1).expand(len(token_ids), -1)
+    return torch.cat([start, token_ids], dim=1), torch.cat([mask.new_ones(start.shape), mask], dim=1)
 
 
 class TokenRewardConfig(PreTrainedConfig):
@@ -123,6 +125,9 @@ class TokenRewardConfig(PreTrainedConfig):
         head_init_gain: gain of that head's Xavier-uniform initialisation; its biases start at minus this number.
             With the published gain of 1e-4 and learning rate, all rewards are equal to the last bit for the first
             dozens of steps.
+        states_width, encodes_alone: what the backbone answered when it was asked: width of its states (None: not asked
+            yet, or its ``hidden_size``), and whether padding changes its encoder's states, so that sources are read
+            with those of their length only.
     """
 
     model_type = "token_reward"
@@ -132,6 +137,8 @@ class TokenRewardConfig(PreTrainedConfig):
     head: str = "after"
     head_hidden_size: int = 2048
     head_init_gain: float = 1e-4
+    states_width: int | None = None
+    encodes_alone: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_name(self.bound, "bound", BOUNDS)
@@ -191,16 +198,19 @@ class TokenRewardModel(PreTrainedModel):
         self.backbone: PreTrainedModel = backbone
         _refuse_encoder_only(self.backbone.config)
         self.is_encoder_decoder = bool(self.backbone.config.is_encoder_decoder)
+        self._no_cache = without_cache(self.backbone)
+        self._ask_backbone()
+        width = config.states_width or self.backbone.config.get_text_config().hidden_size
         self._shares_sources = share_sources(self.backbone)
         self._shares_prompts: bool | None = None
         self.head: nn.Module
         if config.head == "likelihood":
             self.head = LikelihoodHead()
         elif config.head == "linear":
-            self.head = nn.Linear(self.backbone.config.hidden_size, 1, bias=False)
+            self.head = nn.Linear(width, 1, bias=False)
         else:
             self.head = nn.Sequential(
-                nn.Linear(self.backbone.config.hidden_size, config.head_hidden_size),
+                nn.Linear(width, config.head_hidden_size),
                 nn.ReLU(),
                 nn.Linear(config.head_hidden_size, 1),
             )
@@ -208,6 +218,19 @@ class TokenRewardModel(PreTrainedModel):
         self.head.to(at_least_float32(torch.empty(0, dtype=self.backbone.dtype)).dtype)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
+
+    def _ask_backbone(self) -> None:
+        """Find out what the backbone can do; while a saved model is being loaded, what it said before holds."""
+        if self.backbone.device.type == "meta":
+            return
+        can = capabilities(self.backbone, "the backbone of the token reward model")
+        if not can.left_to_right:
+            raise UserError(
+                f"a {self.backbone.config.model_type} reads in both directions; the reward of a token may not depend "
+                "on what is written after it"
+            )
+        self.config.states_width = can.width
+        self.config.encodes_alone = self.is_encoder_decoder and not can.ignores_padding
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers calls this for the modules outside of the backbone, which initialises its own.
@@ -307,7 +330,10 @@ class TokenRewardModel(PreTrainedModel):
             raise ValueError("input_ids: only an encoder-decoder backbone can encode sources")
         packed_ids, real, positions = _pack(input_ids, attention_mask, "input_ids", "attention_mask")
         encoder = self.backbone.get_encoder()
-        packed_states = encoder(input_ids=packed_ids, attention_mask=real.long()).last_hidden_state  # (B, S', d)
+        if self.config.encodes_alone:
+            packed_states = encode_alone(encoder, packed_ids, real)  # (B, S', d)
+        else:
+            packed_states = encoder(input_ids=packed_ids, attention_mask=real.long()).last_hidden_state
         states = packed_states.new_zeros(*input_ids.shape, packed_states.shape[-1])
         packed_states = packed_states.masked_fill(~real.unsqueeze(-1), 0)
         return states.scatter(1, positions.unsqueeze(-1).expand_as(packed_states), packed_states)
@@ -539,15 +565,15 @@ class TokenRewardModel(PreTrainedModel):
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         read = _Read(ids, real, columns, token_ids.shape[1], targets_from)
         if not with_logits:
-            read.output = self.backbone(**inputs, use_cache=False).last_hidden_state
+            read.output = self.backbone(**inputs, **self._no_cache).last_hidden_state
             return read
         # The logits at a position are about the next token: those from the position before the first target are needed.
         read.first = int(((columns < targets_from) & real).sum(-1).min())
         if self._keeps_logits:
             inputs["logits_to_keep"] = ids.shape[1] - read.before
-            read.output = self.backbone(**inputs, use_cache=False).logits
+            read.output = self.backbone(**inputs, **self._no_cache).logits
         else:
-            read.output = self.backbone(**inputs, use_cache=False).logits[:, read.before :]
+            read.output = self.backbone(**inputs, **self._no_cache).logits[:, read.before :]
         return read
 
     def _sources(
@@ -571,7 +597,7 @@ class TokenRewardModel(PreTrainedModel):
         if attention_mask is not None:
             attention_mask = real_tokens(attention_mask, states.shape[:2], "attention_mask").long()
             attention_mask = attention_mask.repeat_interleave(per_source, dim=0)
-        encoder_states = BaseModelOutput(last_hidden_state=states.repeat_interleave(per_source, dim=0))
+        encoder_states = EncoderStates(states.repeat_interleave(per_source, dim=0))
         return {"encoder_outputs": encoder_states, "attention_mask": attention_mask}
 
 

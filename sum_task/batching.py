@@ -40,6 +40,7 @@ class TextFormat:
             + separator, of which only the article is cut.
         source_prefix, separator: see above.
         max_source_length: tokens of a source.
+        source_language, target_language: codes of a multilingual tokenizer; None where it knows none.
     """
 
     tokenizer: Any
@@ -47,6 +48,8 @@ class TextFormat:
     source_prefix: str
     separator: str
     max_source_length: int
+    source_language: str | None = None
+    target_language: str | None = None
 
     def sources(self, articles: Sequence[str]) -> list[list[int]]:
         """Token ids of each article as the model reads it.
@@ -75,10 +78,10 @@ class TextFormat:
         if not summaries:
             return []
         end = self.tokenizer.eos_token_id
-        if not self.is_encoder_decoder:
-            return [[*ids[: max_length - 1], end] for ids in self._plain(summaries)]
-        encoded = self.tokenizer(text_target=list(summaries), truncation=True, max_length=max_length)["input_ids"]
-        return [ids if ids and ids[-1] == end else [*ids[: max_length - 1], end] for ids in encoded]
+        if self.is_encoder_decoder:  # what stands before a target is not written but given: see `decoder_start`
+            texts = {"text_target": list(summaries), "add_special_tokens": False, "verbose": False}
+            return [[*ids[: max_length - 1], end] for ids in self.tokenizer(**texts)["input_ids"]]
+        return [[*ids[: max_length - 1], end] for ids in self._plain(summaries)]
 
     def describe(self) -> dict[str, Any]:
         """The plain settings, as they are saved beside a model."""
@@ -86,6 +89,8 @@ class TextFormat:
             "source_prefix": self.source_prefix,
             "separator": self.separator,
             "max_source_length": self.max_source_length,
+            "source_language": self.source_language,
+            "target_language": self.target_language,
         }
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:

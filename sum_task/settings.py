@@ -36,6 +36,8 @@ class SummarizationSettings:
     max_train_samples: int | None = setting(minimum=1)
     max_eval_samples: int | None = setting(minimum=1)
     max_predict_samples: int | None = setting(minimum=1)
+    source_language: str | None = setting()
+    target_language: str | None = setting()
     source_prefix: str = setting()
     separator: str = setting()
     max_source_length: int = setting(minimum=1)
@@ -108,6 +110,9 @@ class SummarizationSettings:
 
     per_device_eval_batch_size: int = setting(minimum=1)
     num_beams: int | None = setting(minimum=1)
+    min_length: int | None = setting(minimum=0)
+    no_repeat_ngram_size: int | None = setting(minimum=0)
+    length_penalty: float | None = setting()
     bertscore: bool = setting()
     eval_metrics: tuple[str, ...] = setting()
 

@@ -34,12 +34,12 @@ _LONG, _SHORT, _NEXT = (0, 1, 2, 3, 4), (5, 6, 7), (8, 9)
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The answer of one model with a language-model head.
+    """The answer of one model, with a language-model head or without.
 
     Attributes:
         kind: `DECODER_ONLY` or `ENCODER_DECODER`: what can write.
         width: of the states that its body gives, which need not be that of its word embeddings or of a configuration.
-        vocabulary: rows of its head.
+        vocabulary: rows of its head; without one, `width`.
         source_positions, target_positions: how many tokens it can read, and an encoder-decoder write; None: no limit is
             known. The same number for a decoder-only model.
         cache_by_rows: what it has read can be kept, chosen by rows and read on from, with the numbers of a whole pass.
@@ -91,14 +91,14 @@ class EncoderStates(BaseModelOutput):
 
 @torch.no_grad()
 def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
-    """Ask a model with a language-model head, on whatever device it is.
+    """Ask a model, on whatever device it is.
 
     Args:
-        lm: decoder-only or encoder-decoder.
+        lm: decoder-only or encoder-decoder, with its language-model head or without.
         name: what an error calls it.
 
     Raises:
-        UserError: it does not read a few tokens, or gives no logits for each.
+        UserError: it does not read a few tokens, or says nothing about each.
     """
     kind = ENCODER_DECODER if lm.config.is_encoder_decoder else DECODER_ONLY
     with _asked(lm, name):
@@ -213,6 +213,43 @@ def position_limits(model: PreTrainedModel) -> tuple[int | None, int | None]:
     return source, target
 
 
+def can_read(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether the model reads one text of so many tokens: for limits that nothing tells of."""
+    ids = probe_ids(model)[:, :1].expand(1, tokens)
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids[:, :1]} if model.config.is_encoder_decoder else {})
+    inputs |= {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}  # type: ignore[dict-item]
+    with torch.no_grad(), _asked(model, "the model"):
+        return _holds(lambda: bool(model(**inputs, **without_cache(model)) is not None))
+
+
+def pack_left(ids: Tensor, mask: Tensor) -> Tensor:
+    """Token ids (N, T') with the real tokens of each row at its start, in their order, and anything behind them.
+
+    No token of a left-to-right model sees what stands behind it: so its numbers need neither a mask nor positions.
+    """
+    order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, : int(mask.sum(-1).max())]
+    return ids.gather(1, order)
+
+
+def equal_lengths(mask: Tensor) -> Iterator[Tensor]:
+    """Rows of a mask (N, T) in groups of as many real tokens: what a model that padding changes can read at once."""
+    lengths = mask.sum(-1)
+    for length in lengths.unique():
+        yield (lengths == length).nonzero().squeeze(1)
+
+
+def encode_alone(encoder: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Encoder states (B, S, d) of sources padded at their end, each as if it had no padding; 0 at the padding."""
+    rows, parts = [], []
+    for group in equal_lengths(mask):
+        real = mask[group]
+        width = int(real[0].sum())
+        states = encoder(input_ids=ids[group][:, :width], attention_mask=real[:, :width].long()).last_hidden_state
+        parts.append(nn.functional.pad(states, (0, 0, 0, ids.shape[1] - width)))
+        rows.append(group)
+    return torch.cat(parts)[torch.cat(rows).argsort()]
+
+
 def probe_ids(model: PreTrainedModel) -> Tensor:
     """Ten tokens (1, 10), different if there are so many, that have no meaning of their own in the configuration."""
     config = model.config.get_text_config()
@@ -267,6 +304,12 @@ def _holds(question: Callable[[], bool]) -> bool:
         return False
 
 
+def _said(output: Any) -> Tensor:
+    """Logits of a model with a head, else states."""
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
+
+
 class _Probe:
     """Two texts and what follows them, read in one way and another."""
 
@@ -319,7 +362,7 @@ class _DecoderOnly(_Probe):
             mask = torch.cat([mask[rows], mask.new_ones(len(rows), 1)], 1)
             whole = [whole[row] for row in order]
             inputs = self._inputs(token.expand(len(rows), 1), mask)
-            logits = self.lm(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = _said(self.lm(**inputs, past_key_values=cache, use_cache=True))[:, -1]
             lengths = mask.sum(-1)
             if not all(agree(found, alone[n - 1]) for found, alone, n in zip(logits, whole, lengths, strict=True)):
                 return False
@@ -342,7 +385,7 @@ class _DecoderOnly(_Probe):
 
     def _read(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         inputs = {"input_ids": ids} if mask is None else self._inputs(ids, mask)
-        return self.lm(**inputs, **without_cache(self.lm)).logits
+        return _said(self.lm(**inputs, **without_cache(self.lm)))
 
 
 class _EncoderDecoder(_Probe):
@@ -352,13 +395,13 @@ class _EncoderDecoder(_Probe):
 
     def whole(self) -> list[Tensor]:
         return [
-            self.lm(input_ids=text[None], decoder_input_ids=self.written[None], **without_cache(self.lm)).logits[0]
+            _said(self.lm(input_ids=text[None], decoder_input_ids=self.written[None], **without_cache(self.lm)))[0]
             for text in self.texts
         ]
 
     def left_to_right(self, whole: list[Tensor]) -> bool:
         source, first = self.texts[0][None], self.written[None, :2]
-        logits = self.lm(input_ids=source, decoder_input_ids=first, **without_cache(self.lm)).logits[0]
+        logits = _said(self.lm(input_ids=source, decoder_input_ids=first, **without_cache(self.lm)))[0]
         return agree(logits, whole[0][:2])
 
     def ignores_padding(self, whole: list[Tensor]) -> bool:
@@ -377,7 +420,7 @@ class _EncoderDecoder(_Probe):
             cache.cross_attention_cache.batch_select_indices(rows)
             states, mask, whole = states[rows], mask[rows], whole[::-1]
             tokens = written[:, position : position + 1]
-            logits = self._output(states, mask, tokens, past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = _said(self._output(states, mask, tokens, past_key_values=cache, use_cache=True))[:, -1]
             if not all(agree(found, alone[position]) for found, alone in zip(logits, whole, strict=True)):
                 return False
         return True
@@ -396,7 +439,8 @@ class _EncoderDecoder(_Probe):
         return ids, mask
 
     def _decoded(self, states: Tensor, mask: Tensor) -> Tensor:
-        return self._output(states, mask, self.written[None].expand(len(states), -1), **without_cache(self.lm)).logits
+        written = self.written[None].expand(len(states), -1)
+        return _said(self._output(states, mask, written, **without_cache(self.lm)))
 
     def _output(self, states: Tensor, mask: Tensor, written: Tensor, **more: Any) -> Any:
         inputs = {"encoder_outputs": EncoderStates(states), "attention_mask": mask, "decoder_input_ids": written}
