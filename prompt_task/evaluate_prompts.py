@@ -95,7 +95,7 @@ def main() -> int:
         spec, settings.base_path, settings.num_shots, settings.dataset_seed, settings.tsv_quoting
     )
     set_quiet(settings.quiet)
-    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads)
+    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads, settings.matmul_precision)
     task_lm = load_task_lm(
         settings.task_lm, spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
         settings.scoring_tokens_per_batch, settings.sentence_cache_mib,

@@ -140,15 +140,12 @@ class PolicyTrainer:
         policy_loss = reinforce_loss(rollout.logits, tokens, weights, mask)
         entropy_loss = negative_entropy(rollout.logits, mask)
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss
-        if not math.isfinite(loss.item()):
-            raise UserError(f"policy step {step}: the loss is {loss.item()}; a lower learning_rate may help")
+        parts = [part.detach().float() for part in (loss, policy_loss, -entropy_loss, rewards.mean())]
+        names = ("policy/loss", "policy/reinforce_loss", "policy/entropy", "policy/token_reward")
+        figures: dict[str, float] = dict(zip(names, torch.stack(parts).tolist(), strict=True))  # one transfer
+        if not math.isfinite(figures["policy/loss"]):
+            raise UserError(f"policy step {step}: the loss is {figures['policy/loss']}; a lower learning_rate may help")
         self.stepper.backward(loss)
-        figures = {
-            "policy/loss": loss.item(),
-            "policy/reinforce_loss": policy_loss.item(),
-            "policy/entropy": -entropy_loss.item(),
-            "policy/token_reward": rewards.mean().item(),
-        }
         figures["policy/gradient_norm"] = self.stepper.step()
         figures["policy/skipped_steps"] = self.stepper.skipped
         if step % settings.log_every == 0 or step == 1:

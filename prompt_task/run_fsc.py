@@ -144,6 +144,7 @@ def run_options(command: Command) -> RunOptions:
         seed=settings.random_seed,
         device=settings.device,
         num_threads=settings.num_threads,
+        matmul_precision=settings.matmul_precision,
         mixed_precision="no",
         overwrite=settings.overwrite,
         resume=settings.resume,

@@ -9,7 +9,7 @@ from common.data_files import TSV_QUOTING
 from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
-from common.training.runtime import DTYPES
+from common.training.runtime import DTYPES, MATMUL_PRECISIONS
 from common.training.settings import build_settings, setting
 
 # The options that may differ between a run and its continuation: none of them changes a result.
@@ -91,6 +91,7 @@ class FewShotSettings:
     random_seed: int = setting(minimum=0, maximum=2**32 - 1)
     device: str = setting()
     num_threads: int | None = setting(minimum=1)
+    matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
     output_folder: str | None = setting()
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))

@@ -21,6 +21,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.training.files import write_folder_atomic
 from common.training.random_keys import Purpose, keyed_generator
+from common.training.runtime import upload
 from sum_task.data import Row
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
         tensors = (self.source_ids, self.source_mask, self.target_ids, self.target_mask)
-        source_ids, source_mask, target_ids, target_mask = (t.to(device, non_blocking=True) for t in tensors)
+        source_ids, source_mask, target_ids, target_mask = (upload(t, device) for t in tensors)
         return Batch(self.rows, source_ids, source_mask, target_ids, target_mask, self.indices)
 
     def only(self, places: Sequence[int]) -> "Batch":

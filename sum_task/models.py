@@ -47,6 +47,7 @@ from common.language_models.sampling import draw_tokens
 from common.language_models.token_carry import carry_over, token_spans
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
 from common.training.files import write_folder_atomic
+from common.training.runtime import upload
 from sum_task.batching import Batch, Collator, TextFormat, pad
 from sum_task.settings import SummarizationSettings
 
@@ -244,7 +245,7 @@ class SummaryPolicy:
         count, length = noise.shape
         tokens = torch.full((count, length), self.pad_id, device=self.device)
         mask = torch.zeros(count, length, dtype=torch.bool, device=self.device)
-        noise = noise.to(self.device, torch.float32)
+        noise = upload(noise.float(), self.device)
         between = TOKENS_BETWEEN_LOOKS.get(self.device.type, TOKENS_BETWEEN_LOOKS_ELSEWHERE)
         alive = torch.arange(count, device=self.device)  # the summary of each row that is still computed
         ended = torch.zeros(count, dtype=torch.bool, device=self.device)

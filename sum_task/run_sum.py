@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from common.cpu import use_kernels
 from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
@@ -48,6 +49,7 @@ def run(settings: SummarizationSettings) -> dict[str, Any]:
     """
     check_available(bertscore=settings.bertscore)
     check_adapters(settings.lora_rank)
+    use_kernels(settings.cpu_kernels)
     with open_run(run_options(settings)) as run:
         results = run.finished or _train_and_test(run, settings)
         if run.processes.is_main:
@@ -129,6 +131,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         seed=settings.seed,
         device=settings.device,
         num_threads=settings.num_threads,
+        matmul_precision=settings.matmul_precision,
         mixed_precision=settings.mixed_precision,
         overwrite=settings.overwrite,
         resume=settings.resume,

@@ -9,6 +9,7 @@ from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS
 from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
+from common.training.runtime import MATMUL_PRECISIONS
 from common.training.settings import build_settings, setting
 
 GUIDANCES = ("token", "sequence", "none")
@@ -118,6 +119,8 @@ class SummarizationSettings:
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     device: str = setting()
     num_threads: int | None = setting(minimum=1)
+    cpu_kernels: bool = setting()
+    matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
     output_dir: str | None = setting()
     expid: str | None = setting()
     overwrite: bool = setting()

@@ -47,11 +47,15 @@ def device_of(tensor: torch.Tensor) -> torch.device | None:
 
 
 class PretendedDevice(TorchFunctionMode):
-    """The mode. `waits` counts synchronisations by the line of the project from which they came."""
+    """The mode. `waits` counts synchronisations by the line of the project from which they came.
+
+    `pinned` is how often memory was pinned.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self.pinned = 0
 
     @property
     def count(self) -> int:
@@ -75,6 +79,7 @@ class PretendedDevice(TorchFunctionMode):
         if DEVICE in found and self._waits(name, args, kwargs, target):
             self.waits[_line()] += 1
         if name == "pin_memory":
+            self.pinned += 1
             return args[0]
         result = func(*args, **kwargs)
         if target is not None:

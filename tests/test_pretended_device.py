@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.training.runtime import start_runtime, upload
 from prompt_task import policy_trainer as prompt_policy
 from prompt_task import reward_trainer as prompt_reward
 from prompt_task.prompt_policy import PromptPolicy
@@ -34,6 +35,20 @@ class TestDevice:
         assert (there + 1).device == there[0].device == torch.zeros_like(there).device == DEVICE
         assert there.cpu().device.type == there.to("cpu").device.type == "cpu"
         assert torch.tensor([1]).to(there).device == there.new_zeros(3).device == DEVICE
+
+    def test_batches_are_sent_from_pinned_memory(self, device):
+        assert upload(torch.ones(2), DEVICE).device == DEVICE
+        assert upload(torch.ones(2), torch.device("cpu")).device.type == "cpu"
+        assert device.pinned == 1
+
+    def test_matrix_products_are_tf32_unless_said_otherwise(self, device):
+        try:
+            start_runtime(0, "cuda")
+            assert torch.get_float32_matmul_precision() == "high"
+            start_runtime(0, "cuda", matmul_precision="highest")
+            assert torch.get_float32_matmul_precision() == "highest"
+        finally:
+            torch.set_float32_matmul_precision("highest")
 
     def test_modules_and_their_gradients_move(self, device):
         model = torch.nn.Linear(2, 1).to("cuda")
@@ -134,7 +149,7 @@ def test_prompts(world, tmp_path, waits, kind, reward_step):
     )  # fmt: skip
     assert "pretended GPU" in run_prompts(command)["hardware"]
     del waits.counts["PolicyTrainer._step"][0]  # it writes a log line
-    held = {"PolicyTrainer._step": 15, "RewardTrainer._step": reward_step, "PromptPolicy.sample": 3}
+    held = {"PolicyTrainer._step": 11, "RewardTrainer._step": reward_step, "PromptPolicy.sample": 3}
     assert waits.most() == held, waits.mode.waits
 
 

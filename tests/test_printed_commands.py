@@ -200,19 +200,19 @@ def small_summary_run(words: Sequence[str]) -> list[str]:
 
 
 def small_sweep(runner: Callable[[Sequence[str]], list[str]]) -> Callable[[Sequence[str]], list[str]]:
-    """One seed, and of each list that is swept the first value."""
+    """One seed of one data set; what is printed is not given twice."""
 
     def small(words: Sequence[str]) -> list[str]:
         if "--help" in words:
             return []
-        first = [word.split(",")[0] for word in words if "=" in word and "," in word]
+        printed = {word.partition("=")[0] for word in words}
         flags = ["--seeds", "0"]
         own = [word.removeprefix("--") for word in runner(words)]
         if "--datasets" in words:
             first_set = words[words.index("--datasets") + 1].split(",")[0]
             flags += ["--datasets", "builtin/data" if runner is small_summary_run else first_set]
             own = [word for word in own if not word.startswith("dataset_") and not word.endswith("_file=ROWS")]
-        return [*flags, *first, *own]
+        return [*flags, *(word for word in own if word.partition("=")[0] not in printed)]
 
     return small
 
@@ -283,6 +283,11 @@ PROGRAMS: dict[str, Program] = {
     "scripts/sweep_sum.sh": Program(read_sweep("sum"), small_sweep(small_summary_run)),
     "scripts/quickstart.sh": Program(builtin_prompt_options, lambda words: PROMPT_RUN),
     "scripts/test.sh": Program(read_nothing, not_run="it runs these very tests"),
+    "scripts/benchmarks/gpu.sh": Program(
+        flags_of("scripts.benchmarks.gpu"),
+        lambda words: ["--tiny", "--repeats", "1", "--no_tests", "--device", "cpu", "--output", "DIR"],
+        prints="## Steps",
+    ),
     "accelerate launch": Program(read_launched, small_summary_run),
     **benchmark("prompt_task_speed", "--tiny"),
     **benchmark("memory", "--tiny"),
@@ -361,7 +366,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shrink_builtin(place / "configs")
     tiny.write_rows(place / "XSUM.jsonl", 12, 0)
     (place / "file.txt").write_text("A storm hit the town.")
-    tiny.save_t5(place / "TOKENIZER", tiny.word_tokenizer())
+    for name in ("TOKENIZER", "google/flan-t5-small"):  # a sweep's model is none that could be given once more
+        tiny.save_t5(place / name, tiny.word_tokenizer())
     tiny_models.save("gpt2", place / "POLICY")
     tiny_models.save("roberta", place / "MASKED")
     topics = [(f"{text} {number}", number % 4) for number, (text, _) in enumerate(tiny_models.TRAIN_TEXTS * 2)]

@@ -45,7 +45,7 @@ class RunOptions:
         folder: where it writes.
         all: every option of the command as plain data, for ``config.yaml`` and to tell a continuation's options.
         neutral: names of those that change no result.
-        seed, device, num_threads: see `start_runtime`.
+        seed, device, num_threads, matmul_precision: see `start_runtime`.
         mixed_precision: see `Precision`.
         overwrite: replace the run in the folder.
         resume: ``none``, ``auto`` or ``changed``.
@@ -64,6 +64,7 @@ class RunOptions:
     seed: int
     device: str
     num_threads: int | None
+    matmul_precision: str | None
     mixed_precision: str
     overwrite: bool
     resume: str
@@ -102,7 +103,7 @@ class Run:
         check_trackers(options.trackers)
         set_quiet(options.quiet or not processes.is_main)
         set_verbose(options.verbose and processes.is_main)
-        self.runtime: Runtime = start_runtime(options.seed, device, options.num_threads)
+        self.runtime: Runtime = start_runtime(options.seed, device, options.num_threads, options.matmul_precision)
         self.precision = Precision(options.mixed_precision, self.runtime.device)
         self.folder: RunFolder = processes.on_main(self._open_folder)
         self.finished: dict[str, Any] | None = None

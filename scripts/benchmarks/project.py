@@ -29,11 +29,12 @@ class Project:
         reward_model: TokenRewardModel,
         seed: int,
         folder: Path,
+        device: str = "cpu",
     ):
         # One batch in place of 25 is sampled and scored for validation at the start of a round: its price is known
         # from the other measurements, and the rest would only take the benchmark longer.
         settings = dataclasses.replace(setting.settings, rew_validation_batches=1)
-        runtime = start_runtime(seed, "cpu", torch.get_num_threads())
+        runtime = start_runtime(seed, device, torch.get_num_threads(), torch.get_float32_matmul_precision())
         log = MetricsLog(folder / "metrics.jsonl", settings.trackers, project="benchmark", config={}, seconds_before=0)
         self.settings = settings
         self.policy = policy

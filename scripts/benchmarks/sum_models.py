@@ -121,14 +121,21 @@ class SumProject:
     """The project's own trainers, which can be asked for single steps: what is measured is what a run executes."""
 
     def __init__(
-        self, setting: SumSetting, lm: T5ForConditionalGeneration, reward_model: TokenRewardModel, folder: Path
+        self,
+        setting: SumSetting,
+        lm: T5ForConditionalGeneration,
+        reward_model: TokenRewardModel,
+        folder: Path,
+        precision: Precision | None = None,
     ):
         settings = setting.settings
-        processes, precision = Processes(), Precision("no", torch.device("cpu"))
+        processes, precision = Processes(), precision or Precision("no", torch.device("cpu"))
         log = MetricsLog(folder / "metrics.jsonl")
         self.setting = setting
         self.policy = SummaryPolicy(lm, setting.text_format)
         self.reward = SummaryRewardModel(reward_model, setting.text_format, setting.text_format)
+        self.policy.to(precision.device)
+        self.reward.to(precision.device)
         self.preference: Preference = make_preference(settings.preference)
         self.reward_trainer = RewardTrainer(
             self.reward, self.policy, self.preference, setting.train, setting.train, settings, processes, precision, log

@@ -243,6 +243,16 @@ def walk_num_threads(observe, base, world, tmp_path, monkeypatch):
         torch.set_num_threads(before)
 
 
+def walk_matmul_precision(observe, base, world, tmp_path, monkeypatch):
+    try:
+        observe(matmul_precision="medium")
+        assert torch.get_float32_matmul_precision() == "medium"
+        observe()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def walk_sentence_cache(observe, base, world, tmp_path, monkeypatch):
     kept = [observe(task_lm=world.left_to_right, sentence_cache_mib=mib) for mib in (0, 100)]
     assert len(kept[0].task_lm._states) == 0
@@ -425,6 +435,7 @@ WALK: dict[str, Walk] = {
     "random_seed": changed({"random_seed": 1}, other_prompts),
     "device": refused({"device": "meta"}, "device: 'meta' is not available"),
     "num_threads": walk_num_threads,
+    "matmul_precision": walk_matmul_precision,
     "output_folder": walk_output_folder,
     "overwrite": walk_overwrite,
     "resume": walk_resume,

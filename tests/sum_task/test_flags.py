@@ -10,7 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from common.cpu import use_kernels
 from common.errors import UserError
+from common.language_models.attention import _Attention
 from common.training import progress
 from common.training.tracking import read_metrics
 from sum_task import batching, run_sum
@@ -111,6 +113,8 @@ ELSEWHERE = {
     "quiet": "here",
     "verbose": "here",
     "num_threads": "here",
+    "matmul_precision": "here",
+    "cpu_kernels": "here",
     "device": "here",
     "bertscore": "here",
     "eval_metrics": "test_evaluate_library",
@@ -310,6 +314,40 @@ def test_machine_flags(plain_run, tiny, caplog, capsys):
         plain_run(device="cuda:99")
     with pytest.raises(UserError, match="fp16 needs"):
         plain_run(mixed_precision="fp16")
+
+
+def test_matrix_products_of_float32(plain_run):
+    try:
+        plain_run(matmul_precision="medium")
+        assert torch.get_float32_matmul_precision() == "medium"
+        plain_run()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_without_cpu_kernels_the_models_are_those_of_transformers_and_learn_alike(tiny, tmp_path, monkeypatch):
+    kinds: list[set[str]] = []
+
+    def note(trainer, step):
+        kinds.append({type(module).__name__ for module in trainer.policy.lm.modules()})
+
+    step = spied(PolicyTrainer._step, note)
+    monkeypatch.setattr(PolicyTrainer, "_step", step)
+    calls = []
+    monkeypatch.setattr(_Attention, "apply", spied(_Attention.apply, lambda *args: calls.append(1)))
+    options = {"reinforce_coeff": 0.2, "num_train_epochs": 1}
+    try:
+        own = final_weights(tiny, tmp_path / "a", **options)
+        assert "CheapNorm" in kinds[-1] and calls
+        calls.clear()
+        plain = final_weights(tiny, tmp_path / "b", cpu_kernels="false", **options)
+    finally:
+        use_kernels(True)
+    assert not kinds[-1] & {"CheapNorm", "CheapDropout", "ReLUDropout"} and not calls
+    assert all(torch.allclose(own[name], plain[name], atol=1e-5) for name in own)
+    losses = [[event.get("policy/loss") for event in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_rows_left_out_are_counted(plain_run, tmp_path):
