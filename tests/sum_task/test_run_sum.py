@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from common.errors import Interrupted, UserError
 from common.token_reward_model import TokenRewardModel
-from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
 from common.training import random_keys
 from common.training.files import json_text
