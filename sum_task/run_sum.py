@@ -117,7 +117,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         if reward is not None:
             reward.save_pretrained(run.folder.reward_model)
         _write_predictions(run.folder, tested, evaluation)
-        write_run_report(run.folder, results, evaluation, tested.rows, reward)
+        write_run_report(run.folder, results, evaluation, tested.rows, reward, policy, settings.expectation_tokens)
 
     run.finish(results, write_files)
     return results
