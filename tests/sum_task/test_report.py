@@ -25,6 +25,7 @@ def test_advantages_and_wrong_preferences(tiny, head):
         rewards, expected = reward.judge(batch, Summaries(tokens, mask), logits, 2)
         for row, ids in enumerate(targets):
             advantages, preferred = found[row]
+            assert advantages is not None and preferred is not None
             assert advantages == pytest.approx((rewards - expected)[row, : len(ids)].tolist())
             assert len(preferred) == len(ids)
             for place in range(len(ids)):
