@@ -30,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
 from common.errors import UserError
 from common.language_models.attention import share_sources
+from common.language_models.branches import can_branch, read_branches
 from common.language_models.capabilities import EncoderStates, capabilities, encode_alone, without_cache
 from common.language_models.pretrained import load_pretrained
 from common.language_models.shared_prompts import can_share_prompts, read_replies
@@ -203,6 +204,7 @@ class TokenRewardModel(PreTrainedModel):
         width = config.states_width or self.backbone.config.get_text_config().hidden_size
         self._shares_sources = share_sources(self.backbone)
         self._shares_prompts: bool | None = None
+        self._can_branch: bool | None = None
         self.head: nn.Module
         if config.head == "likelihood":
             self.head = LikelihoodHead()
@@ -482,27 +484,89 @@ class TokenRewardModel(PreTrainedModel):
         return table
 
     @torch.no_grad()
+    def alternative_rewards(self, alternatives: Tensor, targets_from: int = 0, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """The reward of each token, and those of K other tokens in its place, from one pass; no gradient.
+
+        Args:
+            alternatives: (N, T - targets_from, K) token ids for the columns from ``targets_from`` on.
+            targets_from, inputs: as of :meth:`forward`.
+
+        Returns:
+            Rewards (N, T - targets_from) and (N, T - targets_from, K), as of :meth:`forward`; 0 at masked positions.
+
+        Raises:
+            ValueError: the shape of ``alternatives``; the model does not know, see :attr:`tells_alternatives`; or see
+                :meth:`forward`.
+        """
+        if not self.tells_alternatives:
+            raise ValueError(
+                f"alternatives: the backbone, a {self.backbone.config.model_type}, cannot be asked for any"
+            )
+        read, fields = self._packed(targets_from=targets_from, **inputs)
+        shape = (len(read.ids), read.width - targets_from)
+        check_shape(alternatives, "alternatives", (*shape, alternatives.shape[-1]))
+        if isinstance(self.head, LikelihoodHead):
+            return self._looked_up(alternatives, self._with_output(read, fields))
+        first = read.first_wanted
+        columns = read.columns[:, first:]  # (N, M)
+        index = columns.unsqueeze(-1).expand(-1, -1, alternatives.shape[-1])
+        others = alternatives.gather(1, (index - targets_from).clamp(min=0))  # (N, M, K)
+        states, branches = read_branches(self.backbone, fields, others, first)
+        raw = self._raw_of_states(torch.cat([states[:, first:].unsqueeze(2), branches], 2))  # (N, M, 1 + K)
+        wanted = read.wanted[:, first:].unsqueeze(-1)
+        rewards = bound_rewards(raw, self.config.bound).masked_fill(~wanted, 0)
+        placed = rewards.new_zeros(len(rewards), read.width, rewards.shape[-1])
+        placed = placed.scatter(1, columns.unsqueeze(-1).expand_as(rewards), rewards)[:, targets_from:]
+        return placed[..., 0], placed[..., 1:]
+
+    @property
+    def tells_alternatives(self) -> bool:
+        """Whether the rewards of other tokens in a place come from one pass: asked of the backbone the first time."""
+        if self._can_branch is None:
+            self._can_branch = isinstance(self.head, LikelihoodHead) or can_branch(self.backbone)
+        return self._can_branch
+
+    def _looked_up(self, alternatives: Tensor, read: "_Read") -> tuple[Tensor, Tensor]:
+        """See `alternative_rewards`: of the head ``likelihood``."""
+        dtype = at_least_float32(read.output[:0]).dtype
+        rewards = torch.zeros(alternatives.shape[:2], dtype=dtype, device=read.output.device)
+        others = torch.zeros(alternatives.shape, dtype=dtype, device=read.output.device)
+        for targets, ids, table in self._tables(read):
+            rewards.view(-1)[targets] = table.gather(1, ids.unsqueeze(1)).squeeze(1)
+            others.flatten(0, 1)[targets] = table.gather(1, alternatives.flatten(0, 1)[targets])
+        return rewards, others
+
+    @torch.no_grad()
     def rewards_and_expectations(
-        self, policy_logits: Tensor, targets_from: int = 0, **inputs: Any
+        self, policy_logits: Tensor, targets_from: int = 0, likeliest: int = 8, **inputs: Any
     ) -> tuple[Tensor, Tensor]:
         """The reward of each token, and what a policy's token would have in its place on average: E_{a~policy} r(s, a).
 
-        Exact over the policy's whole distribution, from the one pass that :meth:`forward` takes; the rewards of all
-        tokens are made a few positions at a time and never kept.
+        From one pass. The head ``likelihood``: exact over the policy's whole distribution; the rewards of all tokens
+        are made a few positions at a time and never kept. The others: over the policy's likeliest tokens, with their
+        probabilities as shares of their sum, see :mod:`common.language_models.branches`.
 
         Args:
             policy_logits: (N, T - targets_from, V) of the policy for the columns from ``targets_from`` on; tokens that
                 one of the two vocabularies lacks are left out.
+            likeliest: how many tokens are asked for in each place, where not all are.
             targets_from, inputs: as of :meth:`forward`.
 
         Returns:
             Rewards and expectations, (N, T - targets_from) each, as of :meth:`forward`; 0 at masked positions.
 
         Raises:
-            ValueError: the head is not ``likelihood``; the shape of ``policy_logits``; or see :meth:`forward`.
+            ValueError: the model does not know, see :attr:`tells_alternatives`; the shape of ``policy_logits``; or see
+                :meth:`forward`.
         """
-        read = self._read(targets_from=targets_from, **inputs)
         check_float(policy_logits, "policy_logits", "(N, T, V)")
+        if not isinstance(self.head, LikelihoodHead):
+            check_positive(likeliest, "likeliest")
+            known = len(self.backbone.get_input_embeddings().weight)  # type: ignore[arg-type]
+            logits, tokens = policy_logits[..., :known].topk(min(likeliest, known, policy_logits.shape[-1]), -1)
+            rewards, others = self.alternative_rewards(tokens, targets_from=targets_from, **inputs)
+            return rewards, (at_least_float32(logits).softmax(-1).to(others.dtype) * others).sum(-1)
+        read = self._read(targets_from=targets_from, **inputs)
         shape = (len(read.ids), read.width - targets_from)
         check_shape(policy_logits, "policy_logits", (*shape, policy_logits.shape[-1]))
         common = min(policy_logits.shape[-1], read.output.shape[-1])
@@ -529,7 +593,11 @@ class TokenRewardModel(PreTrainedModel):
             log_p.masked_fill_((positions[part] == 0).unsqueeze(1), 0)
             yield places[part], ids[part], bound_rewards(self.head(log_p), self.config.bound)
 
-    def _read(
+    def _read(self, *given: Any, **inputs: Any) -> "_Read":
+        """What the backbone says about the sequences; see :meth:`forward`."""
+        return self._with_output(*self._packed(*given, **inputs))
+
+    def _packed(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -537,9 +605,8 @@ class TokenRewardModel(PreTrainedModel):
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | Tensor | None = None,
         targets_from: int = 0,
-    ) -> "_Read":
-        """What the backbone says about the sequences; see :meth:`forward`."""
-        with_logits = self.config.head == "likelihood"
+    ) -> tuple["_Read", dict[str, Any]]:
+        """The sequences as the backbone reads them, and what it is given; see :meth:`forward`."""
         if self.is_encoder_decoder:
             if decoder_input_ids is None:
                 raise ValueError("decoder_input_ids: needed by an encoder-decoder backbone")
@@ -563,14 +630,17 @@ class TokenRewardModel(PreTrainedModel):
             ids, real, columns = _pack(input_ids, attention_mask, "input_ids", "attention_mask")
             # No real token sees the padding behind it: a causal mask alone is right, and the fast path of attention.
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        read = _Read(ids, real, columns, token_ids.shape[1], targets_from)
-        if not with_logits:
+        return _Read(ids, real, columns, token_ids.shape[1], targets_from), inputs
+
+    def _with_output(self, read: "_Read", inputs: dict[str, Any]) -> "_Read":
+        """The same with what the backbone says."""
+        if not isinstance(self.head, LikelihoodHead):
             read.output = self.backbone(**inputs, **self._no_cache).last_hidden_state
             return read
         # The logits at a position are about the next token: those from the position before the first target are needed.
-        read.first = int(((columns < targets_from) & real).sum(-1).min())
+        read.first = read.first_wanted
         if self._keeps_logits:
-            inputs["logits_to_keep"] = ids.shape[1] - read.before
+            inputs["logits_to_keep"] = read.ids.shape[1] - read.before
             read.output = self.backbone(**inputs, **self._no_cache).logits
         else:
             read.output = self.backbone(**inputs, **self._no_cache).logits[:, read.before :]
@@ -620,6 +690,11 @@ class _Read:
     targets_from: int
     first: int = 0
     output: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def first_wanted(self) -> int:
+        """The first position whose reward is wanted in any row."""
+        return int(((self.columns < self.targets_from) & self.real).sum(-1).min())
 
     @property
     def before(self) -> int:

@@ -506,25 +506,32 @@ class SummaryRewardModel:
         """Refuse a credit by what the policy expects in a state where this model cannot tell.
 
         Raises:
-            UserError: it reads other tokens than the policy, or has a head without rewards of all tokens.
+            UserError: it reads other tokens than the policy, or cannot be asked for those that could stand elsewhere.
         """
-        if self.model.config.head != "likelihood":
-            raise UserError(
-                f"rew_head: a credit that is an advantage needs the rewards of all tokens of a state, which the head "
-                f"'{self.model.config.head}' does not give; use likelihood"
-            )
         if not self.reads_policy_tokens:
             raise UserError("credit: an advantage needs a reward model that reads the policy's own tokens")
+        if not self.model.tells_alternatives:
+            raise UserError(
+                f"rew_head: a credit that is an advantage needs the rewards of other tokens in a state, which the head "
+                f"'{self.model.config.head}' does not give on a {self.model.backbone.config.model_type}; use likelihood"
+            )
 
-    def judge(self, batch: Batch, summaries: Summaries, policy_logits: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, batch: Batch, summaries: Summaries, policy_logits: Tensor, likeliest: int) -> tuple[Tensor, Tensor]:
         """Rewards of the policy's tokens, and what the policy expects in each state, (N, T) each; no gradient.
 
         Args:
             batch, summaries: see `own_rewards`; in the policy's own tokens.
             policy_logits: (N, T, V), position t about token t of the summaries.
+            likeliest: tokens over which it is expected, where the head does not tell all, see
+                :meth:`common.token_reward_model.TokenRewardModel.rewards_and_expectations`.
         """
         sequences = self._sequences(batch.source_ids, batch.source_mask, summaries)
-        return self.model.rewards_and_expectations(policy_logits, **sequences)
+        return self.model.rewards_and_expectations(policy_logits, likeliest=likeliest, **sequences)
+
+    def alternative_rewards(self, batch: Batch, summaries: Summaries, alternatives: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards (N, T) of the policy's tokens, and (N, T, K) of K others in the place of each; no gradient."""
+        sequences = self._sequences(batch.source_ids, batch.source_mask, summaries)
+        return self.model.alternative_rewards(alternatives, **sequences)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model, its tokenizer and the text format."""

@@ -81,8 +81,6 @@ class PolicyTrainer:
         # From the reward model as the last round left it. Those of learnt padding differ from batch to batch.
         self.reference_rewards: ReferenceRewards | None = None
         self._known_scores: dict[int, float] = {}  # of references by the preference, with sequence_score=preference
-        if settings.needs_expectation and reward_trainer is not None:
-            reward_trainer.reward.check_expectations()
         judged_anew = settings.reference_credit in NEED_EXPECTATION or settings.mle_coeff == 0
         if settings.uses_rewards and settings.ignore_pad_token_for_loss and not judged_anew:
             self.reference_rewards = ReferenceRewards([len(ids) for ids in train.targets])
@@ -312,7 +310,7 @@ class PolicyTrainer:
                 with torch.no_grad(), self.precision.autocast():
                     sources = self.policy.encode(batch.source_ids, batch.source_mask)
                     logits = self.policy.logits(sources, labels)
-                    rewards, expected = self._reward_model().judge(batch, labels, logits)
+                    rewards, expected = self._judge(batch, labels, logits)
                 judged.append(Judged(rewards, labels.mask, expected, self._reference_scores(batch)))
             else:
                 rewards = self._label_rewards(batch, labels)
@@ -380,7 +378,7 @@ class PolicyTrainer:
         rewards, expected, scores = self._rewards(batch, samples), None, None
         if settings.sample_credit in NEED_EXPECTATION:
             with torch.no_grad(), self.precision.autocast():
-                _, expected = self._reward_model().judge(batch, samples, logits.detach())
+                _, expected = self._judge(batch, samples, logits.detach())
         if settings.sequence_score == "preference":
             rows = [row for row in batch.rows for _ in range(per_source)]
             scores = self._preferences(self.policy.texts(samples), rows).to(samples.mask.device)
@@ -411,6 +409,9 @@ class PolicyTrainer:
         """Token rewards of summaries, the reward model in evaluation mode."""
         with self.precision.autocast():
             return self._reward_model().policy_rewards(batch, summaries)
+
+    def _judge(self, batch: Batch, summaries: Summaries, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return self._reward_model().judge(batch, summaries, logits, self.settings.expectation_tokens)
 
     def _reward_model(self) -> SummaryRewardModel:
         """In evaluation mode."""

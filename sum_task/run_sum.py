@@ -71,6 +71,8 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     preference, metrics = make_preference(settings.preference), load_metrics(settings.eval_metrics)
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
+    if reward is not None and settings.needs_expectation:
+        reward.check_expectations()
     for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
         add_adapters(model, settings.lora_rank, settings.lora_alpha)
         if settings.gradient_checkpointing:

@@ -61,6 +61,7 @@ class SummarizationSettings:
     guidance: str = setting(choices=GUIDANCES)
     credit: str = setting(choices=tuple(CREDITS))
     weight_shares: str = setting(choices=("sequence", "batch"))
+    expectation_tokens: int = setting(minimum=2)
     sequence_score: str = setting(choices=("learned", "preference"))
     preference: str = setting()
     agg_func: str = setting(choices=AGGREGATIONS)
@@ -186,9 +187,6 @@ class SummarizationSettings:
             raise UserError("exp_in_wmle: it is for credit=reward or reward-to-go with weight_shares=sequence")
         if self.guidance == "token" and self.credit == "sequence" and self.weight_shares == "sequence":
             raise UserError("weight_shares: shares over a sequence cancel its weight; credit=sequence needs batch")
-        if self.needs_expectation and self.rew_head == "after" and self.rew_checkpoint_path is None:
-            kind = self.reference_credit if self.reference_credit in NEED_EXPECTATION else self.sample_credit
-            raise UserError(f"rew_head: credit={kind} needs rew_head=likelihood, which gives the rewards of all tokens")
         kinds = [self.reference_credit] if self.mle_coeff > 0 else []
         kinds += [self.sample_credit] if self.reinforce_coeff > 0 else []
         if self.sequence_score == "preference" and self.uses_rewards and not {*kinds} & {"sequence", "product"}:

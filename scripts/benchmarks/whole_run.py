@@ -76,7 +76,7 @@ def whole_run(
         candidate_pairs = candidates * dev
     else:
         log_lines = 1 + settings.max_train_steps // settings.log_every
-        validation_pairs = rounds * settings.rew_validation_batches * prompts * dev
+        validation_pairs = rounds * (settings.rew_validation_batches + 1) * prompts * dev  # swaps of one batch too
         candidate_pairs = candidates * (train + dev)
     if pool_size:
         reward = rounds * pool_size * train * prices.pair + reward_steps * prices.reward_update

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from prompt_task import policy_trainer, reward_trainer, run_fsc
 from prompt_task.candidates import CandidateTable
 from prompt_task.policy_trainer import PolicyTrainer
 from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.task_lm import TaskLM
 from tests.tiny_runs import TINY, World, noted, published_options
 
 RUN = {"max_train_steps": 6, "early_stop_eval_period": 2, "log_every": 2, "save_steps": 2}
@@ -253,6 +255,20 @@ def walk_matmul_precision(observe, base, world, tmp_path, monkeypatch):
         torch.set_float32_matmul_precision("highest")
 
 
+def walk_tsv_quoting(observe, base, world, tmp_path, monkeypatch):
+    shutil.copytree(Path(world.data), tmp_path / "data")
+    for file in (tmp_path / "data").rglob("train.tsv"):
+        head, first, *rest = file.read_text().splitlines()
+        text, label = first.split("\t")
+        file.write_text("\n".join([head, f'"""{text}"" said"\t{label}', *rest]) + "\n")
+    seen = []
+    monkeypatch.setattr(TaskLM, "read_ahead", lambda self, texts: seen.extend(texts))
+    for quoting, ends in (("auto", '" said'), ("unquoted", '"" said"')):
+        seen.clear()
+        observe(base_path=tmp_path / "data", tsv_quoting=quoting, output_folder=tmp_path / quoting)
+        assert [text.endswith(ends) for text in seen].count(True) == 1
+
+
 def walk_sentence_cache(observe, base, world, tmp_path, monkeypatch):
     kept = [observe(task_lm=world.left_to_right, sentence_cache_mib=mib) for mib in (0, 100)]
     assert len(kept[0].task_lm._states) == 0
@@ -308,6 +324,7 @@ WALK: dict[str, Walk] = {
     # data
     "dataset": becomes({"dataset": "mr"}, lambda run: run.results["dataset"], "sst-2", "mr"),
     "base_path": changed({"base_path": "@other_data"}, lambda a, b: b.texts == [f"again {text}" for text in a.texts]),
+    "tsv_quoting": walk_tsv_quoting,
     "num_shots": becomes({"num_shots": 2}, lambda run: len(run.texts), 6, 4),
     "dataset_seed": changed({"dataset_seed": 1}, lambda a, b: b.texts == [f"again {text}" for text in a.texts]),
     # task LM
@@ -409,7 +426,7 @@ WALK: dict[str, Walk] = {
         {"early_stop_eval_period": 3}, lambda run: [event["step"] for event in run.events("eval")], [2, 4, 6], [3, 6]
     ),
     "num_validation_prompts": becomes(
-        {"num_validation_prompts": 2}, lambda run: sum(prompts == 16 for prompts, *_ in run.scored), 0, 3
+        {"num_validation_prompts": 3}, lambda run: sum(prompts == 24 for prompts, *_ in run.scored), 0, 3
     ),
     # both models
     "gradient_clip": becomes({"gradient_clip": False}, lambda run: len(run.clipped), 4 + 6, 0),

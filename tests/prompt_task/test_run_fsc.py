@@ -171,8 +171,10 @@ def test_no_two_draws_of_a_run_share_their_random_numbers(world, tmp_path, monke
     keys = []
     monkeypatch.setattr(random_keys, "seed_of", noted(random_keys.seed_of, lambda *key: keys.append(key)))
     start(world, tmp_path / "run", rew_gradient_accumulation_steps=2)
-    # Every validation of the policy draws the same; weights are made of one seed whether or not a task LM was loaded.
-    once = [key for key in keys if key[0] not in (Purpose.PROMPT_VALIDATION, Purpose.INITIAL_WEIGHTS)]
+    # Validations of the policy draw the same, swaps of all rounds have one place, and weights are made of one seed
+    # whether or not a task LM was loaded.
+    alike = (Purpose.PROMPT_VALIDATION, Purpose.PROMPT_SWAPS, Purpose.INITIAL_WEIGHTS)
+    once = [key for key in keys if key[0] not in alike]
     assert len(set(once)) == len(once)
     ours = {purpose for purpose in Purpose if purpose.name.startswith("PROMPT")} - {Purpose.PROMPT_RANDOM_SEARCH}
     assert {key[0] for key in keys} == ours | {Purpose.INITIAL_WEIGHTS}

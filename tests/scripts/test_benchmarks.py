@@ -176,12 +176,12 @@ def test_price_of_a_run_by_hand(base_path):
     }
     assert whole_run.whole_run(settings, prices, sizes, straightforward=False, pool_size=9) == {
         "reward steps": 2 * 9 * 16 + 2 * 10 * 3,
-        "reward validation": 8 * 2 + 2 * 2 * 4 * 8,  # scored once a round, on all of dev
+        "reward validation": 8 * 2 + 2 * 3 * 4 * 8,  # scored once a round, on all of dev, one batch with its swaps
         "policy steps": 100 * 11 + 11 * 4 * 16,
         "policy validation": 2 * 12 * 8,
         "candidates": (2 + 3) * (16 + 8),
         "test": 5 * 100,
-        "total": 348 + 144 + 1804 + 192 + 120 + 500,
+        "total": 348 + 208 + 1804 + 192 + 120 + 500,
     }
 
 

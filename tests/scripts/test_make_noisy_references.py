@@ -53,5 +53,5 @@ def test_the_builtin_noisy_data_are_what_the_script_makes(tmp_path, capsys):
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--facts: 1\.5 is out of range"):
         main(["--input", "x.jsonl", "--output", str(tmp_path / "y.jsonl"), "--facts", "1.5"])
-    with pytest.raises(UserError, match=r"is not a \.csv, \.json, \.jsonl file"):
+    with pytest.raises(UserError, match=r"is not a \.csv, \.tsv, \.json, \.jsonl, \.parquet file"):
         main(["--input", "x.txt", "--output", str(tmp_path / "y.jsonl")])

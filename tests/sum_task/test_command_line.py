@@ -90,7 +90,6 @@ def test_bare_flag_before_another():
         (["--use_q_for_weight", "--credit=product"], "use_q_for_weight: it means credit=reward-to-go"),
         (["--exp_in_wmle", "--weight_shares=batch"], "exp_in_wmle: it is for credit=reward or reward-to-go"),
         (["--credit=sequence"], "weight_shares: shares over a sequence cancel its weight"),
-        (["--credit=advantage"], "rew_head: credit=advantage needs rew_head=likelihood"),
         (["--sequence_score=preference"], "sequence_score: preference is for guidance=sequence"),
         (["--mle_coeff=0"], "mle_coeff: 0 leaves nothing to learn from"),
         (["--reward_retrain_epochs=0"], "reward_retrain_epochs: 0 needs a model"),

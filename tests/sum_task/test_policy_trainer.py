@@ -129,6 +129,33 @@ def test_product_credit_weighs_each_token_by_its_summary_and_its_advantage(tiny,
     assert figures["policy/loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("policy", ["t5", "llama"])
+def test_an_advantage_by_the_published_head_is_over_the_policys_likeliest_tokens(tiny, tmp_path, policy):
+    options = {"credit": "exp-advantage", "weight_shares": "batch", "expectation_tokens": 3}
+    trainer = make_trainer(tiny, tmp_path, model_name_or_path=getattr(tiny, policy), **options)
+    batch = whole_batch(trainer)
+    labels = Summaries(batch.target_ids, batch.target_mask)
+    reward = trainer.reward_trainer.reward
+    with torch.no_grad():
+        logits = trainer.policy.logits(trainer.policy.encode(batch.source_ids, batch.source_mask), labels)
+        rewards = reward.policy_rewards(batch, labels)
+        expected = torch.zeros_like(rewards)
+        for place in range(labels.tokens.shape[1]):
+            likely = logits[:, place].softmax(-1).topk(3, -1)
+            for k in range(3):
+                tokens = labels.tokens.clone()
+                tokens[:, place] = likely.indices[:, k]
+                share = likely.values[:, k] / likely.values.sum(-1)
+                expected[:, place] += share * reward.policy_rewards(batch, Summaries(tokens, labels.mask))[:, place]
+    found = trainer._judge(batch, labels, logits)
+    torch.testing.assert_close(found[0], rewards, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1][labels.mask], expected[labels.mask], rtol=0, atol=1e-5)
+    advantage = (rewards - expected).masked_fill(~labels.mask, 0)
+    weights = (advantage / advantage[labels.mask].std(correction=0)).exp() * labels.mask
+    weighed = trainer._weigh([batch])[0]
+    torch.testing.assert_close(weighed.weights, weights, rtol=1e-3, atol=1e-4)
+
+
 def test_the_preference_itself_can_score_references_and_samples(tiny, tmp_path):
     """An oracle: compared with itself a reference has the best score, with another text one below."""
     trainer = make_trainer(tiny, tmp_path, guidance="sequence", sequence_score="preference")

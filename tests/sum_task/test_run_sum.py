@@ -40,13 +40,16 @@ def test_no_two_draws_of_a_run_share_their_random_numbers(tiny, tmp_path, monkey
     assert {key[0] for key in keys} == set(Purpose) - prompts
 
 
-def test_guidance_that_can_have_no_effect_is_refused_before_anything_is_written(tiny, tmp_path):
+def test_guidance_that_can_have_no_effect_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):
     out = tmp_path / "run"
     options = {"output_dir": out, "guidance": "sequence", "gradient_accumulation_steps": 1}
     with pytest.raises(UserError, match="a step has one row; take more"):
         run(tiny.settings(per_device_train_batch_size=1, **options))
     with pytest.raises(UserError, match="a step has one row; take more"):
         run(tiny.settings(max_train_samples=1, **options))
+    monkeypatch.setattr(TokenRewardModel, "tells_alternatives", False)
+    with pytest.raises(UserError, match="rew_head: a credit that is an advantage needs the rewards of other tokens"):
+        run(tiny.settings(output_dir=out, credit="advantage"))
     assert not (out / "metrics.jsonl").exists()
     tiny.settings(reinforce_coeff=0.1, guidance="sequence").check_rows(1)
 
