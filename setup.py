@@ -63,6 +63,8 @@ setup(
         "dev": DEVELOPMENT,
         "wandb": ["wandb>=0.20,<1"],
         "lora": ["peft>=0.21,<1"],
+        # common/integrations/trl.py and the policy stage of chat_task
+        "trl": ["trl>=1.16,<2", "peft>=0.21,<1"],
         "bertscore": ["bert-score>=0.3.13,<1"],
         # launchers of scripts/sweep_*.sh: local, slurm, ray
         "sweep": ["hydra-joblib-launcher>=1.2,<2"],
