@@ -14,6 +14,7 @@ DEPENDENCIES = [
     "tokenizers>=0.22,<1",
     "accelerate>=1.15,<2",
     "datasets>=5.2,<6",
+    "pyarrow>=21",
     "hydra-core>=1.3.2,<2",
     "omegaconf>=2.3,<3",
     "safetensors>=0.8,<1",
@@ -27,6 +28,7 @@ DEPENDENCIES = [
     "tqdm>=4.67,<5",
     "nltk>=3.10,<4",
     "rouge-score>=0.1.2,<1",
+    "evaluate>=0.4.6,<1",
 ]
 
 DEVELOPMENT = [
@@ -53,7 +55,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     # `configs` holds YAML only; as a package it lands beside the runners, which look for it at ../configs.
-    packages=[*find_packages(include=["common*", "prompt_task*", "sum_task*"]), "configs"],
+    packages=[*find_packages(include=["chat_task*", "common*", "prompt_task*", "sum_task*"]), "configs"],
     package_data={"common": ["builtin/**/*", "reporting/*.html.j2"], "configs": ["**/*.yaml"]},
     include_package_data=False,
     install_requires=DEPENDENCIES,
@@ -61,6 +63,8 @@ setup(
         "dev": DEVELOPMENT,
         "wandb": ["wandb>=0.20,<1"],
         "lora": ["peft>=0.21,<1"],
+        # common/integrations/trl.py and the policy stage of chat_task
+        "trl": ["trl>=1.16,<2", "peft>=0.21,<1"],
         "bertscore": ["bert-score>=0.3.13,<1"],
         # launchers of scripts/sweep_*.sh: local, slurm, ray
         "sweep": ["hydra-joblib-launcher>=1.2,<2"],

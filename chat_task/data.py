@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from common.builtin.planted_errors import ranked_rows
+from common.data_files import FILE_TYPES, Located, read_rows, shown_columns
 from common.errors import UserError, nearest
 from common.language_models.replies import Messages, Text
 from common.training.progress import progress
-from sum_task.data import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,8 @@ def ranking_set(row: Mapping[str, Any], columns: Columns, where: str = "row") ->
 def _ranking_set(row: Mapping[str, Any], columns: Columns, where: str) -> RankingSet:
     prompt = _text_or_messages(row[columns.prompt], columns.prompt) if row.get(columns.prompt) is not None else None
     replies: list[Text]
-    if row.get(columns.chosen) is not None or columns.rejected in row:
+    row = {name: value for name, value in row.items() if value is not None}
+    if columns.chosen in row or columns.rejected in row:
         pair = [_text_or_messages(_cell(row, name), name) for name in (columns.chosen, columns.rejected)]
         if prompt is None:
             prompt, pair = _split_pair(pair[0], pair[1], columns)
@@ -189,7 +190,7 @@ def _ranking_set(row: Mapping[str, Any], columns: Columns, where: str) -> Rankin
             prompt = ""
     else:
         raise UserError(
-            f"neither '{columns.chosen}' and '{columns.rejected}' nor '{columns.completions}' ({_shown(row)})"
+            f"neither '{columns.chosen}' and '{columns.rejected}' nor '{columns.completions}' ({shown_columns(row)})"
         )
     for reply in replies:
         content = reply if isinstance(reply, str) else "".join(str(message["content"]) for message in reply)
@@ -291,8 +292,8 @@ def _text_or_messages(value: Any, name: str) -> Text:
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
-    if row.get(name) is None:
-        raise UserError(f"no '{name}'{nearest(name, row)} ({_shown(row)})")
+    if name not in row:
+        raise UserError(f"no '{name}'{nearest(name, row)} ({shown_columns(row)})")
     return row[name]
 
 
@@ -307,14 +308,7 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _shown(row: Mapping[str, Any]) -> str:
-    names = [name for name, value in row.items() if value is not None]
-    return f"there are: {', '.join(map(str, names[:10]))}" if names else "the row is empty"
-
-
-def _sets(
-    name: str, rows: Iterator[tuple[str, Mapping[str, Any]]], columns: Columns, bad_rows: str, bad: list[str]
-) -> list[RankingSet]:
+def _sets(name: str, rows: Iterator[Located], columns: Columns, bad_rows: str, bad: list[str]) -> list[RankingSet]:
     sets = []
     for where, row in progress(rows, f"reading {name}", "row"):
         try:
@@ -326,9 +320,7 @@ def _sets(
     return sets
 
 
-def _rows(
-    dataset_name: str | None, config: str | None, split: str, file: str | None
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(dataset_name: str | None, config: str | None, split: str, file: str | None) -> Iterator[Located]:
     if dataset_name is None:
         return _file_rows(str(file))
     if dataset_name == BUILTIN_DATA:
@@ -338,7 +330,7 @@ def _rows(
     return _hub_rows(dataset_name, config, split)
 
 
-def _hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _hub_rows(name: str, config: str | None, split: str) -> Iterator[Located]:
     from datasets import load_dataset  # slow to import, and not needed for local files
     from datasets.exceptions import DatasetsError
 
@@ -350,22 +342,11 @@ def _hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, 
     return ((f"{name} ({split}), row {n}", row) for n, row in enumerate(dataset, start=1))
 
 
-def _file_rows(file: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _file_rows(file: str) -> Iterator[Located]:
     path = Path(file).expanduser()
-    if path.suffix.lower() not in (".jsonl", ".json", ".csv", ".parquet"):
-        raise UserError(f"{path} is not a .jsonl, .json, .csv or .parquet file")
-    if not path.is_file():
+    if path.suffix.lower() in FILE_TYPES and not path.is_file():
         raise UserError(f"no file {path.absolute()}")
-    if path.suffix.lower() != ".parquet":
-        return read_file(path)
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is no parquet file: {str(error).splitlines()[0]}") from None
-    return ((f"{path}, row {n}", row) for n, row in enumerate(table.to_pylist(), start=1))
+    return read_rows(path)
 
 
 def _draw(sets: list[RankingSet], limit: int | None, seed: int) -> list[RankingSet]:

@@ -1,10 +1,12 @@
 """Checks of tensor arguments, shared by the public functions of the method.
 
-Each raises ValueError whose message starts with the name of the argument it is about.
+Each raises ValueError whose message starts with the name of the argument it is about. Values on a GPU are checked
+there: the error then comes, with the same message, when the CPU next waits for the GPU, as a RuntimeError.
 """
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -36,6 +38,17 @@ def check_shape(tensor: Tensor, name: str, expected: Sequence[int]) -> None:
         raise ValueError(f"{name}: must have shape {tuple(expected)}, got {tuple(tensor.shape)}")
 
 
+def check_values(hold: Tensor, message: str) -> None:
+    """Refuse values for which ``hold``, any shape, is not True throughout.
+
+    A GPU is not waited for: it stops by itself.
+    """
+    if hold.is_cuda:
+        torch._assert_async(hold.all(), message)
+    elif not bool(hold.all()):
+        raise ValueError(message)
+
+
 def real_tokens(mask: Tensor, expected: Sequence[int], name: str = "mask") -> Tensor:
     """Turn a mask of zeros and ones (bool, integer or float) into a bool tensor, True at real tokens.
 
@@ -44,10 +57,9 @@ def real_tokens(mask: Tensor, expected: Sequence[int], name: str = "mask") -> Te
     """
     check_shape(mask, name, expected)
     real = mask.bool()
-    if not bool((real == mask).all()):
-        raise ValueError(f"{name}: entries must be 0 or 1")
-    if not bool(real.any(dim=-1).all()):
-        raise ValueError(f"{name}: every sequence needs at least one real token")
+    if mask.dtype != torch.bool:
+        check_values(real == mask, f"{name}: entries must be 0 or 1")
+    check_values(real.any(dim=-1), f"{name}: every sequence needs at least one real token")
     return real
 
 

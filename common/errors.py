@@ -3,12 +3,24 @@
 import difflib
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 
 class UserError(Exception):
     """Bad input from the user. Its message is one line: what is wrong, where, what is allowed."""
+
+
+class UserErrors(UserError):
+    """Several mistakes that were found at once, such as the options of a file; each is a line of its own.
+
+    Attributes:
+        messages: the lines.
+    """
+
+    def __init__(self, messages: Sequence[str]):
+        super().__init__("; ".join(messages))
+        self.messages = list(messages)
 
 
 class Interrupted(Exception):
@@ -32,8 +44,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def exit_with(error: UserError) -> NoReturn:
-    """Print the error on one line of standard error and leave with exit code 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    """Print the error on one line of standard error (each of several on its own) and leave with exit code 2."""
+    for message in error.messages if isinstance(error, UserErrors) else [str(error)]:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from common.checks import at_least_float32, check_float, check_positive, check_shape, real_tokens
+from common.checks import at_least_float32, check_float, check_positive, check_shape, check_values, real_tokens
 
 
 def list_mle_loss(
@@ -141,8 +141,7 @@ def _check_ranking(scores: Tensor, preferences: Tensor) -> None:
     if scores.shape[1] < 2:
         raise ValueError(f"scores: a ranking set needs at least 2 sequences, got shape {tuple(scores.shape)}")
     check_shape(preferences, "preferences", scores.shape)
-    if bool(preferences.isnan().any()):
-        raise ValueError("preferences: NaN has no place in an order")
+    check_values(~preferences.isnan(), "preferences: NaN has no place in an order")
 
 
 def _descending_order(preferences: Tensor, generator: torch.Generator | None) -> Tensor:

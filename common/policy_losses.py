@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.checks import at_least_float32, check_float, check_name, check_shape, real_tokens
+from common.checks import at_least_float32, check_float, check_name, check_shape, check_values, real_tokens
 
 GUIDANCES = ("reward", "reward-to-go", "sequence")
 
@@ -130,14 +130,14 @@ def reward_weighted_mle_loss(
     check_shape(token_rewards, "token_rewards", logits.shape[:2])
     real = real_tokens(mask, logits.shape[:2])
     rewards = at_least_float32(token_rewards.detach())
-    if not bool(rewards[real].isfinite().all()):
-        raise ValueError("token_rewards: must be finite at real tokens")
+    check_values(rewards.isfinite() | ~real, "token_rewards: must be finite at real tokens")
     if exponentiate:
         # Weights do not change when all rewards of a sequence are divided by the same number: exp cannot overflow.
         largest = rewards.masked_fill(~real, -torch.inf).amax(dim=-1, keepdim=True)
         rewards = (rewards - largest).exp()
-    elif bool((rewards[real] < 0).any()):
-        raise ValueError("token_rewards: must not be negative at real tokens, they are shares of their sum")
+    else:
+        message = "token_rewards: must not be negative at real tokens, they are shares of their sum"
+        check_values((rewards >= 0) | ~real, message)
 
     weights = token_weights(rewards, real, guidance)
     weights = torch.where(weights.sum(dim=-1, keepdim=True) > 0, weights, real.to(weights.dtype))
@@ -182,6 +182,6 @@ def _negative_log_likelihood(logits: Tensor, token_ids: Tensor, real: Tensor, na
     if token_ids.is_floating_point() or token_ids.is_complex() or token_ids.dtype == torch.bool:
         raise ValueError(f"{name}: must be integer token ids, got {token_ids.dtype}")
     chosen = token_ids[real].long()
-    if bool(((chosen < 0) | (chosen >= logits.shape[-1])).any()):
-        raise ValueError(f"{name}: token ids of real tokens must lie in [0, {logits.shape[-1]})")
+    message = f"{name}: token ids of real tokens must lie in [0, {logits.shape[-1]})"
+    check_values((chosen >= 0) & (chosen < logits.shape[-1]), message)
     return F.cross_entropy(at_least_float32(logits[real]), chosen, reduction="none")

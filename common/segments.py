@@ -159,10 +159,10 @@ def fit_location_normalizer(rewards: Tensor, ends: Tensor) -> LocationNormalizer
     """
     check_float(rewards, "rewards", "(N, T)")
     check_shape(ends, "ends", rewards.shape)
-    values = rewards[ends].double().cpu().numpy()
+    values = rewards[ends].cpu().double().numpy()
     if len(values) < 2 or values.std() == 0:
         raise ValueError("rewards: a normalizer needs at least two segments whose rewards differ")
-    locations = segment_locations(ends)[ends].double().cpu().numpy().round(3)
+    locations = segment_locations(ends)[ends].cpu().double().numpy().round(3)
     groups = [values[locations == location] for location in np.unique(locations)]
     logs = np.log(np.unique(locations) + 1e-10)
     means = np.array([group.mean() for group in groups])

@@ -7,7 +7,7 @@ without a bias; ``likelihood`` takes the token's log-probability by the backbone
 import inspect
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -30,6 +30,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
 from common.errors import UserError
 from common.language_models.attention import share_sources
+from common.language_models.branches import can_branch, read_branches
+from common.language_models.capabilities import EncoderStates, capabilities, encode_alone, without_cache
 from common.language_models.pretrained import load_pretrained
 from common.language_models.shared_prompts import can_share_prompts, read_replies
 from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
@@ -95,20 +97,21 @@ def saturation_share(rewards: Tensor, bound: str) -> Tensor:
     return ((rewards < SATURATED * top) | (rewards > (1 - SATURATED) * top)).float().mean()
 
 
-def with_start_token(token_ids: Tensor, mask: Tensor, start_token_id: int) -> tuple[Tensor, Tensor]:
+def with_start_token(token_ids: Tensor, mask: Tensor, start_token_id: int | Sequence[int]) -> tuple[Tensor, Tensor]:
     """Put the start token before each sequence, as an encoder-decoder reads it.
 
     Args:
         token_ids: (N, T).
         mask: (N, T), 1 or True at real tokens.
-        start_token_id: the decoder's start token.
+        start_token_id: the decoder's start token; or several that it reads before every sequence, S.
 
     Returns:
-        Decoder input ids and their mask, (N, T + 1) each. Of the rewards that :class:`TokenRewardModel` gives them,
-        ``rewards[:, 1:]`` are those of ``token_ids``; column 0 is the start token's, which nobody chose.
+        Decoder input ids and their mask, (N, S + T) each, S = 1 for one. Of the rewards that
+        :class:`TokenRewardModel` gives them, ``rewards[:, S:]`` are those of ``token_ids``; before them are the start
+        tokens', which nobody chose.
     """
-    start = token_ids.new_full((token_ids.shape[0], 1), start_token_id)
-    return torch.cat([start, token_ids], dim=1), torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+    start = token_ids.new_tensor(start_token_id).view(1, -1).expand(len(token_ids), -1)
+    return torch.cat([start, token_ids], dim=1), torch.cat([mask.new_ones(start.shape), mask], dim=1)
 
 
 class TokenRewardConfig(PreTrainedConfig):
@@ -123,6 +126,9 @@ class TokenRewardConfig(PreTrainedConfig):
         head_init_gain: gain of that head's Xavier-uniform initialisation; its biases start at minus this number.
             With the published gain of 1e-4 and learning rate, all rewards are equal to the last bit for the first
             dozens of steps.
+        states_width, encodes_alone: what the backbone answered when it was asked: width of its states (None: not asked
+            yet, or its ``hidden_size``), and whether padding changes its encoder's states, so that sources are read
+            with those of their length only.
     """
 
     model_type = "token_reward"
@@ -132,6 +138,8 @@ class TokenRewardConfig(PreTrainedConfig):
     head: str = "after"
     head_hidden_size: int = 2048
     head_init_gain: float = 1e-4
+    states_width: int | None = None
+    encodes_alone: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_name(self.bound, "bound", BOUNDS)
@@ -167,7 +175,8 @@ class TokenRewardModel(PreTrainedModel):
     its states look ahead: the reward of a token may not depend on what is written after it.
 
     ``TokenRewardModel(config)`` is initialised at random, :meth:`from_backbone` starts from a pretrained backbone
-    with a fresh head, and :meth:`from_pretrained` loads what :meth:`save_pretrained` saved, head included.
+    with a fresh head, and :meth:`from_pretrained` loads what :meth:`save_pretrained` saved, head included. Both heads
+    stay in float32 where the backbone is in half precision or under autocast.
 
     Example:
         >>> tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M")
@@ -190,22 +199,40 @@ class TokenRewardModel(PreTrainedModel):
         self.backbone: PreTrainedModel = backbone
         _refuse_encoder_only(self.backbone.config)
         self.is_encoder_decoder = bool(self.backbone.config.is_encoder_decoder)
+        self._no_cache = without_cache(self.backbone)
+        self._ask_backbone()
+        width = config.states_width or self.backbone.config.get_text_config().hidden_size
         self._shares_sources = share_sources(self.backbone)
         self._shares_prompts: bool | None = None
+        self._can_branch: bool | None = None
         self.head: nn.Module
         if config.head == "likelihood":
             self.head = LikelihoodHead()
         elif config.head == "linear":
-            self.head = nn.Linear(self.backbone.config.hidden_size, 1, bias=False)
+            self.head = nn.Linear(width, 1, bias=False)
         else:
             self.head = nn.Sequential(
-                nn.Linear(self.backbone.config.hidden_size, config.head_hidden_size),
+                nn.Linear(width, config.head_hidden_size),
                 nn.ReLU(),
                 nn.Linear(config.head_hidden_size, 1),
             )
-        self.head.to(self.backbone.dtype)
+        # In float32 also on a half-precision backbone: in bf16's 8 bits tokens, and whole sequences, would tie.
+        self.head.to(at_least_float32(torch.empty(0, dtype=self.backbone.dtype)).dtype)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
+
+    def _ask_backbone(self) -> None:
+        """Find out what the backbone can do; while a saved model is being loaded, what it said before holds."""
+        if self.backbone.device.type == "meta":
+            return
+        can = capabilities(self.backbone, "the backbone of the token reward model")
+        if not can.left_to_right:
+            raise UserError(
+                f"a {self.backbone.config.model_type} reads in both directions; the reward of a token may not depend "
+                "on what is written after it"
+            )
+        self.config.states_width = can.width
+        self.config.encodes_alone = self.is_encoder_decoder and not can.ignores_padding
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers calls this for the modules outside of the backbone, which initialises its own.
@@ -305,7 +332,10 @@ class TokenRewardModel(PreTrainedModel):
             raise ValueError("input_ids: only an encoder-decoder backbone can encode sources")
         packed_ids, real, positions = _pack(input_ids, attention_mask, "input_ids", "attention_mask")
         encoder = self.backbone.get_encoder()
-        packed_states = encoder(input_ids=packed_ids, attention_mask=real.long()).last_hidden_state  # (B, S', d)
+        if self.config.encodes_alone:
+            packed_states = encode_alone(encoder, packed_ids, real)  # (B, S', d)
+        else:
+            packed_states = encoder(input_ids=packed_ids, attention_mask=real.long()).last_hidden_state
         states = packed_states.new_zeros(*input_ids.shape, packed_states.shape[-1])
         packed_states = packed_states.masked_fill(~real.unsqueeze(-1), 0)
         return states.scatter(1, positions.unsqueeze(-1).expand_as(packed_states), packed_states)
@@ -355,7 +385,8 @@ class TokenRewardModel(PreTrainedModel):
 
     def _raw_of_states(self, states: Tensor) -> Tensor:
         """What a head that reads states says of them: (..., d) -> (...)."""
-        raw: Tensor = self.head(states.to(next(self.head.parameters()).dtype)).squeeze(-1)
+        with torch.autocast(states.device.type, enabled=False):
+            raw: Tensor = self.head(states.to(next(self.head.parameters()).dtype)).squeeze(-1)
         return raw
 
     def reply_rewards(self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor) -> Tensor:
@@ -453,27 +484,89 @@ class TokenRewardModel(PreTrainedModel):
         return table
 
     @torch.no_grad()
+    def alternative_rewards(self, alternatives: Tensor, targets_from: int = 0, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """The reward of each token, and those of K other tokens in its place, from one pass; no gradient.
+
+        Args:
+            alternatives: (N, T - targets_from, K) token ids for the columns from ``targets_from`` on.
+            targets_from, inputs: as of :meth:`forward`.
+
+        Returns:
+            Rewards (N, T - targets_from) and (N, T - targets_from, K), as of :meth:`forward`; 0 at masked positions.
+
+        Raises:
+            ValueError: the shape of ``alternatives``; the model does not know, see :attr:`tells_alternatives`; or see
+                :meth:`forward`.
+        """
+        if not self.tells_alternatives:
+            raise ValueError(
+                f"alternatives: the backbone, a {self.backbone.config.model_type}, cannot be asked for any"
+            )
+        read, fields = self._packed(targets_from=targets_from, **inputs)
+        shape = (len(read.ids), read.width - targets_from)
+        check_shape(alternatives, "alternatives", (*shape, alternatives.shape[-1]))
+        if isinstance(self.head, LikelihoodHead):
+            return self._looked_up(alternatives, self._with_output(read, fields))
+        first = read.first_wanted
+        columns = read.columns[:, first:]  # (N, M)
+        index = columns.unsqueeze(-1).expand(-1, -1, alternatives.shape[-1])
+        others = alternatives.gather(1, (index - targets_from).clamp(min=0))  # (N, M, K)
+        states, branches = read_branches(self.backbone, fields, others, first)
+        raw = self._raw_of_states(torch.cat([states[:, first:].unsqueeze(2), branches], 2))  # (N, M, 1 + K)
+        wanted = read.wanted[:, first:].unsqueeze(-1)
+        rewards = bound_rewards(raw, self.config.bound).masked_fill(~wanted, 0)
+        placed = rewards.new_zeros(len(rewards), read.width, rewards.shape[-1])
+        placed = placed.scatter(1, columns.unsqueeze(-1).expand_as(rewards), rewards)[:, targets_from:]
+        return placed[..., 0], placed[..., 1:]
+
+    @property
+    def tells_alternatives(self) -> bool:
+        """Whether the rewards of other tokens in a place come from one pass: asked of the backbone the first time."""
+        if self._can_branch is None:
+            self._can_branch = isinstance(self.head, LikelihoodHead) or can_branch(self.backbone)
+        return self._can_branch
+
+    def _looked_up(self, alternatives: Tensor, read: "_Read") -> tuple[Tensor, Tensor]:
+        """See `alternative_rewards`: of the head ``likelihood``."""
+        dtype = at_least_float32(read.output[:0]).dtype
+        rewards = torch.zeros(alternatives.shape[:2], dtype=dtype, device=read.output.device)
+        others = torch.zeros(alternatives.shape, dtype=dtype, device=read.output.device)
+        for targets, ids, table in self._tables(read):
+            rewards.view(-1)[targets] = table.gather(1, ids.unsqueeze(1)).squeeze(1)
+            others.flatten(0, 1)[targets] = table.gather(1, alternatives.flatten(0, 1)[targets])
+        return rewards, others
+
+    @torch.no_grad()
     def rewards_and_expectations(
-        self, policy_logits: Tensor, targets_from: int = 0, **inputs: Any
+        self, policy_logits: Tensor, targets_from: int = 0, likeliest: int = 8, **inputs: Any
     ) -> tuple[Tensor, Tensor]:
         """The reward of each token, and what a policy's token would have in its place on average: E_{a~policy} r(s, a).
 
-        Exact over the policy's whole distribution, from the one pass that :meth:`forward` takes; the rewards of all
-        tokens are made a few positions at a time and never kept.
+        From one pass. The head ``likelihood``: exact over the policy's whole distribution; the rewards of all tokens
+        are made a few positions at a time and never kept. The others: over the policy's likeliest tokens, with their
+        probabilities as shares of their sum, see :mod:`common.language_models.branches`.
 
         Args:
             policy_logits: (N, T - targets_from, V) of the policy for the columns from ``targets_from`` on; tokens that
                 one of the two vocabularies lacks are left out.
+            likeliest: how many tokens are asked for in each place, where not all are.
             targets_from, inputs: as of :meth:`forward`.
 
         Returns:
             Rewards and expectations, (N, T - targets_from) each, as of :meth:`forward`; 0 at masked positions.
 
         Raises:
-            ValueError: the head is not ``likelihood``; the shape of ``policy_logits``; or see :meth:`forward`.
+            ValueError: the model does not know, see :attr:`tells_alternatives`; the shape of ``policy_logits``; or see
+                :meth:`forward`.
         """
-        read = self._read(targets_from=targets_from, **inputs)
         check_float(policy_logits, "policy_logits", "(N, T, V)")
+        if not isinstance(self.head, LikelihoodHead):
+            check_positive(likeliest, "likeliest")
+            known = len(self.backbone.get_input_embeddings().weight)  # type: ignore[arg-type]
+            logits, tokens = policy_logits[..., :known].topk(min(likeliest, known, policy_logits.shape[-1]), -1)
+            rewards, others = self.alternative_rewards(tokens, targets_from=targets_from, **inputs)
+            return rewards, (at_least_float32(logits).softmax(-1).to(others.dtype) * others).sum(-1)
+        read = self._read(targets_from=targets_from, **inputs)
         shape = (len(read.ids), read.width - targets_from)
         check_shape(policy_logits, "policy_logits", (*shape, policy_logits.shape[-1]))
         common = min(policy_logits.shape[-1], read.output.shape[-1])
@@ -500,7 +593,11 @@ class TokenRewardModel(PreTrainedModel):
             log_p.masked_fill_((positions[part] == 0).unsqueeze(1), 0)
             yield places[part], ids[part], bound_rewards(self.head(log_p), self.config.bound)
 
-    def _read(
+    def _read(self, *given: Any, **inputs: Any) -> "_Read":
+        """What the backbone says about the sequences; see :meth:`forward`."""
+        return self._with_output(*self._packed(*given, **inputs))
+
+    def _packed(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -508,9 +605,8 @@ class TokenRewardModel(PreTrainedModel):
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | Tensor | None = None,
         targets_from: int = 0,
-    ) -> "_Read":
-        """What the backbone says about the sequences; see :meth:`forward`."""
-        with_logits = self.config.head == "likelihood"
+    ) -> tuple["_Read", dict[str, Any]]:
+        """The sequences as the backbone reads them, and what it is given; see :meth:`forward`."""
         if self.is_encoder_decoder:
             if decoder_input_ids is None:
                 raise ValueError("decoder_input_ids: needed by an encoder-decoder backbone")
@@ -534,17 +630,20 @@ class TokenRewardModel(PreTrainedModel):
             ids, real, columns = _pack(input_ids, attention_mask, "input_ids", "attention_mask")
             # No real token sees the padding behind it: a causal mask alone is right, and the fast path of attention.
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        read = _Read(ids, real, columns, token_ids.shape[1], targets_from)
-        if not with_logits:
-            read.output = self.backbone(**inputs, use_cache=False).last_hidden_state
+        return _Read(ids, real, columns, token_ids.shape[1], targets_from), inputs
+
+    def _with_output(self, read: "_Read", inputs: dict[str, Any]) -> "_Read":
+        """The same with what the backbone says."""
+        if not isinstance(self.head, LikelihoodHead):
+            read.output = self.backbone(**inputs, **self._no_cache).last_hidden_state
             return read
         # The logits at a position are about the next token: those from the position before the first target are needed.
-        read.first = int(((columns < targets_from) & real).sum(-1).min())
+        read.first = read.first_wanted
         if self._keeps_logits:
-            inputs["logits_to_keep"] = ids.shape[1] - read.before
-            read.output = self.backbone(**inputs, use_cache=False).logits
+            inputs["logits_to_keep"] = read.ids.shape[1] - read.before
+            read.output = self.backbone(**inputs, **self._no_cache).logits
         else:
-            read.output = self.backbone(**inputs, use_cache=False).logits[:, read.before :]
+            read.output = self.backbone(**inputs, **self._no_cache).logits[:, read.before :]
         return read
 
     def _sources(
@@ -568,7 +667,7 @@ class TokenRewardModel(PreTrainedModel):
         if attention_mask is not None:
             attention_mask = real_tokens(attention_mask, states.shape[:2], "attention_mask").long()
             attention_mask = attention_mask.repeat_interleave(per_source, dim=0)
-        encoder_states = BaseModelOutput(last_hidden_state=states.repeat_interleave(per_source, dim=0))
+        encoder_states = EncoderStates(states.repeat_interleave(per_source, dim=0))
         return {"encoder_outputs": encoder_states, "attention_mask": attention_mask}
 
 
@@ -591,6 +690,11 @@ class _Read:
     targets_from: int
     first: int = 0
     output: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def first_wanted(self) -> int:
+        """The first position whose reward is wanted in any row."""
+        return int(((self.columns < self.targets_from) & self.real).sum(-1).min())
 
     @property
     def before(self) -> int:

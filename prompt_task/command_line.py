@@ -1,5 +1,7 @@
 """From the words after a command to checked settings. Every mistake is found before a model is loaded."""
 
+import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from common.errors import UserError, nearest
+from common.errors import UserError, UserErrors, nearest
 from prompt_task.few_shot_data import DatasetSpec
 from prompt_task.settings import FewShotSettings
 
@@ -49,7 +53,11 @@ def read_command(words: Sequence[str], extra: dict[str, Any] | None = None) -> C
             type or out of range.
     """
     config_name, config_dirs, overrides = _split(words)
-    _check_name(config_name, "--config-name", CONFIGS, skip=("dataset",))
+    file = _given_file(config_name, config_dirs)
+    if file is not None:
+        config_name = _store(file)
+    else:
+        _check_name(config_name, "--config-name", CONFIGS, skip=("dataset",))
     values = _compose(config_name, config_dirs, overrides, extra or {})
     return command_from(values, extra or {})
 
@@ -89,8 +97,8 @@ def command_from(values: dict[str, Any], extra: dict[str, Any]) -> Command:
     dataset = values.pop("dataset", None)
     if not isinstance(dataset, dict):
         raise UserError("dataset: must name a file of configs/dataset")
-    spec = DatasetSpec.from_mapping(dataset)
-    return Command(FewShotSettings.from_mapping(values), spec, own, options)
+    settings = FewShotSettings.from_mapping(values)
+    return Command(settings, DatasetSpec.from_mapping(dataset, settings.task_lm), own, options)
 
 
 def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
@@ -122,6 +130,46 @@ def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
     return config_name, config_dirs, overrides
 
 
+def _given_file(name: str, config_dirs: list[str]) -> Path | None:
+    """The user's own configuration that ``--config-name`` means: a path, or a name in one of the ``--config-dir``."""
+    candidates = [Path(folder, f"{name}.yaml") for folder in config_dirs]
+    if os.sep in name:
+        candidates.append(Path(f"{name}.yaml"))
+        if not candidates[-1].is_file():
+            raise UserError(f"--config-name: there is no file '{name}.yaml'")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _store(path: Path) -> str:
+    """Make a user's file a configuration that Hydra composes on top of the defaults. Returns its name.
+
+    Such a file is the published one as it stands, or one like those of configs/ with a list of defaults.
+
+    Raises:
+        UserError: it is no YAML mapping; `UserErrors`: it has keys that are no options, a line each.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"--config-name: cannot read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config-name: {path} holds no options, such as random_seed: 1")
+    names = [field.name for field in dataclasses.fields(FewShotSettings)]
+    known = {*names, "dataset", "defaults", "hydra"}
+    unknown = [f"{path}: unknown option '{key}'{nearest(key, names)}" for key in map(str, values) if key not in known]
+    if unknown:
+        raise UserErrors(unknown)
+    defaults = values.setdefault("defaults", ["fsc_config", "_self_"])
+    if isinstance(values.get("dataset"), str):  # published: a key; here: one of the files of configs/dataset
+        dataset = values.pop("dataset")
+        _check_name(dataset, f"{path}: dataset", CONFIGS / "dataset")
+        defaults.insert(
+            defaults.index("_self_") if "_self_" in defaults else len(defaults), {"override dataset": dataset}
+        )
+    ConfigStore.instance().store(name="given", node=values)
+    return "given"
+
+
 def _check_name(name: str, what: str, folder: Path, skip: Sequence[str] = ()) -> None:
     known = sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in skip)
     if name not in known:
@@ -149,6 +197,9 @@ def _compose(config_name: str, config_dirs: list[str], overrides: list[str], ext
         raise UserError(_first_line(error)) from None
     assert isinstance(values, dict)
     named = {str(key): value for key, value in values.items()}
+    typed = {word.split("=", 1)[0].lstrip("+~") for word in overrides}
+    if "dataset.verbalizers" in typed and isinstance(named.get("dataset"), dict):
+        named["dataset"].pop("verbalizers_by_task_lm", None)  # what is typed wins
     return named | extra | _extra_values(overrides, extra)
 
 
@@ -185,7 +236,7 @@ def help_text(program: str, config: Path = CONFIGS / "fsc_config.yaml") -> str:
     return (
         f"usage: {program} [--config-name NAME] [--config-dir DIR] [key=value ...]\n"
         f"       {program} --multirun key=value1,value2 ...\n\n"
-        f"--config-name NAME   a file of configs/ to start from, for example builtin\n"
+        f"--config-name NAME   a file of configs/ or DIR to start from, for example builtin, or a path to one\n"
         f"--config-dir DIR     a folder with configurations of your own, such as DIR/dataset/mine.yaml\n"
         f"--multirun           run every combination of the comma-separated values\n\n"
         f"The options and their defaults:\n\n{config.read_text(encoding='utf-8')}"

@@ -5,7 +5,8 @@
     python prompt_task/evaluate_prompts.py dataset=sst-2 prompts_file=RUN/prompts.csv output_file=scores.csv
 
 prompts       a JSON list of texts; blanks at either end count
-prompts_file  a .json list, a .csv with a column `prompt` (such as a run's prompts.csv), or one prompt a line
+prompts_file  a .json list, a table (csv, tsv, jsonl, parquet) with a column `prompt`, such as a run's
+              prompts.csv, or one prompt a line
 split         test (default), dev or train
 output_file   where to write the table as CSV; nowhere by default
 All other options are those of run_fsc.py; of these the data, the task LM and the coefficients matter here.
@@ -17,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from transformers.utils import logging as transformers_logging
 
+from common.data_files import is_table, read_lines, read_rows, read_text, text_cell
 from common.errors import UserError, nearest, run_command
+from common.training.files import check_output
 from common.training.progress import set_quiet
 from common.training.runtime import start_runtime
 from prompt_task.candidates import Candidate, score_candidates, write_candidates
@@ -43,20 +45,13 @@ def read_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
         raise UserError("give either prompts='[\"...\", ...]' (a JSON list) or prompts_file=FILE")
     if prompts is not None:
         return _texts(prompts, "prompts")
-    path = Path(str(prompts_file))
-    try:
-        content = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            return _texts(content, str(path))
-        if path.suffix == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-            if "prompt" not in table:
-                raise UserError(f"prompts_file: '{path}' has no column 'prompt' (it has: {', '.join(table.columns)})")
-            found = [str(prompt) for prompt in table["prompt"]]
-        else:
-            found = [line for line in content.split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise UserError(f"prompts_file: cannot read '{path}': {error}") from None
+    path = str(prompts_file)
+    if Path(path).suffix.lower() == ".json":
+        return _texts(read_text(path), path)
+    if is_table(path):
+        found = [text_cell(where, cells, "prompt") for where, cells in read_rows(path)]
+    else:
+        found = [line for line in read_lines(path) if line]
     if not found:
         raise UserError(f"prompts_file: '{path}' holds no prompt")
     return found
@@ -75,6 +70,12 @@ def _texts(text: str, where: str) -> list[str]:
     return prompts
 
 
+def _check_output_file(path: Path, prompts_file: str | None) -> None:
+    if (path.parent / "config.yaml").exists() and path.exists():
+        raise UserError(f"output_file: '{path}' belongs to a run; write to another file")
+    check_output("output_file", path, *([] if prompts_file is None else [prompts_file]))
+
+
 def main() -> int:
     """Read the command line, score, print and write the table."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -88,9 +89,13 @@ def main() -> int:
     if own["split"] not in SPLITS:
         raise UserError(f"split: '{own['split']}' is not one of {', '.join(SPLITS)}{nearest(own['split'], SPLITS)}")
     prompts = read_prompts(own["prompts"], own["prompts_file"])
-    splits = load_few_shot_splits(spec, settings.base_path, settings.num_shots, settings.dataset_seed)
+    if own["output_file"] is not None:
+        _check_output_file(Path(own["output_file"]), own["prompts_file"])
+    splits = load_few_shot_splits(
+        spec, settings.base_path, settings.num_shots, settings.dataset_seed, settings.tsv_quoting
+    )
     set_quiet(settings.quiet)
-    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads)
+    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads, settings.matmul_precision)
     task_lm = load_task_lm(
         settings.task_lm, spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
         settings.scoring_tokens_per_batch, settings.sentence_cache_mib,

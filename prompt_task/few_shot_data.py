@@ -1,7 +1,6 @@
 """Few-shot classification data: what a data set is, its templates, and its splits as tab-separated files.
 
-A file holds a header and one example a line. Nothing in it is quoted or escaped, as in the published files: a text is
-everything between two tabs, so it can hold quotes and outer blanks but neither a tab nor a line break.
+A file holds a header and one example a row; `common.data_files.read_tsv` says which of two dialects it is written in.
 """
 
 import dataclasses
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from common.builtin import resolve
+from common.data_files import read_tsv
 from common.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ class DatasetSpec:
     Attributes:
         name: folder of its splits.
         verbalizers: the word that stands for each class, by label; a leading blank belongs to the word.
-        masked_template: text for a masked task LM, with ``{sentence}``, ``{prompt}`` and ``<mask>``.
-        left_to_right_template: text for a left-to-right task LM, with ``{sentence}`` and ``{prompt}``.
+        masked_template: text for a masked task LM, with ``{sentence}``, ``{prompt}`` and ``<mask>``; empty: none.
+        left_to_right_template: text for a left-to-right task LM, with ``{sentence}`` and ``{prompt}``; empty: none.
         hub_id: the data set's id on the model hub; None where it is not there.
         hub_config: its configuration there.
         hub_revision: its branch or commit there; None is the main branch.
@@ -59,8 +59,8 @@ class DatasetSpec:
 
     name: str
     verbalizers: tuple[str, ...]
-    masked_template: str
-    left_to_right_template: str
+    masked_template: str = ""
+    left_to_right_template: str = ""
     hub_id: str | None = None
     hub_config: str | None = None
     hub_revision: str | None = None
@@ -71,14 +71,22 @@ class DatasetSpec:
     hub_labels: tuple[int | str, ...] | None = None
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> "DatasetSpec":
+    def from_mapping(cls, mapping: Mapping[str, Any], task_lm: str = "") -> "DatasetSpec":
         """Make a data set from the content of its YAML file.
+
+        ``verbalizers_by_task_lm``, where it is given, holds those of single task LMs, by their name.
 
         Raises:
             UserError: an unknown or missing key, a value of the wrong type, fewer than two verbalizers, two that are
-                equal, or a template without its slots.
+                equal, no template or one without its slots.
         """
         where = f"dataset '{mapping['name']}'" if "name" in mapping else "dataset"
+        mapping = dict(mapping)
+        by_task_lm = mapping.pop("verbalizers_by_task_lm", {})
+        if not isinstance(by_task_lm, Mapping):
+            raise UserError(f"{where}: verbalizers_by_task_lm: {by_task_lm!r} is not a mapping of task LMs to words")
+        if task_lm in by_task_lm:
+            mapping["verbalizers"] = by_task_lm[task_lm]
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in mapping:
             if key not in fields:
@@ -98,8 +106,12 @@ class DatasetSpec:
                     f"{where}: hub_labels: {len(spec.hub_labels)} values for {len(spec.verbalizers)} verbalizers"
                 )
             _check_distinct(f"{where}: hub_labels", spec.hub_labels)
-        _check_template(f"{where}: masked_template", spec.masked_template, _SLOTS)
-        _check_template(f"{where}: left_to_right_template", spec.left_to_right_template, _SLOTS[:2])
+        if not spec.masked_template and not spec.left_to_right_template:
+            raise UserError(f"{where}: masked_template or left_to_right_template is needed, by the kind of task LM")
+        if spec.masked_template:
+            _check_template(f"{where}: masked_template", spec.masked_template, _SLOTS)
+        if spec.left_to_right_template:
+            _check_template(f"{where}: left_to_right_template", spec.left_to_right_template, _SLOTS[:2])
         return spec
 
     @classmethod
@@ -128,11 +140,16 @@ class Example:
 
 @dataclass(frozen=True)
 class FewShotSplits:
-    """The examples of one dataset seed."""
+    """The examples of one dataset seed, none with a blank text.
+
+    Attributes:
+        left_out: number of rows with a blank text, by split.
+    """
 
     train: list[Example]
     dev: list[Example]
     test: list[Example]
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def fill_template(template: str, sentence: str, prompt: str, mask_token: str | None) -> str:
@@ -163,7 +180,9 @@ def split_folder(base_path: str | Path, name: str, num_shots: int, dataset_seed:
     return Path(base_path) / f"{num_shots}-shot" / name / f"{num_shots}-{SPLIT_NAMES[dataset_seed]}"
 
 
-def load_few_shot_splits(spec: DatasetSpec, base_path: str, num_shots: int, dataset_seed: int) -> FewShotSplits:
+def load_few_shot_splits(
+    spec: DatasetSpec, base_path: str, num_shots: int, dataset_seed: int, tsv_quoting: str = "auto"
+) -> FewShotSplits:
     """Read train, dev and test of a data set.
 
     Args:
@@ -171,6 +190,7 @@ def load_few_shot_splits(spec: DatasetSpec, base_path: str, num_shots: int, data
         base_path: folder that holds ``16-shot``, or ``builtin/data``.
         num_shots: examples a class in train and in dev.
         dataset_seed: 0..4, the splits named 100, 13, 21, 42 and 87.
+        tsv_quoting: see `common.data_files.read_tsv`.
 
     Raises:
         UserError: a missing folder or file (with the command that makes it), a file that is not in the format,
@@ -182,19 +202,25 @@ def load_few_shot_splits(spec: DatasetSpec, base_path: str, num_shots: int, data
         raise UserError(f"num_shots: {num_shots} is out of range; it must be at least 1")
     folder = split_folder(resolve(base_path), spec.name, num_shots, dataset_seed)
     _check_present(folder, spec, base_path, num_shots, dataset_seed)
-    splits = {split: read_examples(folder / f"{split}.tsv", len(spec.verbalizers)) for split in SPLITS}
+    splits, left_out = {}, {}
+    for split in SPLITS:
+        path = folder / f"{split}.tsv"
+        splits[split], left_out[split] = read_examples(path, len(spec.verbalizers), tsv_quoting)
     for split in ("train", "dev"):
         _check_classes(folder / f"{split}.tsv", splits[split], spec, num_shots)
-    return FewShotSplits(**splits)
+    return FewShotSplits(**splits, left_out=left_out)
 
 
-def read_examples(path: str | Path, num_classes: int) -> list[Example]:
+def read_examples(path: str | Path, num_classes: int, tsv_quoting: str = "auto") -> tuple[list[Example], int]:
     """Read a tab-separated file of examples: a text column ``text`` or ``sentence`` and an integer ``label``.
+
+    Returns:
+        The examples, and the number of rows that are left out because their text is blank.
 
     Raises:
         UserError: the file is not in the format, naming file and line.
     """
-    header, rows = read_tsv(path)
+    header, rows = read_tsv(path, tsv_quoting)
     found = f"its columns are {', '.join(map(repr, header))}"
     texts = [name for name in TEXT_COLUMNS if name in header]
     if not texts:
@@ -205,10 +231,8 @@ def read_examples(path: str | Path, num_classes: int) -> list[Example]:
         raise UserError(f"{path}: no column '{LABEL_COLUMN}'; {found}")
     text_at, label_at = header.index(texts[0]), header.index(LABEL_COLUMN)
     examples = []
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         text, label = row[text_at], row[label_at]
-        if not text.strip():
-            raise UserError(f"{path}, line {line}: the text is empty")
         if not _INTEGER.fullmatch(label):
             raise UserError(f"{path}, line {line}: the label {_shown(label)} is not an integer")
         if not 0 <= int(label) < num_classes:
@@ -216,58 +240,15 @@ def read_examples(path: str | Path, num_classes: int) -> list[Example]:
                 f"{path}, line {line}: the label {label} is out of range; with {num_classes} verbalizers it must be "
                 f"0..{num_classes - 1}"
             )
-        examples.append(Example(text, int(label)))
+        if text.strip():
+            examples.append(Example(text, int(label)))
     if not examples:
-        raise UserError(f"{path}: no examples, only a header")
-    return examples
-
-
-def read_tsv(path: str | Path) -> tuple[list[str], list[list[str]]]:
-    """Read a tab-separated file without quoting, cells verbatim: the header and the rows, row i standing in line i + 2.
-
-    Lines end with LF, or all with CR LF; other characters that some programs take for line ends are text. A byte order
-    mark and empty lines at the end are dropped.
-
-    Raises:
-        UserError: the file is missing, empty or not UTF-8, a column name comes twice, or a line has more or fewer
-            cells than the header.
-    """
-    lines = read_text(path).split("\n")
-    if lines[0].endswith("\r"):
-        lines = [line.removesuffix("\r") for line in lines]
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines:
-        raise UserError(f"{path}: the file is empty")
-    header = lines[0].split("\t")
-    for name, count in Counter(header).items():
-        if count > 1:
-            raise UserError(f"{path}, line 1: {count} columns are called {_shown(name)}")
-    rows = [line.split("\t") for line in lines[1:]]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}, line {number}: {len(row)} cells where the header has {len(header)} "
-                f"(a text can hold neither a tab nor a line break)"
-            )
-    return header, rows
-
-
-def read_text(path: str | Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark, line ends kept.
-
-    Raises:
-        UserError: it cannot be read, or is not UTF-8, naming the line.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+        what = f"all {len(rows)} rows have a blank text" if rows else "only a header"
+        raise UserError(f"{path}: no examples, {what}")
+    left_out = len(rows) - len(examples)
+    if left_out:
+        logger.warning("%s: %d of %d rows left out, text blank", path, left_out, len(rows))
+    return examples, left_out
 
 
 def prepare_command(spec: DatasetSpec, base_path: str, num_shots: int, dataset_seed: int) -> str:

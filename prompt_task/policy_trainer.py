@@ -17,6 +17,7 @@ from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose
 from common.training.runtime import Runtime
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
 from prompt_task.prompt_policy import PromptPolicy
@@ -52,6 +53,7 @@ class PolicyTrainer:
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_POLICY_STREAM)
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
+        self.stepper = Stepper("policy", settings.clip_norm, optimizer=self.optimizer)
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
         self._rate = Rate()
@@ -100,11 +102,11 @@ class PolicyTrainer:
                 if step % settings.early_stop_eval_period == 0:
                     self._validate(step)
                 if step % settings.eval_steps == 0 and self._collects(step):
-                    self.candidates.add(self.policy.greedy().unsqueeze(0))
+                    self.candidates.add(self.policy.greedy().expand(settings.prompt_infer_batch_size, -1))
                 if not self._is_over:
                     after_step(due=bool(settings.save_steps) and step % settings.save_steps == 0)
         self.plateau.restore_best()
-        last = self.policy.sample(settings.prompt_infer_batch_size, self.generator, settings.top_k, settings.top_p)
+        last = self.policy.sample(settings.num_final_prompts, self.generator, settings.top_k, settings.top_p)
         self.candidates.add(last.tokens)
         self.finished = True
         after_step(due=checkpointer.periodic or bool(settings.save_steps))
@@ -114,9 +116,9 @@ class PolicyTrainer:
         return self.steps_done >= self.settings.max_train_steps or self.plateau.should_stop
 
     def _reward_is_due(self) -> bool:
-        """Before step 1, and every `reward_retrain_period` steps while less than half of all steps are done."""
+        """Before step 1, and every `reward_retrain_period` steps of the first half of all steps, its end included."""
         period, done = self.settings.reward_retrain_period, self.steps_done
-        in_first_half = done == 0 or 2 * done < self.settings.max_train_steps
+        in_first_half = 2 * done <= self.settings.max_train_steps
         return done % period == 0 and in_first_half and self.reward_trainer.rounds_done == done // period
 
     def _collects(self, step: int) -> bool:
@@ -138,20 +140,14 @@ class PolicyTrainer:
         policy_loss = reinforce_loss(rollout.logits, tokens, weights, mask)
         entropy_loss = negative_entropy(rollout.logits, mask)
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss
-        if not math.isfinite(loss.item()):
-            raise UserError(f"policy step {step}: the loss is {loss.item()}; a lower learning_rate may help")
-        self.optimizer.zero_grad()
-        loss.backward()
-        figures = {
-            "policy/loss": loss.item(),
-            "policy/reinforce_loss": policy_loss.item(),
-            "policy/entropy": -entropy_loss.item(),
-            "policy/token_reward": rewards.mean().item(),
-        }
-        if settings.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.adaptor.parameters(), settings.clip_norm)
-            figures["policy/gradient_norm"] = norm.item()
-        self.optimizer.step()
+        parts = [part.detach().float() for part in (loss, policy_loss, -entropy_loss, rewards.mean())]
+        names = ("policy/loss", "policy/reinforce_loss", "policy/entropy", "policy/token_reward")
+        figures: dict[str, float] = dict(zip(names, torch.stack(parts).tolist(), strict=True))  # one transfer
+        if not math.isfinite(figures["policy/loss"]):
+            raise UserError(f"policy step {step}: the loss is {figures['policy/loss']}; a lower learning_rate may help")
+        self.stepper.backward(loss)
+        figures["policy/gradient_norm"] = self.stepper.step()
+        figures["policy/skipped_steps"] = self.stepper.skipped
         if step % settings.log_every == 0 or step == 1:
             self._log(step, rollout.tokens, rewards, figures)
         return figures["policy/loss"]
@@ -185,7 +181,8 @@ class PolicyTrainer:
         """Score sampled prompts on dev. The same random numbers each time, so that only the policy differs."""
         settings = self.settings
         generator = self.runtime.generator(Purpose.PROMPT_VALIDATION)
-        tokens = self.policy.sample(settings.num_validation_prompts, generator, settings.top_k, settings.top_p).tokens
+        count = settings.num_validation_prompts * settings.prompt_train_batch_size
+        tokens = self.policy.sample(count, generator, settings.top_k, settings.top_p).tokens
         scores = self.dev_scorer.score(self.policy.texts(tokens))
         figures = {
             "eval/dev_score": scores.score.mean().item(),
@@ -201,6 +198,7 @@ class PolicyTrainer:
         """Add everything that going on needs to a checkpoint."""
         state.put("policy/weights", dict(self.policy.adaptor.state_dict()))
         state.put("policy/optimizer", *optimizer_state(self.optimizer))
+        state.put("policy/stepper", {}, self.stepper.state())
         state.put("policy/plateau", *self.plateau.state())
         state.put("policy/generator", {"state": self.generator.get_state()})
         state.put("policy/candidates", {}, self.candidates.state())
@@ -211,6 +209,7 @@ class PolicyTrainer:
         """Undo `save_state`."""
         self.policy.adaptor.load_state_dict(state.get("policy/weights")[0])
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
+        self.stepper.load_state(state.get("policy/stepper")[1])
         self.plateau.load_state(*state.get("policy/plateau"))
         self.generator.set_state(state.get("policy/generator")[0]["state"])
         self.candidates.load_state(state.get("policy/candidates")[1])

@@ -1,6 +1,8 @@
 """The policy: a frozen causal LM that writes prompts through a small trained adaptor before its own LM head."""
 
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from common.language_models.capabilities import (
+    capabilities,
+    head_width,
+    rows_with_token,
+    states_before_head,
+    without_cache,
+)
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.language_models.sampling import draw_tokens
 from common.training.files import write_folder_atomic
+
+logger = logging.getLogger(__name__)
+
+Choose = Callable[[torch.Tensor, int], torch.Tensor]  # (logits (N, V), position) -> tokens (N,)
 
 
 @dataclass
@@ -67,7 +81,7 @@ class PromptPolicy(nn.Module):
             raise UserError(f"source_str: {source_str!r} is no token of '{name}'")
         self.source_ids: torch.Tensor  # (S,)
         self.register_buffer("source_ids", torch.tensor(source_ids), persistent=False)
-        width = lm.get_output_embeddings().weight.shape[1]
+        width = self._ask(f"policy_lm: '{name}'")
         layers = (nn.Linear(width, hidden_size), nn.Linear(hidden_size, width))
         for layer in layers:
             nn.init.xavier_uniform_(layer.weight, gain=1e-4)
@@ -84,10 +98,44 @@ class PromptPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.source_ids.device
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states of the frozen LM (..., d) to the policy's logits (..., V)."""
-        change = self.adaptor(hidden)
-        return self.lm.get_output_embeddings()(hidden + change if self.residual else change)
+    def _ask(self, name: str) -> int:
+        """Find out what the LM can do, and return the width of the states that its head reads."""
+        if int(self.source_ids.max()) >= len(self.lm.get_input_embeddings().weight):
+            raise UserError(f"source_str: {self.settings['source_str']!r} has tokens that {name} has no embedding of")
+        found = capabilities(self.lm, name)
+        if not found.left_to_right:
+            raise UserError(f"{name} reads in both directions; a policy needs a left-to-right LM")
+        self.keeps_cache = found.cache_by_rows
+        if not self.keeps_cache:
+            logger.warning("%s keeps nothing that prompts could share; each beginning is read whole", name)
+        self._has_token: torch.Tensor  # (V,)
+        self.register_buffer("_has_token", rows_with_token(self.tokenizer, found.vocabulary), persistent=False)
+        self._has_holes = not bool(self._has_token.all())
+        return head_width(self.lm, name)
+
+    def logits(self, ids: torch.Tensor, last: int = 1) -> torch.Tensor:
+        """The policy's logits (N, last, V) after each of the `last` last tokens of `ids` (N, T).
+
+        V ends with the last row of the LM's head to which a token belongs; rows before it without one are the least
+        number there is, so that they have no probability.
+        """
+        logits: torch.Tensor = self.read(ids, last, **without_cache(self.lm)).logits
+        return logits
+
+    def read(self, ids: torch.Tensor, last: int = 1, **inputs: Any) -> Any:
+        """What the LM gives for `ids` with the adaptor before its head, its logits as `logits` has them."""
+
+        def adapted(states: torch.Tensor) -> torch.Tensor:
+            wanted = states[:, -last:]
+            change = self.adaptor(wanted)
+            return wanted + change if self.residual else change
+
+        with states_before_head(self.lm, adapted):
+            output = self.lm(input_ids=ids, **inputs)
+        output.logits = output.logits[..., : len(self._has_token)]
+        if self._has_holes:
+            output.logits = output.logits.masked_fill(~self._has_token, torch.finfo(output.logits.dtype).min)
+        return output
 
     def sample(
         self,
@@ -100,46 +148,60 @@ class PromptPolicy(nn.Module):
         """Sample `count` prompts.
 
         Args:
-            generator: a CPU generator; the device does not change what is drawn.
+            generator: a CPU generator of uniform numbers, one of which decides each token; neither the other prompts
+                nor the device change what is drawn.
             top_k, top_p: truncate the distribution that is drawn from; the logits returned are untruncated.
             with_logits: keep each step's logits, with gradient, for the policy loss.
 
         Raises:
             UserError: training has diverged: there is no distribution to draw from.
         """
+        uniforms = torch.rand(count, self.prompt_length, generator=generator).to(self.device)
 
-        def draw(logits: torch.Tensor, node_of_row: torch.Tensor) -> torch.Tensor:
-            kept = truncate_logits(logits, top_k, top_p).softmax(-1).cpu()
-            if kept.isnan().any():
-                raise UserError("the policy's logits are no finite numbers; a lower learning_rate may help")
-            return torch.multinomial(kept[node_of_row], 1, generator=generator).squeeze(1)
+        def draw(logits: torch.Tensor, position: int) -> torch.Tensor:
+            return draw_tokens(logits, uniforms[:, position], top_k, top_p)
 
         return self._write(count, draw, with_logits)
 
+    @torch.no_grad()
+    def logits_at(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The policy's logits (N, V) where the token `places` (N,) of each prompt (N, T) stands, after those before."""
+        source = self.source_ids.expand(len(tokens), -1)
+        logits = self.logits(torch.cat([source, tokens.to(self.device)], 1)[:, :-1], last=tokens.shape[1])
+        return logits[torch.arange(len(logits)), places.cpu()]
+
     def greedy(self) -> torch.Tensor:
         """The most probable token at each position: (T,)."""
-        return self._write(1, lambda logits, node_of_row: logits.argmax(-1).cpu(), False).tokens[0]
+        return self._write(1, lambda logits, position: logits.argmax(-1), False).tokens[0]
 
-    def _write(self, count: int, choose: Any, with_logits: bool) -> Rollout:
+    def _write(self, count: int, choose: Choose, with_logits: bool) -> Rollout:
         """Write token by token. Rows that agree so far are one node: the LM reads each distinct prefix once."""
         node_of_row = torch.zeros(count, dtype=torch.long)  # on the CPU, as is all bookkeeping here
         inputs = self.source_ids.unsqueeze(0)  # (nodes, S)
-        cache = DynamicCache(config=self.lm.config)
+        options: dict[str, Any] = {"use_cache": True} if self.keeps_cache else without_cache(self.lm)
         tokens, kept_logits = [], []
         for position in range(self.prompt_length):
-            with torch.no_grad():
-                hidden = self.lm.base_model(input_ids=inputs, past_key_values=cache, use_cache=True).last_hidden_state
             with torch.set_grad_enabled(with_logits):
-                logits = self.logits(hidden[:, -1])  # (nodes, V)
-            token = choose(logits.detach(), node_of_row)  # (N,)
+                output = self.read(inputs, 1, **options)
+                logits = output.logits[:, 0][node_of_row.to(self.device)]  # (N, V)
+            chosen = choose(logits.detach(), position)
+            is_finite = logits.detach().amax(-1).isfinite().all()
+            *ids, finite = torch.cat([chosen, is_finite.long().unsqueeze(0)]).tolist()  # one wait for the device
+            if not finite:
+                raise UserError("the policy's logits are no finite numbers; a lower learning_rate may help")
+            token = torch.tensor(ids)  # (N,)
             tokens.append(token)
             if with_logits:
-                kept_logits.append(logits[node_of_row.to(logits.device)])
+                kept_logits.append(logits)
             if position + 1 < self.prompt_length:
                 pairs = torch.stack([node_of_row, token], 1)
                 nodes, node_of_row = torch.unique(pairs, dim=0, return_inverse=True)
-                cache.batch_select_indices(nodes[:, 0].to(self.device))
-                inputs = nodes[:, 1:].to(self.device)
+                parents, written = nodes[:, 0].to(self.device), nodes[:, 1:].to(self.device)
+                if self.keeps_cache:
+                    inputs, options["past_key_values"] = written, output.past_key_values
+                    output.past_key_values.batch_select_indices(parents)
+                else:
+                    inputs = torch.cat([inputs[parents], written], 1)
         return Rollout(torch.stack(tokens, 1), torch.stack(kept_logits, 1) if with_logits else None)
 
     def text(self, tokens: torch.Tensor) -> str:
@@ -177,20 +239,3 @@ class PromptPolicy(nn.Module):
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"'{folder}' does not hold a prompt policy: {error}") from None
         return policy
-
-
-def truncate_logits(logits: torch.Tensor, top_k: int | None, top_p: float) -> torch.Tensor:
-    """Logits (..., V) with all but the `top_k` largest, and all outside the nucleus `top_p`, at -inf. A new tensor.
-
-    The nucleus is the smallest set of most probable tokens whose probability reaches `top_p`.
-    """
-    kept = logits
-    if top_k is not None and top_k < logits.shape[-1]:
-        best = logits.topk(top_k, -1)  # indices, not a threshold: equal logits must not let more than k through
-        kept = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
-    if top_p < 1.0:
-        ordered, order = kept.sort(-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= top_p
-        kept = kept.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
-    return kept

@@ -1,5 +1,6 @@
 """The page of one prompt run: figures, curves, and each candidate prompt coloured by its learned token rewards."""
 
+import math
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ CURVES = (
     "policy/entropy",
     "policy/loss",
     ("reward/loss", "reward/dev_loss"),
-    ("reward/rank_accuracy", "reward/dev_rank_accuracy"),
+    ("reward/rank_accuracy", "reward/dev_rank_accuracy", "reward/dev_swap_accuracy"),
     "policy/guidance_agreement",
     ("reward/token_std", "reward/saturation_share"),
     "policy/token_reward",
@@ -30,7 +31,7 @@ TITLES = {
     "eval/dev_accuracy": "Accuracy of sampled prompts",
     "policy/entropy": "Policy entropy (nats a token)",
     "reward/loss": "ListMLE loss of the reward model",
-    "reward/rank_accuracy": "Rank accuracy of the reward model",
+    "reward/rank_accuracy": "Rank and swap accuracy of the reward model",
     "policy/guidance_agreement": "Rank accuracy on fresh prompts of the policy",
     "reward/token_std": "Spread of the token rewards, and their share at an end",
 }
@@ -74,6 +75,10 @@ def write_run_report(
         "policy steps": results["policy_steps"],
         "wall time": f"{results['wall_seconds'] / 60:.1f} min",
     }
+    for name in ("rank", "swap"):
+        accuracy = results[f"reward_{name}_accuracy"]
+        if accuracy is not None and not math.isnan(accuracy):
+            facts[f"{name} accuracy of the reward"] = f"{accuracy:.3f}"
     subtitle = (
         f"task LM {results['task_lm']}, policy {results['policy_lm']}, guidance {results['guidance']}, "
         f"aggregation {results['agg_func']}, data split {results['dataset_seed']}, seed {results['seed']}"

@@ -14,12 +14,14 @@ import torch
 
 from common.aggregation import aggregate_token_rewards
 from common.grounding_loss import kendall_tau, list_mle_loss, rank_accuracy
+from common.swaps import draw_places, swap_tokens
 from common.token_reward_model import TokenRewardModel, saturation_share
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
-from common.training.random_keys import Purpose, seed_global
+from common.training.random_keys import Purpose, keyed_generator, seed_global
 from common.training.runtime import Runtime
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
@@ -41,6 +43,21 @@ class RankedPrompts:
     tokens: torch.Tensor
     preferences: torch.Tensor
     sets: torch.Tensor
+
+
+@dataclass
+class SwappedPrompts:
+    """Pairs of a prompt and itself with one token replaced by the policy's likeliest other one.
+
+    Attributes:
+        tokens: (2, N, T) token ids, the prompts and below each what it became.
+        preferences: (2, N) score of each.
+        places: (N,) column of the token in question.
+    """
+
+    tokens: torch.Tensor
+    preferences: torch.Tensor
+    places: torch.Tensor
 
 
 def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -88,7 +105,9 @@ class RewardTrainer:
         self.generator = runtime.generator(Purpose.PROMPT_REWARD_STREAM)
         self.rounds_done = 0
         self.steps_done = 0  # optimizer steps over all rounds
+        self.last_figures: dict[str, float] = {}  # on dev, of the weights that the last round chose
         self.steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
+        self.stepper = Stepper("reward", settings.clip_norm)
         self._round: _Round | None = None
         self._rate = Rate()
 
@@ -122,6 +141,7 @@ class RewardTrainer:
         if not current.plateau.restore_best():
             logger.warning("no validation of the reward model gave a number; its last weights are used")
         self.reward_model.eval()
+        self.last_figures = current.chosen
         self._round = None
         self.rounds_done += 1
 
@@ -141,7 +161,8 @@ class RewardTrainer:
         if stop_requested():
             self.generator.set_state(generator_before)
             return None
-        self._round = _Round(optimizer, plateau, validation, pool)
+        self.stepper.optimizer = optimizer
+        self._round = _Round(optimizer, plateau, validation, self._swaps(validation[0].tokens), pool)
         return self._round
 
     def _sample_pool(self, stop_requested: Callable[[], bool]) -> torch.Tensor | None:
@@ -174,11 +195,30 @@ class RewardTrainer:
         examples = len(scorer.examples)
         chosen = None
         if share < 1.0:
-            kept = max(1, round(share * examples))
+            kept = math.ceil(share * examples - 1e-9)  # as published: 52 of 64
             chosen = torch.randperm(examples, generator=self.generator)[:kept].sort().values
         scores = scorer.score(self.policy.texts(tokens), chosen, standardize=settings.compute_zscore).score
         sets = draw_sets(count, settings.reward_learning_batch_size, settings.reward_learning_samples, self.generator)
         return RankedPrompts(tokens, scores, sets)
+
+    def _swaps(self, prompts: torch.Tensor) -> SwappedPrompts:
+        """One token of each prompt (N, T) replaced, and both scored on dev."""
+        generator = keyed_generator(Purpose.PROMPT_SWAPS, self.settings.random_seed)
+        # A prompt has no end token: one that nothing stands behind keeps the last token among the choices.
+        mask = torch.ones(len(prompts), prompts.shape[1] + 1, dtype=torch.bool)
+        places = draw_places(mask, torch.rand(len(prompts), generator=generator))
+        tokens = torch.stack([prompts, swap_tokens(prompts, places, self.policy.logits_at(prompts, places).cpu())])
+        scores = self.dev_scorer.score(
+            self.policy.texts(tokens.flatten(0, 1)), standardize=self.settings.compute_zscore
+        )
+        return SwappedPrompts(tokens, scores.score.view(2, -1), places)
+
+    @torch.no_grad()
+    def _swap_accuracy(self, swaps: SwappedPrompts) -> float:
+        """Share of the pairs whose token rewards at the swapped place have the order of their preferences."""
+        rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, swaps.tokens.flatten(0, 1))
+        pairs = rewards.view(swaps.tokens.shape)[:, torch.arange(len(swaps.places)), swaps.places]  # (2, N)
+        return rank_accuracy(pairs.T.cpu(), swaps.preferences.T).item()
 
     def _step(self, current: "_Round") -> dict[str, float]:
         settings = self.settings
@@ -188,7 +228,7 @@ class RewardTrainer:
             seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, *where)
             ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
             loss, agreement, rewards = self._loss(ranked)
-            (loss / settings.rew_gradient_accumulation_steps).backward()
+            self.stepper.backward(loss / settings.rew_gradient_accumulation_steps)
             batches.append(
                 {
                     "reward/loss": loss.item(),
@@ -200,11 +240,7 @@ class RewardTrainer:
                 }
             )
         figures = mean_figures(batches)
-        if settings.clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.reward_model.parameters(), settings.clip_norm)
-            figures["reward/gradient_norm"] = norm.item()
-        current.optimizer.step()
-        current.optimizer.zero_grad()
+        figures["reward/gradient_norm"] = self.stepper.step()
         self.steps_done += 1
         return figures
 
@@ -240,24 +276,30 @@ class RewardTrainer:
             for loss, agreement in results
         ]
         figures |= mean_figures(dev)
+        figures["reward/dev_swap_accuracy"] = self._swap_accuracy(current.swaps)
         figures["reward/learning_rate"] = current.plateau.learning_rate
+        figures["reward/skipped_steps"] = self.stepper.skipped
         figures["perf/reward_steps_per_second"] = self._rate.steps_per_second(self.steps_done)
         step = current.epochs_done * self.steps_per_epoch
         dev_loss, dev_accuracy = figures["reward/dev_loss"], figures["reward/dev_rank_accuracy"]
         logger.info(
-            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f",
-            self.rounds_done + 1, step, dev_loss, dev_accuracy,
+            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
+            self.rounds_done + 1, step, dev_loss, dev_accuracy, figures["reward/dev_swap_accuracy"],
         )  # fmt: skip
-        current.plateau.update(figures["reward/dev_loss"], step)
+        if current.plateau.update(figures["reward/dev_loss"], step):
+            current.chosen = {name: value for name, value in figures.items() if name.startswith("reward/dev_")}
         self.log.log("reward", self.rounds_done, step, **figures)
 
     def save_state(self, state: StateTree) -> None:
         """Add everything that going on needs to a checkpoint, also from the middle of a round."""
         state.put("reward/generator", {"state": self.generator.get_state()})
         values: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done, "round": None}
+        values["stepper"] = self.stepper.state()
+        values["last_figures"] = self.last_figures
         if self._round is not None:
             current = self._round
-            values["round"] = {"epochs_done": current.epochs_done, "figures": current.figures}
+            values["round"] = {name: getattr(current, name) for name in ("epochs_done", "figures", "chosen")}
+            state.put("reward/swaps", dict(vars(current.swaps)))
             state.put("reward/optimizer", *optimizer_state(current.optimizer))
             state.put("reward/plateau", *current.plateau.state())
             batches = {f"{i}.{k}": v for i, batch in enumerate(current.validation) for k, v in vars(batch).items()}
@@ -270,6 +312,8 @@ class RewardTrainer:
         self.generator.set_state(state.get("reward/generator")[0]["state"])
         values = state.get("reward/progress")[1]
         self.rounds_done, self.steps_done = values["rounds_done"], values["steps_done"]
+        self.stepper.load_state(values["stepper"])
+        self.last_figures = values["last_figures"]
         self._round = None
         if values["round"] is None:
             return
@@ -281,16 +325,23 @@ class RewardTrainer:
         names = ("tokens", "preferences", "sets")
         validation = [RankedPrompts(*(batches[f"{i}.{name}"] for name in names)) for i in range(count)]
         pool = state.get("reward/pool")[0].get("tokens")
-        self._round = _Round(optimizer, plateau, validation, pool, **values["round"])
+        self.stepper.optimizer = optimizer
+        swaps = SwappedPrompts(**state.get("reward/swaps")[0])
+        self._round = _Round(optimizer, plateau, validation, swaps, pool, **values["round"])
 
 
 @dataclass
 class _Round:
-    """The state of a round under way; `figures` are those of the steps since the last epoch ended."""
+    """The state of a round under way.
+
+    `figures` are those of the steps since the last epoch ended, `chosen` those of the best validation so far.
+    """
 
     optimizer: torch.optim.Optimizer
     plateau: Plateau
     validation: list[RankedPrompts]
+    swaps: SwappedPrompts
     pool: torch.Tensor | None
     epochs_done: int = 0
     figures: list[dict[str, float]] = field(default_factory=list)
+    chosen: dict[str, float] = field(default_factory=dict)

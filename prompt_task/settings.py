@@ -5,16 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.aggregation import AGGREGATIONS
+from common.data_files import TSV_QUOTING
 from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
-from common.training.runtime import DTYPES
+from common.training.runtime import DTYPES, MATMUL_PRECISIONS
 from common.training.settings import build_settings, setting
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
-    "output_folder", "overwrite", "resume", "checkpoint_path", "checkpoint_steps", "save_steps", "keep_checkpoints",
-    "device", "num_threads", "report_to", "report_to_wandb", "quiet", "verbose", "sentence_cache_mib",
+    "output_folder", "overwrite", "resume", "checkpoint_path", "checkpoint_minutes", "checkpoint_steps",
+    "save_steps", "keep_checkpoints", "device", "num_threads", "report_to", "report_to_wandb", "quiet", "verbose",
+    "sentence_cache_mib",
 }  # fmt: skip
 
 
@@ -25,6 +27,7 @@ class FewShotSettings:
     base_path: str
     num_shots: int = setting(minimum=1)
     dataset_seed: int = setting(minimum=0, maximum=4)
+    tsv_quoting: str = setting(choices=TSV_QUOTING)
 
     task_lm: str = setting()
     is_mask_lm: bool | None = setting()
@@ -81,16 +84,19 @@ class FewShotSettings:
     eval_steps: int = setting(minimum=1)
     candidate_steps: int = setting(minimum=1)
     prompt_infer_batch_size: int = setting(minimum=1)
+    num_final_prompts: int = setting(minimum=1)
     num_candidates: int = setting(minimum=1)
     num_reported: int = setting(minimum=1)
 
     random_seed: int = setting(minimum=0, maximum=2**32 - 1)
     device: str = setting()
     num_threads: int | None = setting(minimum=1)
+    matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
     output_folder: str | None = setting()
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
     checkpoint_path: str | None = setting()
+    checkpoint_minutes: float = setting(minimum=0)
     checkpoint_steps: int = setting(minimum=0)
     save_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)

@@ -5,7 +5,6 @@ left out: one position of each text meets the LM head, the head has one column a
 others of their length, and a left-to-right LM reads each sentence once and keeps its keys and values.
 """
 
-import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicLayer
 
 from common.errors import UserError
+from common.language_models.capabilities import agree, appended_tokens, takes, without_cache
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.training.runtime import DTYPES
 from prompt_task.few_shot_data import DatasetSpec, fill_template
@@ -32,7 +32,11 @@ from prompt_task.few_shot_data import DatasetSpec, fill_template
 logger = logging.getLogger(__name__)
 
 Pair = tuple[str, str]  # (sentence, prompt)
-PROBE: tuple[Pair, ...] = (("a short sentence", " and a prompt"), ("another one , a little longer", "read"))
+PROBE: tuple[Pair, ...] = (
+    ("a short sentence", " and a prompt"),
+    ("another one , a little longer", "read"),
+    ("one as long , to the word", "read"),
+)
 
 
 def load_task_lm(
@@ -63,6 +67,9 @@ def load_task_lm(
     elif not is_mask_lm and looks_masked(config) and not getattr(config, "is_decoder", False):
         # Its classes with a left-to-right head would load, but every token would see those after it.
         raise UserError(f"is_mask_lm: '{name}' reads in both directions (a masked LM); false needs a left-to-right LM")
+    kind = "masked_template" if is_mask_lm else "left_to_right_template"
+    if not getattr(spec, kind):
+        raise UserError(f"dataset '{spec.name}': {kind}: needed for the task LM '{name}'")
     tokenizer = load_tokenizer(AutoTokenizer, name)
     auto_class = AutoModelForMaskedLM if is_mask_lm else AutoModelForCausalLM
     model = load_pretrained(auto_class, name, dtype=DTYPES[dtype], complete=True)
@@ -116,7 +123,8 @@ class TaskLM(ABC):
         self.model = model.eval().requires_grad_(False)
         self.model.to(device)
         self._readout = _Readout(self.model, self.verbalizer_ids)
-        self._narrow_checked()
+        self._equal_lengths = False
+        self._choose_ways()
 
     @property
     def num_classes(self) -> int:
@@ -177,20 +185,60 @@ class TaskLM(ABC):
                 return shorter, ids
         raise UserError(f"prompt {prompt!r} leaves no room for a sentence in the task LM's {self.max_tokens} tokens")
 
-    def _narrow_checked(self) -> None:
-        """Narrow the LM head to the verbalizers and make sure that it says what the whole head says."""
-        whole = self._logits(PROBE)
+    @torch.no_grad()
+    def _choose_ways(self) -> None:
+        """Take the ways that save work and say what the whole model says of each text alone; leave the others.
+
+        Raises:
+            UserError: the model cannot read a few short texts.
+        """
+        try:
+            alone = torch.cat([self._logits([pair]) for pair in PROBE])
+        except UserError:
+            raise
+        except Exception as error:  # whatever a model raises that is not made for this
+            reason = str(error).strip().split("\n")[0]
+            kind = self.model.config.model_type
+            raise UserError(f"task_lm: this {kind} cannot read a few short texts: {reason}") from None
+        if not self._says(alone):
+            self._equal_lengths = True
+            logger.warning(
+                "this task LM's numbers depend on padding; texts are batched with those of equal length only"
+            )
+            if not self._says(alone):
+                self.tokens_per_batch = 1
+                logger.warning("this task LM's numbers depend on the other texts of a batch; each text is read alone")
+        self._readout.picks = True
+        if not self._says(alone):
+            self._readout.picks = False
         self._readout.narrow()
-        if not torch.allclose(whole, self._logits(PROBE), rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
+        if not self._says(alone):
             self._readout.widen()
             logger.warning("this task LM's head cannot be narrowed to the verbalizers; all columns are computed")
+            if self.model.dtype.itemsize < 4:
+                # Logits of 8 or 11 bits are often equal, and each tie would count as a mistake.
+                self.model.float()
+                logger.warning("task_lm_dtype: so that logits do not tie, this task LM is computed in float32")
+
+    def _says(self, alone: torch.Tensor) -> bool:
+        """Whether the probe's texts together have the logits (N, C) that each has alone."""
+        try:
+            return agree(self._logits(PROBE), alone, self.model.dtype)
+        except Exception as error:  # a head that is narrowed may fail in any way
+            logger.debug("a way to read fails: %s: %s", type(error).__name__, error)
+            return False
+
+    def _batches(self, ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Indices of the texts of each forward pass."""
+        return batches_by_length([len(row) for row in ids], self.tokens_per_batch, self._equal_lengths)
 
 
 class _Readout:
     """Runs a model with its LM head applied to one position a row and, once narrowed, one column a class.
 
-    It works on any architecture of transformers: a hook on the model's body passes on the hidden state of the
-    wanted position only, and the output embedding is replaced by its rows for the verbalizers. In BERT and its kin,
+    It works on most architectures of transformers: a hook on the model's body passes on the hidden state of the
+    wanted position only, and the output embedding is replaced by its rows for the verbalizers, in float32; who uses it
+    tries both and does without what changes the numbers. In BERT and its kin,
     nothing else of the last layer's attention is used either: what follows it there, most of the layer, is computed
     for that position alone.
     """
@@ -199,6 +247,7 @@ class _Readout:
         self.model = model
         self.columns = columns
         self.whole = model.get_output_embeddings()
+        self.picks = False
         self.narrowed = False
         self._positions: torch.Tensor | None = None
         self._last_output: nn.Module | None = None
@@ -209,7 +258,7 @@ class _Readout:
                 self._last_output.register_forward_pre_hook(self._pick_early)
 
     def _pick(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if self._positions is not None and not self._picks_early:
+        if self.picks and self._positions is not None and not self._picks_early:
             output.last_hidden_state = self._wanted(output.last_hidden_state)
         return output
 
@@ -220,7 +269,7 @@ class _Readout:
 
     @property
     def _picks_early(self) -> bool:
-        return self.narrowed and self._last_output is not None
+        return self.picks and self.narrowed and self._last_output is not None
 
     def _wanted(self, states: torch.Tensor) -> torch.Tensor:
         """States (N, T, d) at the wanted position of each row, (N, 1, d)."""
@@ -243,8 +292,8 @@ class _Readout:
         head = self.whole
         if not isinstance(head, nn.Linear):
             return
-        narrow = nn.Linear(head.in_features, len(self.columns), bias=head.bias is not None)
-        narrow = narrow.to(head.weight.device, head.weight.dtype).requires_grad_(False)
+        narrow = _Float32Linear(head.in_features, len(self.columns), bias=head.bias is not None)
+        narrow = narrow.to(head.weight.device).requires_grad_(False)
         narrow.weight.copy_(head.weight[self.columns])
         if head.bias is not None:
             narrow.bias.copy_(head.bias[self.columns])
@@ -254,6 +303,13 @@ class _Readout:
     def widen(self) -> None:
         self.model.set_output_embeddings(self.whole)
         self.narrowed = False
+
+
+class _Float32Linear(nn.Linear):
+    """A layer that is computed in float32: logits of 8 or 11 bits are often equal, and a tie is a mistake."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return super().forward(states.float())
 
 
 def _last_attention_output(body: Any) -> nn.Module | None:
@@ -293,7 +349,7 @@ class MaskedTaskLM(TaskLM):
     def _logits(self, pairs: Sequence[Pair]) -> torch.Tensor:
         ids, sentences = self._encode(pairs)
         logits = torch.empty(len(pairs), self.num_classes, device=self.device)
-        for rows in batches_by_length([len(row) for row in ids], self.tokens_per_batch):
+        for rows in self._batches(ids):
             batch, mask = pad_right([ids[i] for i in rows], self.tokenizer.pad_token_id or 0, self.device)
             positions = [self._mask_position(ids[i], sentences[i], pairs[i][1]) for i in rows]
             at = torch.tensor(positions, device=self.device)
@@ -336,13 +392,19 @@ class LeftToRightTaskLM(TaskLM):
     ):
         self._states: dict[tuple[int, ...], torch.Tensor] = {}  # prefix ids -> (layers, 2, heads, T, d)
         self._cache_bytes = self._free_bytes = sentence_cache_mib * 2**20
-        self._takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        self._takes_positions = takes(model.base_model, "position_ids")
+        self._appended = appended_tokens(tokenizer)
         self.reuses_sentences = False
         super().__init__(model, tokenizer, spec, device, tokens_per_batch)
         with torch.no_grad():
             self.reuses_sentences = self._reuse_is_exact()
         if not self.reuses_sentences:
             logger.warning("this task LM's keys and values cannot be reused between prompts; every text is read whole")
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        # The class follows the text, not the end token that some tokenizers put behind it.
+        ids = super()._tokenize(texts)
+        return [row[: len(row) - self._appended] for row in ids]
 
     def fill(self, sentence: str, prompt: str) -> str:
         return fill_template(self.spec.left_to_right_template, sentence, prompt, None)
@@ -386,11 +448,11 @@ class LeftToRightTaskLM(TaskLM):
 
     def _read_whole(self, ids: list[list[int]]) -> torch.Tensor:
         logits = torch.empty(len(ids), self.num_classes, device=self.device)
-        for rows in batches_by_length([len(row) for row in ids], self.tokens_per_batch):
+        for rows in self._batches(ids):
             batch, mask = pad_right([ids[i] for i in rows], self.tokenizer.pad_token_id or 0, self.device)
             last = mask.sum(-1) - 1
-            inputs = {"input_ids": batch, "attention_mask": mask, "use_cache": False}
-            logits[rows] = self._readout(last, **inputs).float()
+            inputs = {"input_ids": batch, "attention_mask": mask}
+            logits[rows] = self._readout(last, **inputs, **without_cache(self.model)).float()
         return logits
 
     def _sentence_groups(self, prefixes: list[tuple[int, ...]]) -> Iterator[list[int]]:
@@ -462,10 +524,10 @@ class LeftToRightTaskLM(TaskLM):
         self.reuses_sentences = True
         try:
             cached = self._logits(PROBE)
-        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a model that knows no such cache may raise anything
             logger.debug("reuse of keys and values failed: %s", error)
             return False
-        return torch.allclose(whole, cached, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+        return agree(cached, whole, self.model.dtype)
 
 
 def verbalizer_ids(tokenizer: PreTrainedTokenizerBase, verbalizers: Sequence[str], dataset: str) -> list[int]:
@@ -517,11 +579,14 @@ def common_length(prefix: Sequence[int], ids: Sequence[int]) -> int:
     return length
 
 
-def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices in order of length, cut so that rows x longest stays within the budget (one row at least)."""
+def batches_by_length(lengths: Sequence[int], tokens_per_batch: int, equal: bool = False) -> Iterator[list[int]]:
+    """Indices in order of length, cut so that rows x longest stays within the budget (one row at least).
+
+    With `equal`, also where the length changes.
+    """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[i] > tokens_per_batch:
+        if batch and ((len(batch) + 1) * lengths[i] > tokens_per_batch or (equal and lengths[i] != lengths[batch[0]])):
             yield batch
             batch = []
         batch.append(i)

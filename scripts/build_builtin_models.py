@@ -17,6 +17,7 @@ import multiprocessing
 import platform
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -149,6 +150,10 @@ def build_data(folder: Path, seed: int) -> dict[str, Any]:
         rng = random.Random(f"{seed} reports {part}")
         reports = [write_report(rng) for _ in range(count)]
         write_jsonl_atomic(folder / "reports" / f"{part}.jsonl", map(dataclasses.asdict, reports))
+    (folder / "noisy-reports").mkdir()
+    files = ["--input", str(folder / "reports/train.jsonl"), "--output", str(folder / "noisy-reports/train.jsonl")]
+    script = str(Path(__file__).with_name("make_noisy_references.py"))
+    subprocess.run([sys.executable, script, *files], check=True, stdout=subprocess.DEVNULL)
     return {"test_reviews": TEST_REVIEWS, "report_rows": REPORT_ROWS}
 
 

@@ -87,7 +87,7 @@ def random_search(
         if found["random"]["prompts_scored"] >= budget:
             return found
     settings = command.settings
-    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads)
+    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads, settings.matmul_precision)
     policy = PromptPolicy.from_lm(
         settings.policy_lm,
         source_str=settings.source_str,
@@ -177,8 +177,8 @@ def run_place(place: Place, methods: list[str], overrides: list[str]) -> None:
     base = read_command(common_words)
     settings = base.settings
     set_quiet(settings.quiet)
-    splits = load_few_shot_splits(base.spec, settings.base_path, settings.num_shots, place.split)
-    runtime = start_runtime(place.seed, settings.device, settings.num_threads)
+    splits = load_few_shot_splits(base.spec, settings.base_path, settings.num_shots, place.split, settings.tsv_quoting)
+    runtime = start_runtime(place.seed, settings.device, settings.num_threads, settings.matmul_precision)
     task_lm: Any = RememberingTaskLM(
         load_task_lm(
             settings.task_lm, base.spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,

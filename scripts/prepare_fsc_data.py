@@ -3,29 +3,29 @@
     python scripts/prepare_fsc_data.py --dataset=agnews
     python scripts/prepare_fsc_data.py --dataset=my_dataset.yaml --train_file=train.csv --test_file=test.csv
 
-The first form reads the data set from the model hub, the second from your own csv, tsv, json or jsonl files. They write
-{base_path}/16-shot/{dataset}/16-{100,13,21,42,87}/{train,dev,test}.tsv, where run_fsc.py looks for them.
+The first form reads the data set from the model hub, the second from your own csv, tsv, json, jsonl or parquet
+files. They write {base_path}/16-shot/{dataset}/16-{100,13,21,42,87}/{train,dev,test}.tsv,
+where run_fsc.py looks for them.
 """
 
 import argparse
-import io
-import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.data_files import FILE_TYPES, TSV_QUOTING, is_table, read_rows, tsv_text
 from common.errors import UserError, nearest, run_command
-from common.training.csv_rows import csv_rows
 from common.training.files import write_folder_atomic, write_text_atomic
-from prompt_task.few_shot_data import SPLIT_NAMES, DatasetSpec, Example, read_text, read_tsv, split_folder
+from prompt_task.few_shot_data import SPLIT_NAMES, DatasetSpec, Example, split_folder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "dataset"
-FORMATS = (".csv", ".tsv", ".json", ".jsonl")
-FORBIDDEN = re.compile("[\t\r\n\ud800-\udfff]+")  # the last: halves of characters, which UTF-8 cannot hold
+FORBIDDEN = re.compile("[\t\r\n\ud800-\udfff]+")
+"""What would break an example's line in two; the last are halves of characters, which UTF-8 cannot hold."""
+
 COLUMN_HINT = "--text_column and --label_column say which to read"
 
 
@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> None:
             raise UserError(f"{folder} is already there; --overwrite replaces it")
 
     if options.train_file is not None:
-        train, test = read_file(options.train_file, spec), read_file(options.test_file, spec)
+        train, test = (read_file(path, spec, options.tsv_quoting) for path in (options.train_file, options.test_file))
     else:
         train, test = read_hub(spec, spec.hub_train_split), read_hub(spec, spec.hub_test_split)
     train_classes, test_classes = classes_of(train, spec), classes_of(test, spec)
@@ -88,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"test, the same in each: {len(examples)} examples ({shown}) of {test.source}")
     changed = len(train.changed) + len(test.changed)
     if changed:
-        print(f"what the format cannot hold (tabs, line breaks) became a blank in {changed} texts")
+        print(f"what breaks a line (tabs, line breaks) became a blank in {changed} texts")
     if empty:
         print(f"{empty} rows without text were left out of test")
 
@@ -104,8 +104,14 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     add("--num_shots", type=int, default=16, help="examples a class in train and in dev (default: %(default)s)")
     add("--dataset_seeds", type=int, nargs="+", default=list(range(len(SPLIT_NAMES))), help="0..4 (default: all five)")
     add("--max_test", type=int, help="at most so many test examples, drawn at random, the same for every dataset seed")
-    add("--train_file", help="file of your own from which train and dev are drawn: csv, tsv (unquoted), json or jsonl")
+    add("--train_file", help="file of your own from which train and dev are drawn: csv, tsv, json, jsonl or parquet")
     add("--test_file", help="file of your own that becomes test")
+    add(
+        "--tsv_quoting",
+        choices=TSV_QUOTING,
+        default="auto",
+        help="are cells of tsv files quoted? (%(default)s)",
+    )
     add("--text_column", nargs="+", help="column of the text, or several to be joined (default: the data set's)")
     add("--label_column", help="column of the label (default: the data set's)")
     add("--labels", nargs="+", help="values of the label column in the verbalizers' order (default: the data set's)")
@@ -159,14 +165,14 @@ def check_files(options: argparse.Namespace, spec: DatasetSpec) -> None:
         return
     for name in ("train_file", "test_file"):
         path = Path(getattr(options, name))
-        if path.suffix.lower() not in FORMATS:
-            raise UserError(f"--{name}: '{path}' must end with one of {' '.join(FORMATS)}")
+        if not is_table(path):
+            raise UserError(f"--{name}: '{path}' must end with one of {' '.join(FILE_TYPES)}")
 
 
-def read_file(path: str, spec: DatasetSpec) -> Table:
-    """Read a csv, tsv (unquoted), json (a list of objects) or jsonl file, every cell as it stands."""
+def read_file(path: str, spec: DatasetSpec, tsv_quoting: str) -> Table:
+    """Read a file of rows, every cell as it stands."""
     labels, texts = [], []
-    for where, row in file_rows(Path(path)):
+    for where, row in read_rows(path, tsv_quoting):
         check_columns(where, row, spec)
         labels.append(row[spec.hub_label_column])
         texts.append(join_columns(where, row, spec.hub_text_columns))
@@ -180,44 +186,6 @@ def check_columns(where: str, found: Collection[str], spec: DatasetSpec) -> None
     for column in (*spec.hub_text_columns, spec.hub_label_column):
         if column not in found:
             raise UserError(f"{where}: no column '{column}' (found: {', '.join(found)}); {COLUMN_HINT}")
-
-
-def file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row as a mapping from column to cell, with the words that say where it stands."""
-    kind = path.suffix.lower()
-    if kind == ".tsv":
-        header, rows = read_tsv(path)
-        for number, cells in enumerate(rows, start=2):
-            yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
-    elif kind == ".csv":
-        yield from csv_rows(path, io.StringIO(read_text(path), newline=""))
-    elif kind == ".json":
-        items = parse_json(str(path), read_text(path))
-        if not isinstance(items, list):
-            raise UserError(f"{path}: not a JSON list of objects; one object a line is a .jsonl file")
-        for number, item in enumerate(items, start=1):
-            where = f"{path}, item {number}"
-            yield where, as_object(where, item)
-    else:
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield where, as_object(where, parse_json(where, line))
-
-
-def parse_json(where: str, text: str) -> Any:
-    """JSON as Python data."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
-
-
-def as_object(where: str, row: Any) -> dict[str, Any]:
-    """`row` if it is a JSON object."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object")
-    return row
 
 
 def read_hub(spec: DatasetSpec, split: str) -> Table:
@@ -320,8 +288,8 @@ def write_split(folder: Path, train: list[Example], dev: list[Example], test: li
         raise UserError(f"cannot make {folder.parent}: {error.strerror}") from None
     with write_folder_atomic(folder) as partial:
         for name, examples in (("train", train), ("dev", dev), ("test", test)):
-            rows = "".join(f"{example.text}\t{example.label}\n" for example in examples)
-            write_text_atomic(partial / f"{name}.tsv", "text\tlabel\n" + rows)
+            rows = [("text", "label"), *((example.text, example.label) for example in examples)]
+            write_text_atomic(partial / f"{name}.tsv", tsv_text(rows))
 
 
 if __name__ == "__main__":

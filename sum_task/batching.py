@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
 from common.training.files import write_folder_atomic
 from common.training.random_keys import Purpose, keyed_generator
+from common.training.runtime import upload
 from sum_task.data import Row
 
 logger = logging.getLogger(__name__)
@@ -33,11 +35,12 @@ class TextFormat:
     """How articles and summaries become the token ids of one model.
 
     Attributes:
-        tokenizer: a fast tokenizer of transformers.
+        tokenizer: a tokenizer of transformers.
         is_encoder_decoder: encoder-decoder: source = prefix + article, cut at the end. Decoder-only: prefix + article
             + separator, of which only the article is cut.
         source_prefix, separator: see above.
         max_source_length: tokens of a source.
+        source_language, target_language: codes of a multilingual tokenizer; None where it knows none.
     """
 
     tokenizer: Any
@@ -45,6 +48,8 @@ class TextFormat:
     source_prefix: str
     separator: str
     max_source_length: int
+    source_language: str | None = None
+    target_language: str | None = None
 
     def sources(self, articles: Sequence[str]) -> list[list[int]]:
         """Token ids of each article as the model reads it.
@@ -73,10 +78,10 @@ class TextFormat:
         if not summaries:
             return []
         end = self.tokenizer.eos_token_id
-        if not self.is_encoder_decoder:
-            return [[*ids[: max_length - 1], end] for ids in self._plain(summaries)]
-        encoded = self.tokenizer(text_target=list(summaries), truncation=True, max_length=max_length)["input_ids"]
-        return [ids if ids and ids[-1] == end else [*ids[: max_length - 1], end] for ids in encoded]
+        if self.is_encoder_decoder:  # what stands before a target is not written but given: see `decoder_start`
+            texts = {"text_target": list(summaries), "add_special_tokens": False, "verbose": False}
+            return [[*ids[: max_length - 1], end] for ids in self.tokenizer(**texts)["input_ids"]]
+        return [[*ids[: max_length - 1], end] for ids in self._plain(summaries)]
 
     def describe(self) -> dict[str, Any]:
         """The plain settings, as they are saved beside a model."""
@@ -84,6 +89,8 @@ class TextFormat:
             "source_prefix": self.source_prefix,
             "separator": self.separator,
             "max_source_length": self.max_source_length,
+            "source_language": self.source_language,
+            "target_language": self.target_language,
         }
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
@@ -109,6 +116,10 @@ class TokenizedRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def first(self, count: int) -> "TokenizedRows":
+        """The first so many rows, or all."""
+        return TokenizedRows(self.rows[:count], self.sources[:count], self.targets[:count])
+
 
 @dataclass
 class Batch:
@@ -131,7 +142,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
         tensors = (self.source_ids, self.source_mask, self.target_ids, self.target_mask)
-        source_ids, source_mask, target_ids, target_mask = (t.to(device, non_blocking=True) for t in tensors)
+        source_ids, source_mask, target_ids, target_mask = (upload(t, device) for t in tensors)
         return Batch(self.rows, source_ids, source_mask, target_ids, target_mask, self.indices)
 
     def only(self, places: Sequence[int]) -> "Batch":
@@ -233,20 +244,34 @@ def tokenize(
         overwrite_cache: make the tokens of a large split anew, even if they are there.
         cache: where those of splits of at least `CACHED_ROWS` rows are kept.
     """
-    place = cache / _fingerprint(rows, text_format, max_target_length) if len(rows) >= CACHED_ROWS else None
-    if place is not None and not overwrite_cache and (place / "tokens.safetensors").is_file():
-        arrays = load_file(place / "tokens.safetensors")
-        parts = [_unpacked(arrays[f"{name}.ids"], arrays[f"{name}.ends"]) for name in ("sources", "targets")]
-        return TokenizedRows(rows, *parts)
+    place = None
+    if len(rows) >= CACHED_ROWS:
+        fingerprint = _fingerprint(rows, text_format, max_target_length)
+        if fingerprint is None:
+            logger.info("the tokens of %d rows are not kept on the disk: the tokenizer is no fast one", len(rows))
+        else:
+            place = cache / fingerprint
+    if place is not None and not overwrite_cache:
+        try:
+            arrays = load_file(place / "tokens.safetensors")
+            parts = [_unpacked(arrays[f"{name}.ids"], arrays[f"{name}.ends"]) for name in ("sources", "targets")]
+            return TokenizedRows(rows, *parts)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, SafetensorError, KeyError) as error:
+            logger.warning("tokens that were kept in %s cannot be read and are made anew: %s", place, error)
     sources, targets = _tokenized(rows, text_format, max_target_length, workers)
     if place is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        with write_folder_atomic(place) as temporary:
-            arrays = {}
-            for name, sequences in (("sources", sources), ("targets", targets)):
-                arrays[f"{name}.ids"] = np.array([i for ids in sequences for i in ids], dtype=np.int32)
-                arrays[f"{name}.ends"] = np.cumsum([len(ids) for ids in sequences])
-            save_file(arrays, temporary / "tokens.safetensors")
+        arrays = {}
+        for name, sequences in (("sources", sources), ("targets", targets)):
+            arrays[f"{name}.ids"] = np.array([i for ids in sequences for i in ids], dtype=np.int32)
+            arrays[f"{name}.ends"] = np.cumsum([len(ids) for ids in sequences])
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with write_folder_atomic(place) as temporary:
+                save_file(arrays, temporary / "tokens.safetensors")
+        except (OSError, UserError) as error:
+            logger.warning("the tokens of %d rows are not kept on the disk: %s", len(rows), error)
     return TokenizedRows(rows, sources, targets)
 
 
@@ -276,10 +301,14 @@ def _unpacked(ids: Any, ends: Any) -> list[Any]:
     return [part.tolist() for part in np.split(ids, ends[:-1])]
 
 
-def _fingerprint(rows: Sequence[Row], text_format: TextFormat, max_target_length: int) -> str:
+def _fingerprint(rows: Sequence[Row], text_format: TextFormat, max_target_length: int) -> str | None:
+    """A name for what `tokenize` returns; None where the tokenizer, no fast one, cannot say what it is."""
+    backend = getattr(text_format.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
     digest = hashlib.sha256()
     settings = [text_format.describe(), text_format.is_encoder_decoder, max_target_length]
-    tokenizer = json.loads(text_format.tokenizer.backend_tokenizer.to_str())
+    tokenizer = json.loads(backend.to_str())
     tokenizer |= {"truncation": None, "padding": None}  # as the last call left them
     for part in (settings, tokenizer):
         digest.update(json.dumps(part).encode())

@@ -1,25 +1,31 @@
-"""Articles and their summaries: data sets of the model hub, the shipped reports, or csv, json and jsonl files.
+"""Articles and their summaries: data sets of the model hub, the shipped reports, or files of rows.
 
 Rows whose article or summary is blank are left out and counted.
 """
 
-import json
 import logging
 import random
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from common.builtin import resolve
+from common.data_files import FILE_TYPES, is_table, read_rows, shown_columns, text_cell
 from common.errors import UserError, nearest
-from common.training.csv_rows import csv_rows
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-FILE_TYPES = (".csv", ".json", ".jsonl")
-BUILTIN_DATA = "builtin/data"
+BUILTIN_DATA = {
+    "builtin/data": {split: f"reports/{split}.jsonl" for split in SPLITS},
+    # Noisy references to learn from, see scripts/make_noisy_references.py; clean ones to test on.
+    "builtin/noisy-data": {
+        "train": "noisy-reports/train.jsonl",
+        "validation": "reports/validation.jsonl",
+        "test": "reports/test.jsonl",
+    },
+}
 
 HUB_IDS = {"xsum": "EdinburghNLP/xsum", "cnn_dailymail": "abisee/cnn_dailymail", "samsum": "knkarthick/samsum"}
 """Where the data sets lie that the hub once knew by a short name."""
@@ -43,10 +49,21 @@ _EVALUATION_SEED = 0
 
 
 class Row(NamedTuple):
-    """An article and its human summary."""
+    """An article and its human summary.
+
+    Attributes:
+        source, reference: the two texts.
+        compared: what summaries of the article are compared with in place of `reference`; None: with that.
+    """
 
     source: str
     reference: str
+    compared: str | None = None
+
+    @property
+    def standard(self) -> str:
+        """What the preference compares summaries of the article with."""
+        return self.reference if self.compared is None else self.compared
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,7 @@ def load_splits(
     test_file: str | None = None,
     text_column: str | None = None,
     summary_column: str | None = None,
+    preference_column: str | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     max_predict_samples: int | None = None,
@@ -82,11 +100,12 @@ def load_splits(
     Args:
         dataset_name: a data set of the model hub, a folder that `datasets.load_dataset` reads, or ``builtin/data``.
         dataset_config: the configuration of that data set; ``3.0.0`` for ``cnn_dailymail`` if none is given.
-        train_file: a csv, json (a list of objects, or one object a line) or jsonl file, instead of `dataset_name`.
+        train_file: a file that `common.data_files.read_rows` reads, instead of `dataset_name`.
         validation_file: needed beside `train_file`.
         test_file: optional.
         text_column: column of the article; by default that of the data set, or one of the usual names.
         summary_column: column of the summary, likewise.
+        preference_column: column of train with what the preference compares summaries with; None: the summary.
         max_train_samples: at most so many rows of train, drawn with `seed`, in their order.
         max_eval_samples: at most so many rows of validation, the same for every `seed`.
         max_predict_samples: at most so many rows of test, the same for every `seed`.
@@ -111,7 +130,7 @@ def load_splits(
     rows: dict[str, Sequence[Row]] = {"test": ()}
     left_out = {}
     for split, table in tables.items():
-        usable, count = table.usable_rows(columns)
+        usable, count = table.usable_rows(columns, preference_column if split == "train" else None)
         left_out[split] = count - len(usable)
         if not usable:
             why = f"all {count} rows have a blank article or summary" if count else "there are no rows"
@@ -120,6 +139,20 @@ def load_splits(
             logger.warning("%s: %d of %d rows left out, article or summary blank", table.name, left_out[split], count)
         rows[split] = _draw(usable, limits[split], seed if split == "train" else _EVALUATION_SEED)
     return Splits(rows["train"], rows["validation"], rows["test"], left_out)
+
+
+def load_rows(path: str, text_column: str | None = None, summary_column: str | None = None) -> list[Row]:
+    """The rows of one csv, json or jsonl file that have both texts.
+
+    Raises:
+        UserError: see `load_splits`.
+    """
+    if Path(path).suffix.lower() not in FILE_TYPES:
+        raise UserError(f"{path} is not a {', '.join(FILE_TYPES)} file")
+    rows, count = _FileTable(Path(path).expanduser()).usable_rows(_Columns(text_column, summary_column, None))
+    if not rows:
+        raise UserError(f"{path}: nothing to work with among {count} rows")
+    return list(rows)
 
 
 class _Columns:
@@ -132,21 +165,30 @@ class _Columns:
         if text is not None and text == summary:
             raise UserError(f"text_column and summary_column both name '{text}'")
 
-    def find(self, where: str, found: Collection[str]) -> tuple[str, str]:
-        """The two columns among those found.
+    def find(self, where: str, found: Collection[str], compared: str | None) -> tuple[str, ...]:
+        """The two columns among those found, and the third if one is asked for.
 
         Raises:
             UserError: one of them is not there.
         """
+        if compared is None:
+            return self._find(where, found)
+        if compared not in found:
+            raise UserError(
+                f"{where}: preference_column: no column '{compared}'{nearest(compared, found)} ({shown_columns(found)})"
+            )
+        return (*self._find(where, found), compared)
+
+    def _find(self, where: str, found: Collection[str]) -> tuple[str, str]:
         for flag, name in zip(("text_column", "summary_column"), self._given, strict=True):
             if name is not None and name not in found:
-                raise UserError(f"{where}: {flag}: no column '{name}'{nearest(name, found)} ({_shown(found)})")
+                raise UserError(f"{where}: {flag}: no column '{name}'{nearest(name, found)} ({shown_columns(found)})")
         for candidate in self._candidates:
             text, summary = (given or usual for given, usual in zip(self._given, candidate, strict=True))
             if text in found and summary in found and text != summary:
                 return text, summary
         raise UserError(
-            f"{where}: which columns hold article and summary? ({_shown(found)}); say it with text_column and "
+            f"{where}: which columns hold article and summary? ({shown_columns(found)}); say it with text_column and "
             "summary_column"
         )
 
@@ -158,16 +200,16 @@ class _FileTable:
         self.name = str(path)
         self._path = path
 
-    def usable_rows(self, columns: _Columns) -> tuple[Sequence[Row], int]:
+    def usable_rows(self, columns: _Columns, compared: str | None = None) -> tuple[Sequence[Row], int]:
         """The rows that have both texts, and the number of all rows."""
         rows = []
         count = 0
-        found: tuple[str, str] | None = None
-        for where, cells in read_file(self._path):
+        found: tuple[str, ...] | None = None
+        for where, cells in read_rows(self._path):
             count += 1
             if found is None:
-                found = columns.find(where, cells)
-            row = Row(*(_text(where, cells, column) for column in found))
+                found = columns.find(where, cells, compared)
+            row = Row(*(text_cell(where, cells, column) for column in found))
             if row.source.strip() and row.reference.strip():
                 rows.append(row)
         return rows, count
@@ -180,9 +222,9 @@ class _HubTable:
         self.name = name
         self._dataset = dataset
 
-    def usable_rows(self, columns: _Columns) -> tuple[Sequence[Row], int]:
+    def usable_rows(self, columns: _Columns, compared: str | None = None) -> tuple[Sequence[Row], int]:
         """The rows that have both texts, read when they are asked for, and the number of all rows."""
-        found = columns.find(self.name, self._dataset.column_names)
+        found = columns.find(self.name, self._dataset.column_names, compared)
         for column in found:
             kind = getattr(self._dataset.features[column], "dtype", None)
             if kind not in ("string", "large_string"):
@@ -201,7 +243,7 @@ class _HubTable:
 class _LazyRows(Sequence[Row]):
     """Rows of a data set on the disk; a copy of it in memory would take gigabytes in each process."""
 
-    def __init__(self, texts: Any, columns: tuple[str, str], places: Sequence[int]) -> None:
+    def __init__(self, texts: Any, columns: tuple[str, ...], places: Sequence[int]) -> None:
         self._texts, self._columns, self._places = texts, columns, places
 
     def __len__(self) -> int:
@@ -236,7 +278,7 @@ def _file_tables(files: Mapping[str, str | None]) -> dict[str, _FileTable]:
             raise UserError(f"no data for {split}: give dataset_name, or train_file and validation_file")
     paths = {split: Path(file).expanduser() for split, file in files.items() if file is not None}
     for split, path in paths.items():
-        if path.suffix.lower() not in FILE_TYPES:
+        if not is_table(path):
             raise UserError(f"{split}_file: {path} is not a {', '.join(FILE_TYPES)} file")
     for split, path in paths.items():
         if not path.is_file():
@@ -245,10 +287,10 @@ def _file_tables(files: Mapping[str, str | None]) -> dict[str, _FileTable]:
 
 
 def _builtin_tables(name: str) -> dict[str, _FileTable]:
-    if name != BUILTIN_DATA:
-        raise UserError(f"dataset_name: '{name}' is not built in{nearest(name, [BUILTIN_DATA])}")
-    folder = Path(resolve(BUILTIN_DATA)) / "reports"
-    return {split: _FileTable(folder / f"{split}.jsonl") for split in SPLITS}
+    if name not in BUILTIN_DATA:
+        raise UserError(f"dataset_name: '{name}' is not built in{nearest(name, BUILTIN_DATA)}")
+    folder = Path(resolve("builtin/data"))
+    return {split: _FileTable(folder / file) for split, file in BUILTIN_DATA[name].items()}
 
 
 def _hub_tables(name: str, config: str | None) -> dict[str, _HubTable]:
@@ -282,71 +324,3 @@ def _hub_tables(name: str, config: str | None) -> dict[str, _HubTable]:
             raise UserError(f"dataset_name: {hub_id} has no split '{split}' (found: {', '.join(map(str, dataset))})")
     tables: dict[str, Dataset] = {split: dataset[split] for split in SPLITS if split in dataset}
     return {split: _HubTable(f"{hub_id} (split {split})", table) for split, table in tables.items()}
-
-
-def read_file(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row as a mapping from column to cell, with the words that say where it stands."""
-    try:
-        with open(path, "rb") as file:
-            lines = _decoded(path, file)
-            if path.suffix.lower() == ".csv":
-                yield from csv_rows(path, lines)
-            else:
-                yield from _json_rows(path, lines)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _decoded(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{path}, line {number}: not UTF-8 text; save the file as UTF-8") from None
-
-
-def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows of a list of objects, or of one object a line, which many files named .json hold."""
-    for number, line in enumerate(lines, start=1):
-        if line.lstrip().startswith("[") and path.suffix.lower() == ".json":
-            items = _parsed(str(path), line + "".join(lines))
-            for place, item in enumerate(items, start=1):
-                yield _as_object(f"{path}, item {place}", item)
-            return
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield _as_object(where, _parsed(where, line))
-
-
-def _parsed(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
-
-
-def _as_object(where: str, item: Any) -> tuple[str, Mapping[str, Any]]:
-    if not isinstance(item, dict):
-        raise UserError(f"{where}: not a JSON object with a column for the article and one for the summary")
-    return where, item
-
-
-def _text(where: str, cells: Mapping[str, Any], column: str) -> str:
-    """The text in a column; null counts as blank."""
-    if column not in cells:
-        raise UserError(f"{where}: no column '{column}' ({_shown(cells)})")
-    cell = cells[column]
-    if cell is None:
-        return ""
-    if not isinstance(cell, str):
-        raise UserError(f"{where}: column '{column}' holds {type(cell).__name__}, not text")
-    try:
-        cell.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: column '{column}' holds half a character (a lone surrogate)") from None
-    return cell
-
-
-def _shown(columns: Collection[str]) -> str:
-    names = [f"'{name}'" for name in columns]
-    return f"found: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else "found: none"

@@ -1,4 +1,4 @@
-"""Figures of a set of summaries: ROUGE, METEOR, length, novelty, and BERTScore where it is installed.
+"""Figures of a set of summaries: ROUGE, METEOR, length, novelty, BERTScore and metrics of `evaluate` if asked for.
 
 Each is computed for every summary and then averaged, so that the mean is the plain mean of what a table of single
 summaries shows; nothing is resampled.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from common.errors import UserError
+from sum_task.evaluate_library import LibraryMetric
 from sum_task.meteor import Meteor, require_wordnet
 from sum_task.rouge import ROUGE_NAMES, rouge_f1
 
@@ -52,6 +53,7 @@ def per_example(
     sources: Sequence[str],
     meteor: bool = True,
     bertscore: bool = False,
+    metrics: Sequence[LibraryMetric] = (),
 ) -> list[dict[str, float | None]]:
     """Figures of each summary.
 
@@ -59,7 +61,7 @@ def per_example(
     ``meteor``: in percent. ``length``: words between blanks. ``novelty1``, ``novelty2``, ``novelty3``: share, in
     [0, 1], of the summary's n-grams (of words in lower case, repeated ones counted as often as they come) that the
     source does not hold; None for a summary of fewer than n words. ``bertscore``: F1 in percent, of the bert-score
-    package's default model for English.
+    package's default model for English. Each of `metrics` by its name, as it gives it.
 
     Raises:
         ValueError: no summaries, or the three arguments differ in length.
@@ -80,6 +82,9 @@ def per_example(
     if bertscore:
         for row, value in zip(rows, _bert_f1(predictions, references), strict=True):
             row["bertscore"] = 100 * value
+    for metric in metrics:
+        for row, value in zip(rows, metric(predictions, references, sources), strict=True):
+            row[metric.name] = value
     return rows
 
 

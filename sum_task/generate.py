@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from transformers.utils import logging as transformers_logging
 
+from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.errors import UserError, run_command
-from common.training.files import write_jsonl_atomic
+from common.training.files import check_output, write_jsonl_atomic
 from common.training.progress import progress
 from common.training.runtime import choose_device
 from sum_task.batching import pad
 from sum_task.models import SummaryPolicy
-from sum_task.score_tokens import json_cell, read_text
 
 
 @torch.no_grad()
@@ -51,9 +51,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="policy folder of a run")
     parser.add_argument(
         "--input", required=True, metavar="FILE",
-        help="a text file with one article (- is the standard input), or a jsonl file with an article a line",
+        help=f"a text file with one article (- is the standard input), or a file of rows: {', '.join(FILE_TYPES)}",
     )  # fmt: skip
-    parser.add_argument("--text_column", default="source", metavar="NAME", help="its column of articles (source)")
+    parser.add_argument("--text_column", metavar="NAME", help="its column of articles (source)")
     parser.add_argument("--output", metavar="FILE", help="jsonl file to write; else a summary a line is printed")
     parser.add_argument("--max_length", type=int, default=128, metavar="N", help="tokens of a summary (128)")
     parser.add_argument("--num_beams", type=int, default=1, metavar="N", help="beams of the search (1: greedy)")
@@ -63,12 +63,16 @@ def main(words: Sequence[str] | None = None) -> int:
     for name in ("max_length", "num_beams", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}: must be at least 1")
+    if options.output:
+        check_output("--output", options.output, options.input)
     device = choose_device(options.device)
-    text = read_text(options.input)
-    articles = [text]
-    if options.input.endswith(".jsonl"):
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-        articles = [json_cell(f"{options.input}, line {number}", line, options.text_column) for number, line in lines]
+    if is_table(options.input):
+        column = options.text_column or "source"
+        articles = [text_cell(where, cells, column) for where, cells in read_rows(options.input)]
+    elif options.text_column is not None:
+        raise UserError(f"--text_column: '{options.input}' is a text file, which has no columns")
+    else:
+        articles = [read_text(options.input)]
     if not any(article.strip() for article in articles):
         raise UserError(f"--input: '{options.input}' holds no article")
     policy = SummaryPolicy.from_pretrained(options.model)

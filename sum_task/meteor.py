@@ -1,7 +1,7 @@
 """METEOR, equal to nltk's and several times as fast.
 
 Ranking K samples of an article asks for the same reference, the same stems and the same synonyms again and again. They
-are looked up once and remembered. Only batches far larger than a test set are worth worker processes.
+are looked up once and remembered.
 
 Source: Lavie & Agarwal (2007), "METEOR: An Automatic Metric for MT Evaluation with High Levels of Correlation with
 Human Judgments", as `nltk.translate.meteor_score` computes it (alpha 0.9, beta 3, gamma 0.5).
@@ -10,13 +10,10 @@ Human Judgments", as `nltk.translate.meteor_score` computes it (alpha 0.9, beta 
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache, lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
-import nltk.data
 from nltk.corpus import wordnet
 from nltk.stem.porter import PorterStemmer
 
@@ -24,11 +21,6 @@ from common.errors import UserError
 from sum_task.sentences import word_tokens
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
-
-MINIMUM_PAIRS_FOR_WORKERS = 100_000
-"""Below this the workers' start, some seconds, and the words that each looks up for itself cost more than they save."""
-
-_PAIRS_PER_TASK = 2000
 
 
 class WordNet(Protocol):
@@ -44,23 +36,15 @@ class Meteor:
 
     Args:
         synonyms: where synonyms come from; by default nltk's WordNet, which must be installed.
-        workers: processes that share a batch of `MINIMUM_PAIRS_FOR_WORKERS` pairs or more. They start with the first
-            such batch, in which the main module is imported again, and end with `close`. Only for the default synonyms.
 
     Raises:
         UserError: WordNet is missing or damaged.
     """
 
-    def __init__(self, synonyms: WordNet | None = None, workers: int = 1) -> None:
-        if workers < 1:
-            raise ValueError(f"workers: {workers} is less than 1")
-        if synonyms is not None and workers > 1:
-            raise ValueError("workers: synonyms of your own are not sent to other processes")
+    def __init__(self, synonyms: WordNet | None = None) -> None:
         if synonyms is None:
             require_wordnet()
         self._synonyms_of = _wordnet_synonyms if synonyms is None else _remembered_synonyms(synonyms)
-        self._workers = workers
-        self._pool: ProcessPoolExecutor | None = None
 
     def __call__(self, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
         """The score of each prediction against its reference, in [0, 1]; 0 where one of them has no words.
@@ -68,15 +52,7 @@ class Meteor:
         Raises:
             ValueError: not as many references as predictions.
         """
-        pairs = list(zip(predictions, references, strict=True))
-        if self._workers == 1 or len(pairs) < MINIMUM_PAIRS_FOR_WORKERS:
-            return [self._score_pair(pair) for pair in pairs]
-        if self._pool is None:
-            # A forked child of a process that has started threads or CUDA can hang.
-            self._pool = ProcessPoolExecutor(
-                self._workers, get_context("spawn"), initializer=_start_worker, initargs=(list(nltk.data.path),)
-            )
-        return list(self._pool.map(_score_in_worker, pairs, chunksize=_PAIRS_PER_TASK))
+        return [self._score_pair(pair) for pair in zip(predictions, references, strict=True)]
 
     def score_tokens(self, prediction: Sequence[str], reference: Sequence[str]) -> float:
         """The score of one tokenized prediction: nltk's ``single_meteor_score(reference, prediction)``."""
@@ -88,12 +64,6 @@ class Meteor:
         f_mean = (precision * recall) / (ALPHA * precision + (1 - ALPHA) * recall)
         penalty = GAMMA * (_count_chunks(links) / len(links)) ** BETA
         return (1 - penalty) * f_mean
-
-    def close(self) -> None:
-        """End the worker processes; closing twice does no harm."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
 
     def _score_pair(self, pair: tuple[str, str]) -> float:
         prediction, reference = pair
@@ -194,16 +164,3 @@ def _stem(word: str) -> str:
 @lru_cache(maxsize=2**13)
 def _reference_tokens(text: str) -> tuple[str, ...]:
     return tuple(word_tokens(text))
-
-
-_worker: Meteor
-
-
-def _start_worker(data_folders: list[str]) -> None:
-    global _worker
-    nltk.data.path[:] = data_folders
-    _worker = Meteor()
-
-
-def _score_in_worker(pair: tuple[str, str]) -> float:
-    return _worker._score_pair(pair)

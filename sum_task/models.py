@@ -3,7 +3,6 @@
 Both may be encoder-decoder or decoder-only, and each may have its own tokenizer.
 """
 
-import inspect
 import json
 import logging
 from collections.abc import Sequence
@@ -20,20 +19,35 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    DynamicCache,
+    EncoderDecoderCache,
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import BaseModelOutput
 
 from common.cpu.cheap_layers import use_cheap_layers
 from common.errors import UserError, nearest
 from common.language_models.adapters import merged_state_dict
-from common.language_models.attention import share_sources
+from common.language_models.attention import SHARED_SOURCE, share_sources
+from common.language_models.capabilities import (
+    EncoderStates,
+    can_read,
+    capabilities,
+    encode_alone,
+    equal_lengths,
+    pack_left,
+    position_limits,
+    rows_with_token,
+    without_cache,
+)
 from common.language_models.growing_cache import let_grow
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.language_models.sampling import draw_tokens
 from common.language_models.token_carry import carry_over, token_spans
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
 from common.training.files import write_folder_atomic
+from common.training.runtime import upload
 from sum_task.batching import Batch, Collator, TextFormat, pad
 from sum_task.settings import SummarizationSettings
 
@@ -42,6 +56,9 @@ logger = logging.getLogger(__name__)
 FORMAT_FILE = "summarization.json"
 # A sample that has ended is still computed until so small a share of the rows is left.
 COMPACT_BELOW = 0.75
+# Tokens after which is looked how many samples have ended. A device is asked for that, and the CPU waits for it.
+TOKENS_BETWEEN_LOOKS = {"cpu": 1}
+TOKENS_BETWEEN_LOOKS_ELSEWHERE = 8
 
 
 @dataclass
@@ -99,11 +116,22 @@ class SummaryPolicy:
         self.tokenizer = text_format.tokenizer
         self.end_id = int(self.tokenizer.eos_token_id)
         self.is_encoder_decoder = text_format.is_encoder_decoder
+        self.can = capabilities(lm, "the policy")
+        if not self.can.left_to_right:
+            raise UserError(f"a {lm.config.model_type} reads in both directions; a policy must write left to right")
+        self.start = decoder_start(lm.config, self.tokenizer) if self.is_encoder_decoder else ()
+        self._no_cache = without_cache(lm)
+        self._has_token = rows_with_token(self.tokenizer, self.can.vocabulary)
+        self._no_holes = bool(self._has_token.all())
         self._shares_sources = self.is_encoder_decoder and share_sources(lm)
+        # Without padding before it a decoder-only model is read with padding behind it, which no token sees.
+        self._reads_whole = not (self.can.cache_by_rows and (self.is_encoder_decoder or self.can.ignores_padding))
+        if self._reads_whole:
+            logger.warning(
+                "what a %s has read cannot be kept by rows: all is read anew for every token of a summary",
+                lm.config.model_type,
+            )
         use_cheap_layers(lm)
-        parameters = inspect.signature(lm.forward).parameters
-        self._takes_positions = "position_ids" in parameters
-        self._takes_kept_logits = "logits_to_keep" in parameters
 
     @property
     def device(self) -> torch.device:
@@ -128,6 +156,8 @@ class SummaryPolicy:
         if not self.is_encoder_decoder:
             return Sources(source_ids, source_mask)
         encoder = self.lm.get_encoder()
+        if not self.can.ignores_padding:
+            return Sources(source_ids, source_mask, encode_alone(encoder, source_ids, source_mask))
         states = encoder(input_ids=source_ids, attention_mask=source_mask.long()).last_hidden_state
         return Sources(source_ids, source_mask, states)
 
@@ -159,18 +189,26 @@ class SummaryPolicy:
         index = torch.arange(sources.ids.shape[0], device=tokens.device).repeat_interleave(per_source)
         sources = sources if per_source == 1 or self._shares_sources else sources.rows(index)
         if self.is_encoder_decoder:
-            start = tokens.new_full((tokens.shape[0], 1), self._start_id)
-            inputs = torch.cat([start, tokens[:, :-1]], 1)
-            return self.lm(**self._encoded(sources), decoder_input_ids=inputs, use_cache=False).logits
+            inputs = torch.cat([self._starts(len(tokens)), tokens[:, :-1]], 1)
+            logits = self.lm(**self._encoded(sources), decoder_input_ids=inputs, **self._no_cache).logits
+            return logits[:, len(self.start) - 1 :]
         ids = torch.cat([sources.ids, tokens[:, :-1]], 1)
         mask = torch.cat([sources.mask, torch.ones_like(summaries.mask[:, :-1])], 1)
         first = sources.ids.shape[1] - 1  # the last token of a source predicts the first of its summary
+        if self._reads_whole:
+            return self._packed_logits(ids, mask, first)
         positions = torch.arange(first, ids.shape[1], device=ids.device)
         output = self.lm(
-            input_ids=ids, attention_mask=mask.long(), use_cache=False,
+            input_ids=ids, attention_mask=mask.long(), **self._no_cache,
             **self._positions(mask.long().cumsum(-1) - 1), **self._kept(positions),
         ).logits  # fmt: skip
-        return output if self._takes_kept_logits else output[:, first:]
+        return output if self.can.keeps_logits else output[:, first:]
+
+    def _packed_logits(self, ids: Tensor, mask: Tensor, first: int) -> Tensor:
+        """Logits (N, T, V) after each column of `ids` from `first` on, padding wherever it stands left out."""
+        logits = self.lm(input_ids=pack_left(ids, mask), **self._no_cache).logits
+        places = (mask.long().cumsum(-1) - 1)[:, first:]
+        return logits.gather(1, places.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
     @torch.no_grad()
     def sample(
@@ -205,42 +243,51 @@ class SummaryPolicy:
         self, sources: Sources, per_source: int, noise: Tensor, top_k: int | None, temperature: float
     ) -> Summaries:
         count, length = noise.shape
-        tokens = torch.full((count, length), self.pad_id)
-        mask = torch.zeros(count, length, dtype=torch.bool)
-        noise = noise.to(self.device, torch.float32)
+        tokens = torch.full((count, length), self.pad_id, device=self.device)
+        mask = torch.zeros(count, length, dtype=torch.bool, device=self.device)
+        noise = upload(noise.float(), self.device)
+        between = TOKENS_BETWEEN_LOOKS.get(self.device.type, TOKENS_BETWEEN_LOOKS_ELSEWHERE)
         alive = torch.arange(count, device=self.device)  # the summary of each row that is still computed
         ended = torch.zeros(count, dtype=torch.bool, device=self.device)
+        written = torch.empty(count, 0, dtype=torch.long, device=self.device)  # of the rows still computed
         logits, cache = self._read_start(sources)  # once a source: its K summaries begin alike
         source_of = torch.arange(len(sources.ids), device=self.device).repeat_interleave(per_source)
         logits = logits[source_of]
-        if self._shares_sources:
+        if self._shares_sources and cache is not None:
             cache.self_attention_cache.batch_select_indices(source_of)
-        else:
+        elif not self._shares_sources:
             self._select(cache, source_of, source_of)
             sources, source_of = sources.rows(source_of), torch.arange(count, device=self.device)
-        let_grow(cache.self_attention_cache if self.is_encoder_decoder else cache)
-        vocabulary = len(self.tokenizer)  # models have more rows than that, which no text belongs to
+        if cache is not None:
+            let_grow(cache.self_attention_cache if self.is_encoder_decoder else cache)
         for position in range(length):
-            drawn = draw_tokens(logits[:, :vocabulary], noise[alive, position], top_k, temperature)
-            written = alive[~ended].cpu()
-            tokens[written, position] = drawn[~ended].cpu()
-            mask[written, position] = True
+            drawn = draw_tokens(self._possible(logits), noise[alive, position], top_k, temperature=temperature)
+            tokens[alive, position] = drawn.masked_fill(ended, self.pad_id)
+            mask[alive, position] = ~ended
+            written = torch.cat([written, drawn.unsqueeze(1)], 1)
             ended = ended | (drawn == self.end_id)
-            if position + 1 == length or bool(ended.all()):
+            if position + 1 == length:
                 break
-            if float((~ended).float().mean()) < COMPACT_BELOW:
-                kept = (~ended).nonzero().squeeze(1)
-                self._select(cache, kept, source_of[kept])
-                sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=self.device)
-                alive, drawn, ended = alive[kept], drawn[kept], ended[kept]
-            logits = self._read_token(sources, drawn, cache, position)
+            if (position + 1) % between == 0:
+                going_on = (~ended.cpu()).nonzero().squeeze(1)
+                if len(going_on) == 0:
+                    break
+                if len(going_on) < COMPACT_BELOW * len(alive):
+                    kept = going_on.to(self.device)
+                    self._select(cache, kept, source_of[kept])
+                    sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=self.device)
+                    alive, written, ended = alive[kept], written[kept], ended[kept]
+            logits = self._read_on(sources, written, cache)
         longest = int(mask.sum(-1).max())
-        return Summaries(tokens[:, :longest].to(self.device), mask[:, :longest].to(self.device))
+        return Summaries(tokens[:, :longest], mask[:, :longest])
 
     def _read_start(self, sources: Sources) -> tuple[Tensor, Any]:
-        """Logits (B, V) of the first token and the cache that goes with them."""
+        """Logits (B, V) of the first token and the cache that goes with them; None where there can be none."""
+        if self._reads_whole:
+            nothing = torch.empty(len(sources.ids), 0, dtype=torch.long, device=self.device)
+            return self._read_on(sources, nothing, None), None
         if self.is_encoder_decoder:
-            start = torch.full((len(sources.ids), 1), self._start_id, device=self.device)
+            start = self._starts(len(sources.ids))
             output = self.lm(**self._encoded(sources), decoder_input_ids=start, use_cache=True)
         else:
             positions = (sources.mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -252,26 +299,51 @@ class SummaryPolicy:
 
     def _select(self, cache: Any, rows: Tensor, sources: Tensor) -> None:
         """Keep some rows of a cache, and of each the keys and values of its source."""
+        if cache is None:
+            return
         if self.is_encoder_decoder:
             cache.self_attention_cache.batch_select_indices(rows)
             cache.cross_attention_cache.batch_select_indices(sources)
         else:
             cache.batch_select_indices(rows)
 
-    def _read_token(self, sources: Sources, tokens: Tensor, cache: Any, position: int) -> Tensor:
-        """Logits (N, V) of the token after `tokens` (N,), which stand at `position`."""
-        inputs = tokens.unsqueeze(1)
+    def _read_on(self, sources: Sources, written: Tensor, cache: Any) -> Tensor:
+        """Logits (N, V) of the token after those `written` (N, t), all but the last of which the cache holds."""
         if self.is_encoder_decoder:
-            output = self.lm(**self._encoded(sources), decoder_input_ids=inputs, past_key_values=cache, use_cache=True)
-        else:
-            written = sources.mask.new_ones(len(tokens), position + 1)
-            mask = torch.cat([sources.mask, written], 1).long()
-            positions = sources.mask.long().sum(-1, keepdim=True) + position
-            output = self.lm(
-                input_ids=inputs, attention_mask=mask, past_key_values=cache, use_cache=True,
-                **self._positions(positions),
-            )  # fmt: skip
+            if cache is None:
+                inputs = torch.cat([self._starts(len(written)), written], 1)
+                output = self.lm(**self._encoded(sources), decoder_input_ids=inputs, **self._no_cache)
+            else:
+                read = self._encoded(sources) | {"attention_mask": self._ready_mask(sources.mask)}
+                output = self.lm(**read, decoder_input_ids=written[:, -1:], past_key_values=cache, use_cache=True)
+            return output.logits[:, -1].float()
+        mask = torch.cat([sources.mask, sources.mask.new_ones(written.shape)], 1)
+        if cache is None:
+            return self._packed_logits(torch.cat([sources.ids, written], 1), mask, mask.shape[1] - 1)[:, 0].float()
+        positions = mask.long().sum(-1, keepdim=True) - 1
+        output = self.lm(
+            input_ids=written[:, -1:], attention_mask=self._ready_mask(mask), past_key_values=cache, use_cache=True,
+            **self._positions(positions),
+        )  # fmt: skip
         return output.logits[:, -1].float()
+
+    def _ready_mask(self, mask: Tensor) -> Tensor:
+        """What one more token sees, (N, S), as its attention takes it.
+
+        transformers looks at every token whether a mask hides anything, for which the CPU waits for the device. A mask
+        of four dimensions is taken as it stands.
+        """
+        if self.device.type == "cpu" or not _takes_ready_masks(self.lm.config):
+            return mask.long()
+        return mask[:, None, None]
+
+    def _possible(self, logits: Tensor) -> Tensor:
+        """Logits (N, V') of the vocabulary, none where no token belongs to a row: models have more than texts use."""
+        logits = logits[:, : len(self._has_token)]
+        if self._no_holes:
+            return logits
+        self._has_token = self._has_token.to(logits.device)
+        return logits.masked_fill(~self._has_token, -torch.inf)
 
     @torch.no_grad()
     def search(self, sources: Sources, max_length: int, num_beams: int = 1) -> Summaries:
@@ -289,18 +361,51 @@ class SummaryPolicy:
         options.early_stopping = bool(options.early_stopping) and num_beams > 1
         if num_beams == 1:
             options.length_penalty = None
-        generate: Any = self.lm.generate
+        options.use_cache = not self._reads_whole
+        if self.is_encoder_decoder:
+            options.decoder_start_token_id = self.start[0]  # else transformers puts its own before what is begun
+            if len(self.start) > 1:
+                options.forced_bos_token_id = None  # it is among what is begun
+        if options.forced_eos_token_id is not None:
+            options.forced_eos_token_id = self.end_id  # configurations name one where tokenizers have another
         try:
             if self.is_encoder_decoder:
-                options.decoder_start_token_id = self._start_id
-                written = generate(**self._encoded(sources), generation_config=options)[:, 1:]
+                written = self._generate(options, self._starts(len(sources.ids)), **self._encoded(sources))
+            elif self._reads_whole:
+                parts = [
+                    (rows, self._generate(options, *self._unpadded(sources, rows)))
+                    for rows in equal_lengths(sources.mask)
+                ]
+                width = max(part.shape[1] for _, part in parts)
+                written = torch.full((len(sources.ids), width), self.end_id, device=self.device)
+                for rows, part in parts:
+                    written[rows, : part.shape[1]] = part
             else:
-                inputs = {"input_ids": sources.ids, "attention_mask": sources.mask.long()}
-                written = generate(**inputs, generation_config=options)[:, sources.ids.shape[1] :]
+                written = self._generate(options, sources.ids, attention_mask=sources.mask.long())
         finally:
             self.lm.train(was_training)
         ends = (written == self.end_id).long()
         return Summaries(written, (ends.cumsum(-1) - ends) == 0)  # all up to the first end token
+
+    def _generate(self, options: GenerationConfig, begun: Tensor, **inputs: Any) -> Tensor:
+        """What transformers' own search writes behind the ids `begun` (N, S)."""
+        given: dict[str, Any] = {"decoder_input_ids" if self.is_encoder_decoder else "input_ids": begun}
+        if self.is_encoder_decoder and options.use_cache:
+            # Made by transformers for the configuration it would have as many layers as that tells, which may be wrong.
+            given["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        processors = LogitsProcessorList([self._without_tokenless])
+        generate: Any = self.lm.generate
+        return generate(**given, **inputs, generation_config=options, logits_processor=processors)[:, begun.shape[1] :]
+
+    def _without_tokenless(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """What search asks of every row of logits (N, V)."""
+        possible = self._possible(scores)
+        return F.pad(possible, (0, scores.shape[1] - possible.shape[1]), value=-torch.inf)
+
+    @staticmethod
+    def _unpadded(sources: Sources, rows: Tensor) -> tuple[Tensor]:
+        ids = sources.ids[rows]
+        return (ids[:, -int(sources.mask[rows[0]].sum()) :],)
 
     def texts(self, summaries: Summaries) -> list[str]:
         """The text of each summary."""
@@ -324,40 +429,31 @@ class SummaryPolicy:
         config = load_pretrained(AutoConfig, folder)
         lm = load_pretrained(_auto_class(config), folder, complete=True, dtype=torch.float32)
         tokenizer = load_tokenizer(AutoTokenizer, folder)
+        set_languages(tokenizer, fields["source_language"], fields["target_language"], folder)
         return cls(lm.eval(), TextFormat(tokenizer, bool(config.is_encoder_decoder), **fields))
 
-    @property
-    def _start_id(self) -> int:
-        return int(self.lm.config.decoder_start_token_id)
+    def _starts(self, count: int) -> Tensor:
+        """What the decoder reads before a summary, (count, start)."""
+        return torch.tensor(self.start, device=self.device).expand(count, -1)
 
     def _encoded(self, sources: Sources) -> dict[str, Any]:
         return {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=sources.states),
+            "encoder_outputs": EncoderStates(sources.states),
             "attention_mask": sources.mask.long(),
         }
 
     def _positions(self, positions: Tensor) -> dict[str, Any]:
-        return {"position_ids": positions.clamp(min=0)} if self._takes_positions else {}
+        return {"position_ids": positions.clamp(min=0)} if self.can.takes_positions else {}
 
     def _kept(self, positions: Tensor | int) -> dict[str, Any]:
-        return {"logits_to_keep": positions} if self._takes_kept_logits else {}
+        return {"logits_to_keep": positions} if self.can.keeps_logits else {}
 
 
-def draw_tokens(logits: Tensor, noise: Tensor, top_k: int | None, temperature: float) -> Tensor:
-    """Draw a token a row from the `top_k` most probable ones by inverting their cumulative distribution.
-
-    Args:
-        logits: (N, V).
-        noise: (N,) uniform numbers in [0, 1).
-
-    Returns:
-        Token ids, (N,).
-    """
-    values, ids = logits.float().topk(min(top_k or logits.shape[-1], logits.shape[-1]), -1)
-    cumulative = (values / temperature).softmax(-1).cumsum(-1)
-    # Rounding leaves the last sum a little off 1; scaled, a number in [0, 1) always falls below it.
-    place = torch.searchsorted(cumulative, (noise * cumulative[:, -1]).unsqueeze(1), right=True)
-    return ids.gather(1, place.clamp(max=ids.shape[1] - 1)).squeeze(1)
+def _takes_ready_masks(config: Any) -> bool:
+    """Whether attention wants True where a token is seen, and every layer sees all that the mask allows."""
+    kinds = {"full_attention", *(getattr(config, "layer_types", None) or ())}
+    windows = getattr(config, "sliding_window", None)
+    return config._attn_implementation in ("sdpa", SHARED_SOURCE) and kinds == {"full_attention"} and not windows
 
 
 class SummaryRewardModel:
@@ -367,6 +463,7 @@ class SummaryRewardModel:
         use_cheap_layers(model)
         self.model = model
         self.format = text_format
+        self.start = decoder_start(model.backbone.config, text_format.tokenizer) if model.is_encoder_decoder else ()
         self.policy_format = policy_format
         self.reads_policy_tokens = (
             text_format.is_encoder_decoder == policy_format.is_encoder_decoder
@@ -405,6 +502,37 @@ class SummaryRewardModel:
             carried[row, : len(policy_spans)] = carry_over(given, own_spans[row], policy_spans)
         return carried.to(summaries.tokens.device)
 
+    def check_expectations(self) -> None:
+        """Refuse a credit by what the policy expects in a state where this model cannot tell.
+
+        Raises:
+            UserError: it reads other tokens than the policy, or cannot be asked for those that could stand elsewhere.
+        """
+        if not self.reads_policy_tokens:
+            raise UserError("credit: an advantage needs a reward model that reads the policy's own tokens")
+        if not self.model.tells_alternatives:
+            raise UserError(
+                f"rew_head: a credit that is an advantage needs the rewards of other tokens in a state, which the head "
+                f"'{self.model.config.head}' does not give on a {self.model.backbone.config.model_type}; use likelihood"
+            )
+
+    def judge(self, batch: Batch, summaries: Summaries, policy_logits: Tensor, likeliest: int) -> tuple[Tensor, Tensor]:
+        """Rewards of the policy's tokens, and what the policy expects in each state, (N, T) each; no gradient.
+
+        Args:
+            batch, summaries: see `own_rewards`; in the policy's own tokens.
+            policy_logits: (N, T, V), position t about token t of the summaries.
+            likeliest: tokens over which it is expected, where the head does not tell all, see
+                :meth:`common.token_reward_model.TokenRewardModel.rewards_and_expectations`.
+        """
+        sequences = self._sequences(batch.source_ids, batch.source_mask, summaries)
+        return self.model.rewards_and_expectations(policy_logits, likeliest=likeliest, **sequences)
+
+    def alternative_rewards(self, batch: Batch, summaries: Summaries, alternatives: Tensor) -> tuple[Tensor, Tensor]:
+        """Rewards (N, T) of the policy's tokens, and (N, T, K) of K others in the place of each; no gradient."""
+        sequences = self._sequences(batch.source_ids, batch.source_mask, summaries)
+        return self.model.alternative_rewards(alternatives, **sequences)
+
     def save_pretrained(self, folder: Path) -> None:
         """Write the model, its tokenizer and the text format."""
         with write_folder_atomic(folder) as temporary:
@@ -421,7 +549,9 @@ class SummaryRewardModel:
         """
         fields = read_format(folder, "reward_model")
         model = TokenRewardModel.from_pretrained(folder)
-        text_format = TextFormat(load_tokenizer(AutoTokenizer, folder), model.is_encoder_decoder, **fields)
+        tokenizer = load_tokenizer(AutoTokenizer, folder)
+        set_languages(tokenizer, fields["source_language"], fields["target_language"], folder)
+        text_format = TextFormat(tokenizer, model.is_encoder_decoder, **fields)
         return cls(model, text_format, policy_format or text_format)
 
     @property
@@ -433,20 +563,23 @@ class SummaryRewardModel:
         torch.nn.Module.to(self.model, device)
 
     def _rewards(self, source_ids: Tensor, source_mask: Tensor, summaries: Summaries) -> Tensor:
+        sequences = self._sequences(source_ids, source_mask, summaries)
+        return self.model(**sequences)[:, sequences["targets_from"] :]
+
+    def _sequences(self, source_ids: Tensor, source_mask: Tensor, summaries: Summaries) -> dict[str, Any]:
+        """Sources and summaries as the reward model reads them."""
         tokens, mask = summaries.tokens, summaries.mask
         if self.model.is_encoder_decoder:
-            start = self.model.backbone.config.decoder_start_token_id
-            decoder_ids, decoder_mask = with_start_token(tokens, mask, start)
-            rewards = self.model(
-                input_ids=source_ids, attention_mask=source_mask,
-                decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask, targets_from=1,
-            )  # fmt: skip
-            return rewards[:, 1:]
+            decoder_ids, decoder_mask = with_start_token(tokens, mask, self.start)
+            sources = {"input_ids": source_ids, "attention_mask": source_mask}
+            return sources | {
+                "decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask,
+                "targets_from": len(self.start),
+            }  # fmt: skip
         per_source = len(tokens) // len(source_ids)
         ids = torch.cat([source_ids.repeat_interleave(per_source, 0), tokens], 1)
         real = torch.cat([source_mask.repeat_interleave(per_source, 0), mask], 1)
-        first = source_ids.shape[1]
-        return self.model(input_ids=ids, attention_mask=real, targets_from=first)[:, first:]
+        return {"input_ids": ids, "attention_mask": real, "targets_from": source_ids.shape[1]}
 
     def _policy_texts(self, summaries: Summaries) -> tuple[list[str], list[bool]]:
         tokenizer = self.policy_format.tokenizer
@@ -509,17 +642,15 @@ def load_policy(settings: SummarizationSettings) -> SummaryPolicy:
     else:
         lm = load_pretrained(auto_class, name, complete=True, dtype=torch.float32, config=config)
     _fit_vocabulary(lm, tokenizer)
-    if config.is_encoder_decoder and lm.config.decoder_start_token_id is None:
-        lm.config.decoder_start_token_id = tokenizer.pad_token_id
-        if tokenizer.pad_token_id is None:
-            raise UserError(
-                f"'{name or settings.model_type}' has no decoder_start_token_id, nor its tokenizer a pad token"
-            )
+    languages = set_languages(tokenizer, settings.source_language, settings.target_language, tokenizer_name)
     text_format = TextFormat(
         tokenizer, bool(config.is_encoder_decoder), settings.source_prefix, settings.separator,
-        settings.max_source_length,
+        settings.max_source_length, *languages,
     )  # fmt: skip
+    if text_format.is_encoder_decoder and lm.config.decoder_start_token_id is None:
+        lm.config.decoder_start_token_id = decoder_start(lm.config, tokenizer)[0]  # for whoever loads what is saved
     fit_positions(lm, text_format, settings)
+    _set_generation(lm, settings)
     return SummaryPolicy(lm, text_format)
 
 
@@ -559,12 +690,16 @@ def load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) ->
                 "over only from a fast tokenizer with an end token"
             )
     _fit_vocabulary(model.backbone, tokenizer)
+    languages: tuple[str | None, ...] = (policy.format.source_language, policy.format.target_language)
+    if tokenizer is not policy.tokenizer:
+        languages = set_languages(tokenizer, *_known_languages(tokenizer, settings), str(name))
     text_format = TextFormat(
-        tokenizer, model.is_encoder_decoder, settings.source_prefix, settings.separator, settings.max_source_length
-    )
+        tokenizer, model.is_encoder_decoder, settings.source_prefix, settings.separator, settings.max_source_length,
+        *languages,
+    )  # fmt: skip
     fit_positions(model.backbone, text_format, settings)
-    if model.is_encoder_decoder and model.backbone.config.decoder_start_token_id is None:
-        model.backbone.config.decoder_start_token_id = tokenizer.pad_token_id
+    if text_format.is_encoder_decoder and model.backbone.config.decoder_start_token_id is None:
+        model.backbone.config.decoder_start_token_id = decoder_start(model.backbone.config, tokenizer)[0]
     model.config.backbone = model.backbone.config.to_diff_dict()  # with what was fitted
     return SummaryRewardModel(model, text_format, policy.format)
 
@@ -575,24 +710,145 @@ def fit_positions(model: PreTrainedModel, text_format: TextFormat, settings: Sum
     Raises:
         UserError: it has not, and may not or cannot be lengthened.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
     targets = max(settings.max_target_length, settings.eval_target_length)
-    needed = settings.max_source_length
-    needed = max(needed, targets + 1) if text_format.is_encoder_decoder else needed + targets
-    if limit is None or limit >= needed:
+    sources = settings.max_source_length
+    start = decoder_start(model.config, text_format.tokenizer) if text_format.is_encoder_decoder else ()
+    needed = {"source": sources, "target": targets + len(start)}
+    if not start:
+        needed = {"source": sources + targets}
+    limits = dict(zip(("source", "target"), position_limits(model), strict=True))
+    missing = [(side, n, limits[side]) for side, n in needed.items() if n > (limits[side] or n)]
+    option = {"source": "max_source_length", "target": "max_target_length"}
+    lengths = f"max_source_length={sources} and max_target_length={targets}"
+    if not missing:
+        if limits["source"] is None and not can_read(model, needed["source"]):
+            raise UserError(
+                f"max_source_length: a {model.config.model_type} cannot read the {needed['source']} tokens of {lengths}"
+            )
         return
+    side, tokens, limit = missing[0]
     problem = (
-        f"max_source_length: a {model.config.model_type} of {limit} positions cannot read the {needed} tokens of "
-        f"max_source_length={settings.max_source_length} and max_target_length={targets}"
+        f"{option[side]}: a {model.config.model_type} of {limit} positions cannot read the {tokens} tokens of {lengths}"
     )
     if settings.resize_position_embeddings is False:
         raise UserError(f"{problem}; resize_position_embeddings=true lengthens them where the model can")
-    if settings.resize_position_embeddings is None:
-        logger.warning("position embeddings are lengthened from %d to %d, the new ones are untrained", limit, needed)
     try:
-        model.resize_position_embeddings(needed)
+        model.resize_position_embeddings(max(needed.values()))
+        lengthened = all(n <= (has or n) for n, has in zip(needed.values(), position_limits(model), strict=False))
     except NotImplementedError:
-        raise UserError(f"{problem}, and its position embeddings cannot be lengthened") from None
+        lengthened = False
+    if not lengthened:
+        raise UserError(f"{problem}, and its position embeddings cannot be lengthened")
+    if settings.resize_position_embeddings is None:
+        logger.warning("position embeddings are lengthened from %d to %d, the new ones are untrained", limit, tokens)
+
+
+def decoder_start(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """What an encoder-decoder's decoder reads before a target.
+
+    Its start token, then whatever the tokenizer puts before every target: nobody chooses those, so they are given and
+    neither written nor rewarded. A code that the tokenizer puts behind the end token (mBART's way) is the start token.
+
+    Raises:
+        UserError: nothing says what it is.
+    """
+    ids = tokenizer(text_target="a")["input_ids"]
+    text = tokenizer(text_target="a", add_special_tokens=False)["input_ids"]
+    at = next((i for i in range(len(ids)) if ids[i : i + len(text)] == text), len(ids))
+    before, behind = ids[:at], ids[at + len(text) :]
+    codes = behind[behind.index(tokenizer.eos_token_id) + 1 :] if tokenizer.eos_token_id in behind else []
+    if codes:
+        return tuple(codes[-1:])
+    start = config.decoder_start_token_id
+    if start is None and not before:
+        start = tokenizer.pad_token_id
+        if start is None:
+            raise UserError(f"a {config.model_type} without decoder_start_token_id whose tokenizer has no pad token")
+    return tuple(before) if start is None or before[:1] == [start] else (start, *before)
+
+
+def set_languages(tokenizer: Any, source: str | None, target: str | None, name: str) -> tuple[str | None, str | None]:
+    """Tell a multilingual tokenizer the languages of articles and summaries, and return those that it uses.
+
+    Raises:
+        UserError: it needs one that is not given, or does not know one.
+    """
+    found: list[str | None] = []
+    for option, attribute, code in (("source_language", "src_lang", source), ("target_language", "tgt_lang", target)):
+        if not hasattr(tokenizer, attribute):
+            if code is not None:
+                raise UserError(f"{option}: the tokenizer of '{name}' does not tell languages apart")
+            found.append(None)
+            continue
+        if code is None and getattr(tokenizer, attribute) is None:
+            raise UserError(f"{option}: needed by the multilingual tokenizer of '{name}', such as en_XX or eng_Latn")
+        if code is not None:
+            try:
+                setattr(tokenizer, attribute, code)
+                known = tokenizer.convert_tokens_to_ids(code) not in (None, tokenizer.unk_token_id)
+            except KeyError:
+                known = False
+            known = (
+                known
+                or code in getattr(tokenizer, "lang_code_to_id", {})
+                or code in getattr(tokenizer, "lang_code_to_token", {})
+            )
+            if not known:
+                raise UserError(f"{option}: the tokenizer of '{name}' knows no language '{code}'")
+        found.append(getattr(tokenizer, attribute))
+    return found[0], found[1]
+
+
+def _known_languages(tokenizer: Any, settings: SummarizationSettings) -> tuple[str | None, str | None]:
+    """The languages asked for, where a tokenizer tells them apart."""
+    return (
+        settings.source_language if hasattr(tokenizer, "src_lang") else None,
+        settings.target_language if hasattr(tokenizer, "tgt_lang") else None,
+    )
+
+
+# What a run sets itself, whatever comes with a model.
+_OWN_GENERATION = {
+    "do_sample", "temperature", "top_k", "top_p", "num_beams", "max_length", "max_new_tokens", "use_cache",
+    "transformers_version", "_from_model_config", "output_attentions", "output_hidden_states",
+    "return_dict_in_generate",
+}  # fmt: skip
+
+
+def _set_generation(lm: PreTrainedModel, settings: SummarizationSettings) -> None:
+    """Settings of search that are given replace those that come with the model; what is kept of these is said."""
+    config = lm.generation_config
+    assert config is not None
+    if settings.min_length is not None:
+        config.min_length, config.min_new_tokens = None, settings.min_length
+    if settings.no_repeat_ngram_size is not None:
+        config.no_repeat_ngram_size = settings.no_repeat_ngram_size
+    if settings.length_penalty is not None:
+        if (settings.num_beams or 1) == 1:
+            raise UserError("length_penalty: only a search with beams has one; num_beams must be above 1")
+        config.length_penalty, config.num_beams = settings.length_penalty, settings.num_beams
+    given = {"min_new_tokens": settings.min_length, "no_repeat_ngram_size": settings.no_repeat_ngram_size}
+    given["length_penalty"] = settings.length_penalty  # type: ignore[assignment]
+    kept = {
+        name: value
+        for name, value in config.to_diff_dict().items()
+        if value is not None
+        and name not in _OWN_GENERATION
+        and not name.endswith("token_id")
+        and given.get(name) is None
+    }
+    if kept:
+        logger.warning(
+            "settings that come with the model hold when it writes summaries for validation and test: %s; "
+            "min_length, no_repeat_ngram_size and length_penalty set others",
+            ", ".join(f"{name}={value}" for name, value in kept.items()),
+        )
+    least = max(config.min_length or 0, config.min_new_tokens or 0)
+    if least >= settings.eval_target_length:
+        logger.warning(
+            "min_length: summaries of at least %d tokens cannot end within %d; 0 sets it off",
+            least, settings.eval_target_length,
+        )  # fmt: skip
 
 
 def read_format(folder: str, kind: str) -> dict[str, Any]:
@@ -603,7 +859,8 @@ def read_format(folder: str, kind: str) -> dict[str, Any]:
     """
     try:
         fields = json.loads((Path(folder) / FORMAT_FILE).read_text(encoding="utf-8"))
-        return {name: fields[name] for name in ("source_prefix", "separator", "max_source_length")}
+        languages = {name: fields.get(name) for name in ("source_language", "target_language")}
+        return {name: fields[name] for name in ("source_prefix", "separator", "max_source_length")} | languages
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"'{folder}' is not the {kind} folder of a summarization run: no {FORMAT_FILE} in it") from None
 
@@ -626,8 +883,9 @@ def _policy_config(settings: SummarizationSettings, name: str | None) -> Any:
 
 
 def _fit_vocabulary(model: Any, tokenizer: Any) -> None:
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    needed = 1 + max(tokenizer.get_vocab().values())  # ids may have holes
+    if needed > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(needed, mean_resizing=False)
 
 
 def _auto_class(config: Any) -> Any:

@@ -3,26 +3,35 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.credit import NEED_EXPECTATION, Judged, reference_weights, sample_weights, shares_over_batch
 from common.errors import UserError
-from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss, token_weights
+from common.policy_losses import (
+    negative_entropy,
+    reinforce_loss,
+    reward_weighted_mle_loss,
+    shared_likelihood_loss,
+)
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.interruption import Checkpointer
-from common.training.processes import Precision, Processes, Stepper
+from common.training.processes import Precision, Processes
 from common.training.progress import Progress
 from common.training.random_keys import Purpose, keyed_generator, seed_global
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
-from sum_task.models import Sources, Summaries, SummaryPolicy
+from sum_task.data import Row
+from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
 from sum_task.reference_rewards import ReferenceRewards
 from sum_task.reward_trainer import RewardTrainer, pad_lengths
 from sum_task.settings import SummarizationSettings
+from sum_task.step_weights import WeighedBatch, weigh_together
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +71,7 @@ class PolicyTrainer:
         self.precision = precision
         self.log = log
         self.collate: Collator = policy.collator(pad_lengths(settings), not settings.ignore_pad_token_for_loss)
+        self.stepper = Stepper("policy", settings.clip_norm, processes, precision)
         self._new_optimizer()
         self.steps_done = 0
         self.best_score: float | None = None
@@ -70,14 +80,22 @@ class PolicyTrainer:
         self._since_log: list[dict[str, float]] = []  # figures of the steps since the last log line
         # From the reward model as the last round left it. Those of learnt padding differ from batch to batch.
         self.reference_rewards: ReferenceRewards | None = None
-        if settings.uses_rewards and settings.ignore_pad_token_for_loss:
+        self._known_scores: dict[int, float] = {}  # of references by the preference, with sequence_score=preference
+        judged_anew = settings.reference_credit in NEED_EXPECTATION or settings.mle_coeff == 0
+        if settings.uses_rewards and settings.ignore_pad_token_for_loss and not judged_anew:
             self.reference_rewards = ReferenceRewards([len(ids) for ids in train.targets])
         self._batch_size = settings.per_device_train_batch_size * processes.count
         batches = math.ceil(len(train) / self._batch_size)
         self.steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
         self.max_steps = math.ceil(settings.num_train_epochs * self.steps_per_epoch)
-        self._reward_steps = self._steps_every(settings.reward_retrain_period, settings.reward_retrain_epochs)
-        self._validation_steps = self._steps_every(settings.policy_eval_period, settings.num_train_epochs)
+        self._reward_steps: set[int] = set()
+        if settings.reward_retrain_epochs > 0:
+            # As published, by the rows that a full step reads: an epoch's last step may read fewer.
+            epoch = len(train) / (self._batch_size * settings.gradient_accumulation_steps)
+            self._reward_steps = steps_every(settings.reward_retrain_period, settings.reward_retrain_epochs, epoch)
+        self._validation_steps = steps_every(
+            settings.policy_eval_period, settings.num_train_epochs, self.steps_per_epoch
+        )
         self._epoch_batches: tuple[int, list[list[int]]] = (-1, [])
 
     @property
@@ -121,6 +139,7 @@ class PolicyTrainer:
                     rows = self._since_log
                     values = {name: sum(row[name] for row in rows) / len(rows) for name in figures}
                     seconds = time.monotonic() - began
+                    values["policy/skipped_steps"] = self.stepper.skipped
                     values["perf/policy_steps_per_second"] = steps_since / seconds
                     values["perf/tokens_per_second"] = tokens / seconds
                     values["perf/seconds_left"] = (self.max_steps - step) * seconds / steps_since
@@ -137,11 +156,6 @@ class PolicyTrainer:
     def _round(self) -> int:
         return max(self.reward_trainer.rounds_done - 1, 0) if self.reward_trainer is not None else 0
 
-    def _steps_every(self, period: float, end: float) -> set[int]:
-        """Steps done at each multiple of `period` epochs below `end` epochs."""
-        count = math.ceil(end / period - 1e-9)
-        return {round(k * period * self.steps_per_epoch) for k in range(count)}
-
     def _reward_is_due(self) -> bool:
         if self.reward_trainer is None or self.steps_done not in self._reward_steps:
             return False
@@ -150,8 +164,12 @@ class PolicyTrainer:
     def _new_optimizer(self) -> None:
         settings = self.settings
         trained = [p for p in self.policy.lm.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.stepper = Stepper(self.optimizer, settings.clip_norm, self.processes, self.precision)
+        groups = [  # norms and biases, which are vectors, do not decay
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate)
+        self.stepper.optimizer = self.optimizer
 
     def _batches(self, step: int) -> list[list[int]]:
         """Rows of each batch of a step."""
@@ -170,21 +188,28 @@ class PolicyTrainer:
         learns_rewards = known is not None and any(known.lack(rows) for rows in batches)  # the same in all processes
         sums: dict[str, float] = {}
         tokens = 0
+        own: list[Batch | None] = []
+        for rows in batches:
+            mine = self.processes.share(rows)
+            own.append(self.collate(self.train_data, mine).to(self.policy.device) if mine else None)
+        weighed: list[WeighedBatch | None] = [None] * len(own)
+        if self.settings.mle_coeff > 0 and self.settings.weighs_whole_steps:
+            weighed = self._weigh(own)
         self.policy.lm.train()
-        for number, rows in enumerate(batches):
+        for number, (rows, batch) in enumerate(zip(batches, own, strict=True)):
             generator = keyed_generator(Purpose.POLICY_SAMPLES, self.settings.seed, step, number)
             shape = (len(rows), self.settings.num_reinforce_samples, self.settings.max_target_length)
             noise = torch.rand(shape, generator=generator) if self.settings.uses_samples else None
-            mine = self.processes.share(range(len(rows)))
             # With samples every process takes part, to learn how many tokens the others' samples have.
-            if not mine:
+            if batch is None:
                 if noise is not None:
                     self.processes.total(0.0)
                 continue
             seed_global(Purpose.POLICY_DROPOUT, self.settings.seed, step, number, self.processes.rank)
-            batch = self.collate(self.train_data, [rows[i] for i in mine]).to(self.policy.device)
-            loss, found = self._loss(batch, None if noise is None else noise[mine], len(rows), rows)
+            if noise is not None:
+                noise = noise[self.processes.share(range(len(rows)))]
             share = len(rows) / rows_in_step
+            loss, found = self._loss(batch, noise, rows, share, weighed[number])
             self.stepper.backward(loss * share)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value * share
@@ -203,40 +228,112 @@ class PolicyTrainer:
     @property
     def _figure_names(self) -> list[str]:
         settings = self.settings
-        names = ["policy/loss", "policy/mle_loss"]
-        names += ["policy/token_reward"] if settings.uses_rewards else []
+        names = ["policy/loss"]
+        if settings.mle_coeff > 0:
+            names += ["policy/mle_loss", *(["policy/token_reward"] if settings.uses_rewards else [])]
         names += ["policy/reinforce_loss", "policy/sample_reward"] if settings.reinforce_coeff > 0 else []
         names += ["policy/entropy"] if settings.max_entropy_coeff > 0 else []
         return names + (["policy/sample_length"] if settings.uses_samples else [])
 
     def _loss(
-        self, batch: Batch, noise: Tensor | None, rows_in_batch: int, rows: list[int]
+        self,
+        batch: Batch,
+        noise: Tensor | None,
+        rows: list[int],
+        share_of_step: float = 1.0,
+        weighed: WeighedBatch | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """This process's part of the loss of a batch, and of its figures: the parts of all processes add up."""
-        settings = self.settings
-        labels = Summaries(batch.target_ids, batch.target_mask)
-        share = len(batch.rows) / rows_in_batch
+        """This process's part of the loss of a batch, and of its figures: the parts of all processes add up.
+
+        Args:
+            batch: this process's rows.
+            noise: for samples, or None.
+            rows: those of all processes.
+            share_of_step: by which the batch's loss counts in the step's.
+            weighed: the references against the others of the step; None: every batch for itself.
+        """
         with self.precision.autocast():
             sources = self.policy.encode(batch.source_ids, batch.source_mask)
-            logits = self.policy.logits(sources, labels)
-        figures = {}
-        if settings.uses_rewards:
-            rewards = self._label_rewards(batch, labels)
-            mle_loss = share * reward_weighted_mle_loss(
-                logits, labels.tokens, rewards, labels.mask, settings.token_guidance, settings.exp_in_wmle
-            )
-            figures["policy/token_reward"] = share * _mean_reward(rewards, labels.mask)
-        else:
-            mle_loss = self._plain_loss(logits, labels, rows)
-        del logits
-        loss = mle_loss
-        figures["policy/mle_loss"] = mle_loss.item()
+        loss, figures = torch.zeros((), device=self.policy.device), dict[str, float]()
+        if self.settings.mle_coeff > 0:
+            mle_loss, figures = self._reference_loss(batch, sources, rows, share_of_step, weighed)
+            loss = self.settings.mle_coeff * mle_loss
         if noise is not None:
-            sample_loss, sample_figures = self._sample_loss(batch, sources, noise, rows_in_batch)
+            sample_loss, sample_figures = self._sample_loss(batch, sources, noise, len(rows))
             loss = loss + sample_loss
             figures |= sample_figures
         figures["policy/loss"] = loss.item()
         return loss, figures
+
+    def _reference_loss(
+        self, batch: Batch, sources: Sources, rows: list[int], share_of_step: float, weighed: WeighedBatch | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Weighted maximum likelihood of the references; see `_loss`."""
+        settings = self.settings
+        labels = Summaries(batch.target_ids, batch.target_mask)
+        share = len(batch.rows) / len(rows)
+        with self.precision.autocast():
+            logits = self.policy.logits(sources, labels)
+        figures = {}
+        if weighed is not None:
+            if settings.shares_over_batch:
+                shares = shares_over_batch(weighed.weights, labels.mask, weighed.total * share_of_step)
+            else:
+                shares = weighed.weights / weighed.weights.sum(-1, keepdim=True) / len(rows)
+            mle_loss = shared_likelihood_loss(logits, labels.tokens, shares, labels.mask)
+            figures["policy/token_reward"] = share * _mean_reward(weighed.rewards, labels.mask)
+        elif settings.uses_rewards:
+            rewards = self._label_rewards(batch, labels)
+            mle_loss = share * reward_weighted_mle_loss(
+                logits, labels.tokens, rewards, labels.mask, settings.reference_credit, settings.exp_in_wmle
+            )
+            figures["policy/token_reward"] = share * _mean_reward(rewards, labels.mask)
+        else:
+            mle_loss = self._plain_loss(logits, labels, rows)
+        figures["policy/mle_loss"] = mle_loss.item()
+        return mle_loss, figures
+
+    def _weigh(self, batches: Sequence[Batch | None]) -> list[WeighedBatch | None]:
+        """The references of a step, each of their tokens weighed against all others.
+
+        The step and not a batch, so that more are compared, and neither the number of processes nor of accumulated
+        batches changes a weight. What the policy expects is that of the policy without dropout.
+        """
+        judged: list[Judged | None] = []
+        self.policy.lm.eval()
+        for batch in batches:
+            if batch is None:
+                judged.append(None)
+                continue
+            labels = Summaries(batch.target_ids, batch.target_mask)
+            if self.settings.reference_credit in NEED_EXPECTATION:
+                with torch.no_grad(), self.precision.autocast():
+                    sources = self.policy.encode(batch.source_ids, batch.source_mask)
+                    logits = self.policy.logits(sources, labels)
+                    rewards, expected = self._judge(batch, labels, logits)
+                judged.append(Judged(rewards, labels.mask, expected, self._reference_scores(batch)))
+            else:
+                rewards = self._label_rewards(batch, labels)
+                judged.append(Judged(rewards, labels.mask, scores=self._reference_scores(batch)))
+        kind = self.settings.reference_credit
+        return weigh_together(judged, lambda together: reference_weights(kind, together), self.processes)
+
+    def _reference_scores(self, batch: Batch) -> Tensor | None:
+        """With sequence_score=preference what the preference says of each reference, (B,); else None."""
+        if self.settings.sequence_score == "learned":
+            return None
+        missing = [place for place, row in enumerate(batch.indices) if row not in self._known_scores]
+        if missing:
+            rows = [batch.rows[place] for place in missing]
+            for place, score in zip(missing, self._preferences([row.reference for row in rows], rows), strict=True):
+                self._known_scores[batch.indices[place]] = float(score)
+        return torch.tensor([self._known_scores[row] for row in batch.indices]).to(batch.target_ids.device)
+
+    def _preferences(self, texts: Sequence[str], rows: Sequence[Row]) -> Tensor:
+        """What the preference says of summaries of some rows, (N,)."""
+        assert self.reward_trainer is not None
+        preference = self.reward_trainer.preference
+        return preference(texts, [row.standard for row in rows], [row.source for row in rows]).float()
 
     def _plain_loss(self, logits: Tensor, labels: Summaries, rows: list[int]) -> Tensor:
         """Maximum likelihood: the mean over the tokens of the whole batch, of which this is the part of some rows."""
@@ -263,8 +360,7 @@ class PolicyTrainer:
         row_share = len(batch.rows) / rows_in_batch
         figures = {"policy/sample_length": row_share * tokens / len(samples.mask)}
         if settings.reinforce_coeff > 0:
-            rewards = self._rewards(batch, samples)
-            weights = token_weights(rewards, samples.mask, settings.token_guidance)
+            weights, rewards = self._weigh_samples(batch, samples, logits)
             term = share * reinforce_loss(logits, samples.tokens, weights, samples.mask)
             loss = loss + settings.reinforce_coeff * term
             figures["policy/reinforce_loss"] = term.item()
@@ -274,6 +370,21 @@ class PolicyTrainer:
             loss = loss + settings.max_entropy_coeff * term
             figures["policy/entropy"] = -term.item()
         return loss, figures
+
+    def _weigh_samples(self, batch: Batch, samples: Summaries, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and learned rewards of the tokens of samples, (N, T) each."""
+        settings = self.settings
+        per_source = len(samples.mask) // len(batch.rows)
+        rewards, expected, scores = self._rewards(batch, samples), None, None
+        if settings.sample_credit in NEED_EXPECTATION:
+            with torch.no_grad(), self.precision.autocast():
+                _, expected = self._judge(batch, samples, logits.detach())
+        if settings.sequence_score == "preference":
+            rows = [row for row in batch.rows for _ in range(per_source)]
+            scores = self._preferences(self.policy.texts(samples), rows).to(samples.mask.device)
+        compared = per_source if settings.reinforce_baseline == "leave-one-out" else None
+        judged = Judged(rewards, samples.mask, expected, scores)
+        return sample_weights(settings.sample_credit, judged, compared), rewards
 
     def forget_rewards(self) -> None:
         """Compute the rewards of all references anew."""
@@ -296,11 +407,17 @@ class PolicyTrainer:
     @torch.no_grad()
     def _rewards(self, batch: Batch, summaries: Summaries) -> Tensor:
         """Token rewards of summaries, the reward model in evaluation mode."""
-        assert self.reward_trainer is not None
-        reward = self.reward_trainer.reward
-        reward.model.eval()
         with self.precision.autocast():
-            return reward.policy_rewards(batch, summaries)
+            return self._reward_model().policy_rewards(batch, summaries)
+
+    def _judge(self, batch: Batch, summaries: Summaries, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return self._reward_model().judge(batch, summaries, logits, self.settings.expectation_tokens)
+
+    def _reward_model(self) -> SummaryRewardModel:
+        """In evaluation mode."""
+        assert self.reward_trainer is not None
+        self.reward_trainer.reward.model.eval()
+        return self.reward_trainer.reward
 
     def _validate(self, step: int) -> None:
         self.policy.lm.eval()
@@ -318,6 +435,7 @@ class PolicyTrainer:
         """Add everything that going on needs to a checkpoint."""
         state.put("policy/weights", dict(self.policy.lm.state_dict()))
         state.put("policy/optimizer", *optimizer_state(self.optimizer))
+        state.put("policy/stepper", {}, self.stepper.state())
         names = ("steps_done", "best_score", "best_step", "last_validation", "_since_log")
         progress: dict[str, Any] = {name: getattr(self, name) for name in names}
         state.put("policy/progress", {}, progress)
@@ -330,6 +448,7 @@ class PolicyTrainer:
         """Undo `save_state`."""
         self.policy.lm.load_state_dict(state.get("policy/weights")[0])
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
+        self.stepper.load_state(state.get("policy/stepper")[1])
         for name, value in state.get("policy/progress")[1].items():
             setattr(self, name, value)
         if self.reference_rewards is not None and "policy/reference_rewards" in state.values:
@@ -343,3 +462,9 @@ class PolicyTrainer:
 def _mean_reward(rewards: Tensor, mask: Tensor) -> float:
     """Mean over the sequences of the mean token reward of each."""
     return (rewards.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)).mean().item()
+
+
+def steps_every(period: float, end: float, epoch: float) -> set[int]:
+    """Steps done at each multiple of `period` epochs of `epoch` steps up to `end` epochs, which counts."""
+    count = math.floor(end / period + 1e-9) + 1
+    return {math.floor(k * period * epoch + 1e-9) for k in range(count)}

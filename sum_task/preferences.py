@@ -1,19 +1,20 @@
 """Sequence-level preferences: what makes one summary of an article better than another.
 
 ``meteor`` (the published choice), ``rouge1``, ``rouge2`` and ``rougeLsum``, a weighted sum of them such as
-``0.5*meteor+0.5*rouge2``, or a function of your own, ``package.module:function``.
+``0.5*meteor+0.5*rouge2``, a metric of the `evaluate` library, ``evaluate:NAME?key=KEY`` (`sum_task.evaluate_library`),
+or a function of your own, ``package.module:function``.
 """
 
 import importlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError, nearest
+from sum_task.evaluate_library import PREFIX, load_metric
 from sum_task.meteor import Meteor
 from sum_task.rouge import rouge_f1
 
@@ -21,23 +22,25 @@ METRICS = ("meteor", "rouge1", "rouge2", "rougeLsum")
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_FORMS = f"a metric ({', '.join(METRICS)}), a weighted sum such as 0.5*meteor+0.5*rouge2, or package.module:function"
+_FORMS = (
+    f"a metric ({', '.join(METRICS)}), a weighted sum such as 0.5*meteor+0.5*rouge2, evaluate:NAME, or "
+    "package.module:function"
+)
 
 Score = Callable[[list[str], list[str], list[str]], Sequence[float]]
 """(predictions, references, sources), one text of each a summary -> one score a summary, higher is better."""
 
 
 class Preference:
-    """Scores summaries; a context manager that ends what it has started.
+    """Scores summaries.
 
     Attributes:
         name: the words it was made from.
     """
 
-    def __init__(self, name: str, score: Score, close: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, name: str, score: Score) -> None:
         self.name = name
         self._score = score
-        self._close = close
 
     def __call__(self, predictions: Sequence[str], references: Sequence[str], sources: Sequence[str]) -> Tensor:
         """Score N summaries.
@@ -62,33 +65,23 @@ class Preference:
         scores = self._score(list(predictions), list(references), list(sources))
         return torch.tensor(_checked(self.name, scores, len(predictions)), dtype=torch.float64)
 
-    def close(self) -> None:
-        """End worker processes; closing twice does no harm."""
-        self._close()
 
-    def __enter__(self) -> "Preference":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def make_preference(spec: str, workers: int = 1) -> Preference:
+def make_preference(spec: str) -> Preference:
     """Make the preference that `spec` describes.
 
     Args:
-        spec: a metric, a weighted sum of metrics, or ``package.module:function``.
-        workers: processes that share very large batches of METEOR.
+        spec: a metric, a weighted sum of metrics, ``evaluate:NAME?...``, or ``package.module:function``.
 
     Raises:
-        UserError: `spec` is none of these, the function cannot be imported, or METEOR is asked for without WordNet.
+        UserError: `spec` is none of these, the function cannot be imported, the metric cannot be loaded, or METEOR is
+            asked for without WordNet.
     """
+    if spec.startswith(PREFIX):
+        return Preference(spec, load_metric(spec))
     if ":" in spec:
         return Preference(spec, _import_function(spec.strip()))
     weights = _parse_sum(spec)
-    meteor = Meteor(workers=workers) if "meteor" in weights else None
+    meteor = Meteor() if "meteor" in weights else None
     rouge_names = [name for name in weights if name != "meteor"]
 
     def score(predictions: list[str], references: list[str], sources: list[str]) -> list[float]:
@@ -101,7 +94,7 @@ def make_preference(spec: str, workers: int = 1) -> Preference:
                 totals[i] += sum(weights[name] * value for name, value in values.items())
         return totals
 
-    return Preference(spec, score, meteor.close if meteor is not None else lambda: None)
+    return Preference(spec, score)
 
 
 def _parse_sum(spec: str) -> dict[str, float]:

@@ -19,12 +19,14 @@ from torch import Tensor
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
 from common.grounding_loss import kendall_tau, list_mle_loss
+from common.swaps import draw_places, swap_tokens
 from common.token_reward_model import saturation_share
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.plateau import Plateau
-from common.training.processes import Precision, Processes, Stepper
+from common.training.processes import Precision, Processes
 from common.training.progress import Progress
 from common.training.random_keys import Key, Purpose, keyed_generator, seed_global
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
@@ -37,6 +39,19 @@ _SAMPLED_AT_ONCE = 4  # batches; a decoder-only policy would need memory for K t
 
 
 @dataclass
+class Swaps:
+    """References of B articles, each followed by itself with one token replaced by the policy's likeliest other one.
+
+    Attributes:
+        summaries: N = 2 B of them.
+        places: (B,) column of the token in question.
+    """
+
+    summaries: Summaries
+    places: Tensor
+
+
+@dataclass
 class RankedSummaries:
     """Sampled summaries of B articles with their preference.
 
@@ -45,12 +60,14 @@ class RankedSummaries:
         summaries: N = B * K of them, those of an article one after the other.
         preferences: (B, K), higher is better.
         ranks: (B, K), the same order without ties: equal preferences are put in random order.
+        swaps: of the same articles; None where they are not asked for.
     """
 
     batch: Batch
     summaries: Summaries
     preferences: Tensor
     ranks: Tensor
+    swaps: Swaps | None = None
 
 
 @dataclass
@@ -67,6 +84,8 @@ class RankingFigures:
         tau, tau_sets: sum of Kendall's tau over the sets where it is defined, and their number.
         preference: sum over the sets of their mean preference.
         sampled_tokens: tokens that the policy wrote.
+        swaps, swaps_seen: swapped tokens, and those whose reward is below that of the reference's token; equal rewards
+            count one half.
         score_squares, length_squares, products: sums over the summaries of the squares and the product of how far
             score and number of tokens are from the mean of their set.
     """
@@ -83,6 +102,8 @@ class RankingFigures:
     tau_sets: float = 0.0
     preference: float = 0.0
     sampled_tokens: float = 0.0
+    swaps: float = 0.0
+    swaps_seen: float = 0.0
     score_squares: float = 0.0
     length_squares: float = 0.0
     products: float = 0.0
@@ -156,6 +177,7 @@ class RankingFigures:
             f"reward/{prefix}saturation_share": _ratio(self.saturated, self.tokens),
             f"reward/{prefix}length_correlation": self._length_correlation(),
             f"reward/{prefix}preference": _ratio(self.preference, self.sets),
+            **({f"reward/{prefix}swap_accuracy": self.swaps_seen / self.swaps} if self.swaps else {}),
         }
 
 
@@ -195,6 +217,9 @@ class RewardTrainer:
         self.steps_done = 0  # over all rounds
         self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
         self._round: _Round | None = None
+        self.stepper = Stepper("reward", settings.clip_norm, processes, precision)
+        # Which token of each row's reference is swapped, in every round.
+        self._swap_noise = torch.rand(len(validation), generator=keyed_generator(Purpose.SWAPS, settings.seed))
         batch_size = settings.reward_learning_batch_size * processes.count
         batches = math.ceil(len(train) / batch_size)
         self.batches_per_round = max(1, math.ceil(settings.rew_num_train_epochs * batches))
@@ -212,9 +237,10 @@ class RewardTrainer:
         model = self.reward.model
         current = self._round = self._round or self._begin_round()
         plateau = current.plateau
-        stepper = Stepper(current.optimizer, settings.clip_norm, self.processes, self.precision)
         # The policy stands still during a round, so one sample serves all its validations.
         validation = self._validation_sets(Purpose.VALIDATION_SAMPLES, self.rounds_done)
+        for held_out_sets in validation:
+            held_out_sets.swaps = self._swaps(held_out_sets.batch)
         batches = self._round_batches()
         accumulate = settings.rew_gradient_accumulation_steps
         ranked = self.ranked_from(batches, current.steps * accumulate)
@@ -228,7 +254,7 @@ class RewardTrainer:
             while current.steps < self.steps_per_round and not plateau.should_stop:
                 step = current.steps + 1
                 sizes = [len(rows) for rows in batches[(step - 1) * accumulate : step * accumulate]]
-                figures, norm = self._step(stepper, list(itertools.islice(ranked, len(sizes))), sum(sizes), step)
+                figures, norm = self._step(list(itertools.islice(ranked, len(sizes))), sum(sizes), step)
                 current.since_log += figures
                 sampled_tokens += figures.sampled_tokens
                 current.steps = step
@@ -241,6 +267,7 @@ class RewardTrainer:
                     seconds = time.monotonic() - began
                     values |= {
                         "reward/gradient_norm": norm,
+                        "reward/skipped_steps": self.stepper.skipped,
                         "reward/learning_rate": plateau.learning_rate,
                         "perf/reward_steps_per_second": steps_since / seconds,
                         "perf/sampled_tokens_per_second": sampled_tokens / seconds,
@@ -256,11 +283,12 @@ class RewardTrainer:
                     if evaluate:
                         held_out = self._validate(validation)
                         logger.info(
-                            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f",
+                            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
                             self.rounds_done + 1,
                             step,
                             held_out["reward/dev_loss"],
                             held_out["reward/dev_rank_accuracy"],
+                            held_out.get("reward/dev_swap_accuracy", math.nan),
                         )
                         values |= held_out
                         if plateau.update(held_out["reward/dev_loss"], step):
@@ -281,6 +309,7 @@ class RewardTrainer:
         model = self.reward.model
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=self.settings.rew_learning_rate)
+        self.stepper.optimizer = optimizer
         return _Round(optimizer, Plateau(self.settings.reward_plateau, optimizer, model))
 
     def _round_batches(self) -> list[list[int]]:
@@ -372,7 +401,7 @@ class RewardTrainer:
         self.policy.lm.train(was_training)
         written = [row for batch in own for row in batch.rows for _ in range(per_source)]
         scores = self.preference(
-            self.policy.texts(summaries), [row.reference for row in written], [row.source for row in written]
+            self.policy.texts(summaries), [row.standard for row in written], [row.source for row in written]
         )
         if not bool(scores.isfinite().all()):
             raise UserError(f"preference: '{settings.preference}' gave a score that is not a finite number")
@@ -397,7 +426,7 @@ class RewardTrainer:
         )
 
     def _step(
-        self, stepper: Stepper, batches: Sequence[RankedSummaries | None], sets_in_step: int, step: int
+        self, batches: Sequence[RankedSummaries | None], sets_in_step: int, step: int
     ) -> tuple[RankingFigures, float]:
         """One optimizer step over some batches, which hold so many ranking sets in all processes.
 
@@ -413,9 +442,9 @@ class RewardTrainer:
             loss, found = self._loss(ranked)
             if not math.isfinite(found.loss):
                 raise UserError(f"reward step {step}: the loss is {found.loss}; a lower rew_learning_rate may help")
-            stepper.backward(loss * (found.sets / sets_in_step))
+            self.stepper.backward(loss * (found.sets / sets_in_step))
             figures += found
-        norm = stepper.step()
+        norm = self.stepper.step()
         self.reward.model.eval()
         return figures.over(self.processes), norm
 
@@ -436,8 +465,37 @@ class RewardTrainer:
     @torch.no_grad()
     def _validate(self, validation: list[RankedSummaries]) -> dict[str, float]:
         self.reward.model.eval()
-        figures = sum((self._loss(ranked)[1] for ranked in validation), RankingFigures())
+        figures = RankingFigures()
+        for ranked in validation:
+            figures += self._loss(ranked)[1]
+            if ranked.swaps is not None:
+                figures += self._swap_figures(ranked.batch, ranked.swaps)
         return figures.over(self.processes).means("dev_")
+
+    @torch.no_grad()
+    def _swaps(self, batch: Batch) -> Swaps:
+        """One token of each reference replaced; the policy is used in evaluation mode."""
+        tokens, mask = batch.target_ids, batch.target_mask
+        places = draw_places(mask, self._swap_noise[batch.indices])
+        was_training = self.policy.lm.training
+        self.policy.lm.eval()
+        with self.precision.autocast():
+            sources = self.policy.encode(batch.source_ids, batch.source_mask)
+            logits = self.policy.logits(sources, Summaries(tokens, mask))
+        self.policy.lm.train(was_training)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        swapped = swap_tokens(tokens, places, logits[rows, places, : len(self.policy.tokenizer)])
+        both = torch.stack([tokens, swapped], 1).flatten(0, 1)
+        return Swaps(Summaries(both, mask.repeat_interleave(2, 0)), places)
+
+    def _swap_figures(self, batch: Batch, swaps: Swaps) -> RankingFigures:
+        with self.precision.autocast():
+            rewards = self.reward.policy_rewards(batch, swaps.summaries)
+        pairs = rewards.unflatten(0, (-1, 2))  # (B, 2, T)
+        rows = torch.arange(len(pairs), device=rewards.device)
+        right, swapped = pairs[rows, :, swaps.places].unbind(1)
+        seen = ((right - swapped).sign() + 1) / 2
+        return RankingFigures(swaps=len(pairs), swaps_seen=seen.sum().item())
 
     def save_state(self, state: StateTree) -> None:
         """Add what going on needs to a checkpoint, also from the middle of a round.
@@ -446,7 +504,7 @@ class RewardTrainer:
         """
         state.put("reward/weights", dict(self.reward.model.state_dict()))
         progress: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done}
-        progress |= {"last_figures": self.last_figures, "round": None}
+        progress |= {"last_figures": self.last_figures, "stepper": self.stepper.state(), "round": None}
         if self._round is not None:
             current = self._round
             figures = vars(current.since_log)
@@ -461,6 +519,7 @@ class RewardTrainer:
         values = state.get("reward/progress")[1]
         self.rounds_done, self.steps_done = values["rounds_done"], values["steps_done"]
         self.last_figures = values["last_figures"]
+        self.stepper.load_state(values["stepper"])
         self._round = None
         if values["round"] is not None:
             current = self._begin_round()

@@ -6,38 +6,28 @@ accelerate launch --num_processes=2 sum_task/run_sum.py --dataset_name=xsum
 """
 
 import dataclasses
-import json
 import logging
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers.utils import logging as transformers_logging
 
-from common.errors import UserError, run_command
+from common.cpu import use_kernels
+from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
-from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
+from common.language_models.pretrained import enable_checkpointing
 from common.training.files import write_jsonl_atomic
-from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
-from common.training.processes import Precision, Processes, end_processes, start_processes
-from common.training.progress import set_quiet, set_verbose
-from common.training.run_folder import (
-    COMPLETE,
-    RunFolder,
-    check_resumable,
-    check_same_options,
-    environment,
-    open_run_folder,
-)
-from common.training.runtime import describe, hardware, peak_memory_mib, start_runtime
-from common.training.tracking import MetricsLog, check_trackers, truncate_after
+from common.training.processes import Processes
+from common.training.run import Run, RunOptions, open_run
+from common.training.run_folder import RunFolder
+from common.training.runtime import describe
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import read_command
 from sum_task.data import Splits, load_splits
+from sum_task.evaluate_library import load_metrics
 from sum_task.evaluation_metrics import check_available
 from sum_task.models import load_policy, load_reward_model
 from sum_task.policy_trainer import PolicyTrainer
@@ -45,7 +35,14 @@ from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.settings import NEUTRAL, SummarizationSettings
-from sum_task.summary_evaluation import Evaluation, evaluate
+from sum_task.summary_evaluation import (
+    COMPARED_FIGURES,
+    COMPARED_ROWS,
+    Evaluation,
+    evaluate,
+    first_means,
+    without_training,
+)
 
 logger = logging.getLogger("sum_task.run_sum")  # not __name__, which is __main__ for a command
 
@@ -57,122 +54,115 @@ def run(settings: SummarizationSettings) -> dict[str, Any]:
         UserError: for bad input and for what the machine refuses.
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
-    checkpoints = RunFolder(output_folder(settings)).checkpoints
-    with telling_how_to_go_on(checkpoints, "the same command and --resume"), StopRequest() as stop:
-        processes, device = start_processes(settings.device)
-        try:
-            return _run(settings, processes, device, stop)
-        finally:
-            end_processes()
-
-
-def _run(settings: SummarizationSettings, processes: Processes, device: str, stop: StopRequest) -> dict[str, Any]:
-    started = time.monotonic()
-    check_trackers(settings.report_to)
     check_available(bertscore=settings.bertscore)
     check_adapters(settings.lora_rank)
-    set_quiet(settings.quiet or not processes.is_main)
-    set_verbose(settings.verbose and processes.is_main)
-    runtime = start_runtime(settings.seed, device, settings.num_threads)
-    precision = Precision(settings.mixed_precision, runtime.device)
+    use_kernels(settings.cpu_kernels)
+    with open_run(run_options(settings)) as run:
+        results = run.finished or _train_and_test(run, settings)
+        if run.processes.is_main:
+            print_summary(run.folder, results)
+        return results
+
+
+def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]:
+    processes, precision = run.processes, run.precision
+
+    # Data and models.
     splits = load_splits(**{name: getattr(settings, name) for name in DATA_OPTIONS})
     logger.info(
-        "%s: %d train, %d validation, %d test rows, left out %s",
-        settings.dataset_name or settings.train_file,
-        len(splits.train),
-        len(splits.validation),
-        len(splits.test),
-        splits.left_out,
-    )
-    options = plain_options(settings)
-    folder, checkpoint = processes.on_main(lambda: _open_folder(settings)), None
-    if folder.is_complete and not settings.overwrite:
-        return _finished(folder, options, processes)
-    if folder.checkpoint is not None:
-        checkpoint = load_checkpoint(folder.checkpoint)
-        same_options = check_resumable(
-            checkpoint.values["run"]["options"], options, NEUTRAL, folder.checkpoint, settings.resume
-        )
-
+        "%s: %d train, %d validation, %d test rows, left out %s", settings.dataset_name or settings.train_file,
+        len(splits.train), len(splits.validation), len(splits.test), splits.left_out,
+    )  # fmt: skip
+    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes.count
+    settings.check_rows(min(rows, len(splits.train)))
+    preference, metrics = make_preference(settings.preference), load_metrics(settings.eval_metrics)
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
+    if reward is not None and settings.needs_expectation:
+        reward.check_expectations()
     for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
         add_adapters(model, settings.lora_rank, settings.lora_alpha)
         if settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
-    policy.to(runtime.device)
+            enable_checkpointing(model)
+    policy.to(run.runtime.device)
     describe("policy", policy.lm)
     if reward is not None:
-        reward.to(runtime.device)
+        reward.to(run.runtime.device)
         describe("reward model", reward.model)
     train, validation, test = _tokenize_all(splits, policy.format, settings, processes)
-    tested_on = "test" if len(test) else "validation"
+    tested, tested_on = (test, "test") if len(test) else (validation, "validation")
 
-    seconds_before = 0.0
-    if checkpoint is not None:
-        logger.info("going on from %s", folder.checkpoint)
-        seconds_before = checkpoint.values["run"]["seconds"]
-        processes.on_main(lambda: truncate_after(folder.metrics, checkpoint.values["run"]["events"]))
-    processes.on_main(folder.prepare)  # so that a folder that cannot be written ends every process
-    if processes.is_main:
-        folder.write_config(options, sys.argv)
-    log = MetricsLog(
-        folder.metrics if processes.is_main else None, settings.report_to, project="token-guidance-sum",
-        config=options, seconds_before=seconds_before,
-    )  # fmt: skip
-    with log, make_preference(settings.preference) as preference:
-        reward_trainer = None
+    run.begin()
+    # Before a checkpoint is loaded: of a run that goes on it is the same.
+    before = without_training(policy, tested, settings, processes, precision)
+    # Reward learning and policy learning in turn.
+    reward_trainer = None
+    if reward is not None:
+        reward_trainer = RewardTrainer(
+            reward, policy, preference, train, validation, settings, processes, precision, run.log
+        )
+
+    def validate() -> dict[str, float]:
+        means = evaluate(policy, validation, settings, processes, precision, "validation").means
+        return {f"eval/{name}": value for name, value in means.items()}
+
+    def keep_best() -> None:
+        if processes.is_main:
+            policy.save_pretrained(best_policy_folder(run.folder))
+
+    trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings, processes, precision, run.log)
+    _note_periods(settings, reward_trainer)
+    if run.restore(trainer.load_state) and not run.same_options:
+        trainer.forget_rewards()
+    with run.checkpoints(trainer.save_state) as checkpointer:
+        trainer.train(checkpointer)
+
+    # The last policy writes the summaries that are reported.
+    evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore, metrics)
+    results = _results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
+    results["compared_rows"] = min(COMPARED_ROWS, len(tested))
+    if len(tested) > COMPARED_ROWS:
+        results |= {f"compared_{name}": mean for name, mean in first_means(evaluation, COMPARED_ROWS).items()}
+
+    def write_files() -> None:
+        policy.save_pretrained(run.folder.policy)
         if reward is not None:
-            reward_trainer = RewardTrainer(
-                reward, policy, preference, train, validation, settings, processes, precision, log
-            )
+            reward.save_pretrained(run.folder.reward_model)
+        _write_predictions(run.folder, tested, evaluation)
+        write_run_report(run.folder, results, evaluation, tested.rows, reward, policy, settings.expectation_tokens)
 
-        def validate() -> dict[str, float]:
-            means = evaluate(policy, validation, settings, processes, precision, "validation").means
-            return {f"eval/{name}": value for name, value in means.items()}
-
-        def keep_best() -> None:
-            if processes.is_main:
-                policy.save_pretrained(best_policy_folder(folder))
-
-        trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings, processes, precision, log)
-        _note_periods(settings, trainer, reward_trainer)
-        if checkpoint is not None:
-            _load_state(checkpoint, trainer)
-            if not same_options:
-                trainer.forget_rewards()
-
-        def save(steps: int) -> None:
-            if not processes.is_main:
-                return
-            log.sync()
-            state = StateTree()
-            trainer.save_state(state)
-            state.put("run", {}, {"options": options, "events": log.events, "seconds": log.seconds})
-            save_checkpoint(folder.checkpoint_folder(steps), state)
-            folder.drop_old_checkpoints(settings.keep_checkpoints)
-            logger.info("checkpoint after %d optimizer steps: %s", steps, folder.checkpoint_folder(steps))
-
-        with stop.after_steps():
-            trainer.train(Checkpointer(save, settings.checkpoint_steps, stop, processes.largest))
-        tested = test if len(test) else validation
-        evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore)
-        results = _results(settings, trainer, evaluation, tested_on, splits, processes, log.seconds)
-        results["seconds_in_this_process"] = time.monotonic() - started
-    if processes.is_main:
-        policy.save_pretrained(folder.policy)
-        if reward is not None:
-            reward.save_pretrained(folder.reward_model)
-        _write_predictions(folder, tested, evaluation)
-        write_run_report(folder, results, evaluation, tested.rows, reward)
-        folder.write_results(results)
-        print_summary(folder, results)
-    processes.gather(None)  # nobody leaves before the files are there
+    run.finish(results, write_files)
     return results
+
+
+def run_options(settings: SummarizationSettings) -> RunOptions:
+    """The part of the options that concerns the run as such."""
+    return RunOptions(
+        task="sum",
+        folder=output_folder(settings),
+        all=plain_options(settings),
+        neutral=NEUTRAL,
+        seed=settings.seed,
+        device=settings.device,
+        num_threads=settings.num_threads,
+        matmul_precision=settings.matmul_precision,
+        mixed_precision=settings.mixed_precision,
+        overwrite=settings.overwrite,
+        resume=settings.resume,
+        how_to_resume="the same command and --resume",
+        checkpoint_path=None,
+        checkpoint_minutes=settings.checkpoint_minutes,
+        checkpoint_steps=settings.checkpoint_steps,
+        keep_checkpoints=settings.keep_checkpoints,
+        trackers=settings.report_to,
+        quiet=settings.quiet,
+        verbose=settings.verbose,
+    )
 
 
 DATA_OPTIONS = (
     "dataset_name", "dataset_config", "train_file", "validation_file", "test_file", "text_column", "summary_column",
+    "preference_column",
     "max_train_samples", "max_eval_samples", "max_predict_samples", "seed",
 )  # fmt: skip
 
@@ -198,20 +188,6 @@ def best_policy_folder(folder: RunFolder) -> Path:
     return folder.path / "best_policy"
 
 
-def _open_folder(settings: SummarizationSettings) -> RunFolder:
-    return open_run_folder(output_folder(settings), overwrite=settings.overwrite, resume=settings.resume != "none")
-
-
-def _finished(folder: RunFolder, options: dict[str, Any], processes: Processes) -> dict[str, Any]:
-    """The results of a run with nothing left to do, shown once more."""
-    before = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
-    check_same_options(before, options, NEUTRAL, folder.path, COMPLETE)
-    results: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
-    if processes.is_main:
-        print_summary(folder, results)
-    return results
-
-
 def _tokenize_all(
     splits: Splits, text_format: Any, settings: SummarizationSettings, processes: Processes
 ) -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
@@ -233,9 +209,7 @@ def _tokenize_all(
     return done or work()
 
 
-def _note_periods(
-    settings: SummarizationSettings, trainer: PolicyTrainer, reward_trainer: RewardTrainer | None
-) -> None:
+def _note_periods(settings: SummarizationSettings, reward_trainer: RewardTrainer | None) -> None:
     if reward_trainer is not None and settings.rew_eval_period >= settings.rew_num_train_epochs:
         logger.warning(
             "a round of reward learning (rew_num_train_epochs=%g) is validated at its end alone (rew_eval_period=%g): "
@@ -243,13 +217,6 @@ def _note_periods(
             settings.rew_num_train_epochs,
             settings.rew_eval_period,
         )
-
-
-def _load_state(state: StateTree, trainer: PolicyTrainer) -> None:
-    try:
-        trainer.load_state(state)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"the checkpoint does not fit this run: {error}") from None
 
 
 def _write_predictions(folder: RunFolder, data: TokenizedRows, evaluation: Evaluation) -> None:
@@ -266,11 +233,8 @@ def _results(
     evaluation: Evaluation,
     tested_on: str,
     splits: Splits,
-    processes: Processes,
-    seconds: float,
 ) -> dict[str, Any]:
     """Final figures and counts."""
-    device = trainer.policy.device
     learnt = trainer.reward_trainer
     held_out = learnt.last_figures if learnt is not None else {}
     return {
@@ -285,6 +249,7 @@ def _results(
         "tested_on": tested_on,
         **{f"test_{name}": value for name, value in evaluation.means.items()},
         "reward_rank_accuracy": held_out.get("reward/dev_rank_accuracy"),
+        "reward_swap_accuracy": held_out.get("reward/dev_swap_accuracy"),
         "reward_dev_loss": held_out.get("reward/dev_loss"),
         "validation": trainer.last_validation,
         "best_validation_score": trainer.best_score,
@@ -298,22 +263,26 @@ def _results(
         "rows_left_out": splits.left_out,
         "model": settings.model_name_or_path or settings.config_name or settings.model_type,
         "reward_model": settings.reward_model_name if settings.uses_rewards else None,
-        "processes": processes.count,
-        "wall_seconds": seconds,
-        "peak_memory_mib": peak_memory_mib(device),
-        "hardware": hardware(device),
-        "environment": environment(),
     }
 
 
 def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     """The last lines of a run: what came out and where it lies."""
-    names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor")
-    figures = ", ".join(f"{name} {results[f'test_{name}']:.2f}" for name in names)
-    print(f"\n{results['tested_on']} ({results['test_rows']} rows): {figures}")
+
+    def figures(kind: str) -> str:
+        return ", ".join(f"{name} {results[f'{kind}_{name}']:.2f}" for name in COMPARED_FIGURES if name != "length")
+
+    print(f"\n{results['tested_on']} ({results['test_rows']} rows): {figures('test')}")
+    if "compared_rouge1" in results:
+        print(f"the first {results['compared_rows']} of them: {figures('compared')}")
+    if "untrained_rouge1" in results:  # those of older runs do not say
+        print(f"  before training: {figures('untrained')}\n  first three sentences: {figures('lead3')}")
     accuracy = results["reward_rank_accuracy"]
     if accuracy is not None and not math.isnan(accuracy):
         print(f"rank accuracy of the reward model on held-out summaries: {accuracy:.3f} (chance: 0.5)")
+    accuracy = results["reward_swap_accuracy"]
+    if accuracy is not None:
+        print(f"swap accuracy, a reference's token against the likeliest other one: {accuracy:.3f} (chance: 0.5)")
     if any(results["rows_left_out"].values()):
         print(f"rows left out, article or summary blank: {results['rows_left_out']}")
     print(f"{results['policy_steps']} policy steps in {results['wall_seconds']:.0f} s")

@@ -6,14 +6,14 @@ python sum_task/score_tokens.py --model RUN/reward_model --input pairs.jsonl --h
 """
 
 import argparse
-import json
+import itertools
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.errors import UserError, run_command
 from common.language_models.token_carry import token_spans
 from common.reporting.report import Report, TokenRewards
@@ -39,10 +39,20 @@ def text_rewards(
         max_length: tokens of a summary.
     """
     reward.model.eval()
-    policy_format = reward.policy_format
-    tokenizer = policy_format.tokenizer
-    end = int(tokenizer.eos_token_id)
     judged = []
+    for batch, targets in batches_of(reward, rows, batch_size, max_length):
+        rewards = reward.policy_rewards(batch, Summaries(batch.target_ids, batch.target_mask)).tolist()
+        for ids, row in zip(targets, rewards, strict=True):
+            judged.append((token_texts(reward.policy_format.tokenizer, ids), row[: len(ids)]))
+    return judged
+
+
+def batches_of(
+    reward: SummaryRewardModel, rows: Sequence[Row], batch_size: int = 8, max_length: int = 1024
+) -> Iterator[tuple[Batch, list[list[int]]]]:
+    """Rows in the policy's tokens, and the token ids of each summary; see `text_rewards`."""
+    policy_format = reward.policy_format
+    end = int(policy_format.tokenizer.eos_token_id)
     for start in range(0, len(rows), batch_size):
         part = list(rows[start : start + batch_size])
         sources = pad(
@@ -50,11 +60,7 @@ def text_rewards(
         )
         targets = policy_format.targets([row.reference for row in part], max_length)
         tokens, mask = pad(targets, end)
-        batch = Batch(part, *sources, tokens, mask, list(range(len(part)))).to(reward.device)
-        rewards = reward.policy_rewards(batch, Summaries(batch.target_ids, batch.target_mask)).tolist()
-        for ids, row in zip(targets, rewards, strict=True):
-            judged.append((token_texts(tokenizer, ids), row[: len(ids)]))
-    return judged
+        yield Batch(part, *sources, tokens, mask, list(range(len(part)))).to(reward.device), targets
 
 
 def token_texts(tokenizer: object, ids: Sequence[int]) -> list[str]:
@@ -75,11 +81,9 @@ def main(words: Sequence[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()
     parser = argparse.ArgumentParser(prog="score_tokens.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="reward_model folder of a run")
-    parser.add_argument("--input", metavar="FILE", help="jsonl file of articles and summaries")
-    parser.add_argument("--text_column", default="source", metavar="NAME", help="its column of articles (source)")
-    parser.add_argument(
-        "--summary_column", default="prediction", metavar="NAME", help="its column of summaries (prediction)"
-    )
+    parser.add_argument("--input", metavar="FILE", help=f"file of articles and summaries: {', '.join(FILE_TYPES)}")
+    parser.add_argument("--text_column", metavar="NAME", help="its column of articles (source)")
+    parser.add_argument("--summary_column", metavar="NAME", help="its column of summaries (prediction)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N")
     parser.add_argument("--article", metavar="FILE", help="text file with one article, in place of --input")
     parser.add_argument("--summary", metavar="TEXT", help="the summary of that article")
@@ -87,6 +91,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--form", choices=FORMS, help="color (a terminal's default), text (else the default) or json")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     options = parser.parse_args(words)
+    if options.limit is not None and options.limit < 1:
+        raise UserError("--limit: must be at least 1")
     device = choose_device(options.device)
     rows = _rows(options)
     reward = SummaryRewardModel.from_pretrained(options.model)
@@ -134,48 +140,22 @@ def _rows(options: argparse.Namespace) -> list[Row]:
     if options.article is not None:
         if not options.summary:
             raise UserError("--summary: the summary of the article is needed")
+        for name in ("text_column", "summary_column"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name}: --article is a text file, which has no columns")
+        if is_table(options.article):
+            raise UserError(f"--article: '{options.article}' is a file of rows; --input reads it")
         return [Row(read_text(options.article), options.summary)]
-    rows: list[Row] = []
-    for number, line in enumerate(read_text(options.input).splitlines(), start=1):
-        if options.limit is not None and len(rows) == options.limit:
-            break
-        if not line.strip():
-            continue
-        columns = (options.text_column, options.summary_column)
-        rows.append(Row(*(json_cell(f"{options.input}, line {number}", line, column) for column in columns)))
+    if options.summary is not None:
+        raise UserError("--summary: --input has a column of summaries (--summary_column)")
+    if not is_table(options.input):
+        raise UserError(f"--input: '{options.input}' is not a {', '.join(FILE_TYPES)} file")
+    columns = (options.text_column or "source", options.summary_column or "prediction")
+    found = itertools.islice(read_rows(options.input), options.limit)
+    rows = [Row(*(text_cell(where, cells, column) for column in columns)) for where, cells in found]
     if not rows:
         raise UserError(f"--input: '{options.input}' holds no row")
     return rows
-
-
-def read_text(path: str) -> str:
-    """A UTF-8 file's text; ``-`` is the standard input.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"'{path}' is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from None
-
-
-def json_cell(where: str, line: str, column: str) -> str:
-    """A text of a line of JSON.
-
-    Raises:
-        UserError: it is no JSON object, or has no text of that name.
-    """
-    try:
-        cells = json.loads(line)
-    except ValueError:
-        raise UserError(f"{where}: not JSON") from None
-    if not isinstance(cells, dict) or not isinstance(cells.get(column), str):
-        found = f"; it has {', '.join(map(str, cells))}" if isinstance(cells, dict) else ""
-        raise UserError(f"{where}: no text '{column}'{found}")
-    return str(cells[column])
 
 
 if __name__ == "__main__":

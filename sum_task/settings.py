@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.aggregation import AGGREGATIONS
+from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS
 from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
+from common.training.runtime import MATMUL_PRECISIONS
 from common.training.settings import build_settings, setting
 
 GUIDANCES = ("token", "sequence", "none")
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
-    "output_dir", "overwrite", "resume", "checkpoint_steps", "keep_checkpoints", "device", "num_threads", "report_to",
-    "quiet", "verbose", "preprocessing_num_workers", "overwrite_cache",
+    "output_dir", "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device",
+    "num_threads", "report_to", "quiet", "verbose", "preprocessing_num_workers", "overwrite_cache",
 }  # fmt: skip
 
 
@@ -30,9 +32,12 @@ class SummarizationSettings:
     test_file: str | None
     text_column: str | None
     summary_column: str | None
+    preference_column: str | None
     max_train_samples: int | None = setting(minimum=1)
     max_eval_samples: int | None = setting(minimum=1)
     max_predict_samples: int | None = setting(minimum=1)
+    source_language: str | None = setting()
+    target_language: str | None = setting()
     source_prefix: str = setting()
     separator: str = setting()
     max_source_length: int = setting(minimum=1)
@@ -54,6 +59,10 @@ class SummarizationSettings:
     rew_checkpoint_path: str | None = setting()
 
     guidance: str = setting(choices=GUIDANCES)
+    credit: str = setting(choices=tuple(CREDITS))
+    weight_shares: str = setting(choices=("sequence", "batch"))
+    expectation_tokens: int = setting(minimum=2)
+    sequence_score: str = setting(choices=("learned", "preference"))
     preference: str = setting()
     agg_func: str = setting(choices=AGGREGATIONS)
     soft_maxmin_temp: float = setting(above=0)
@@ -85,7 +94,10 @@ class SummarizationSettings:
     exp_in_wmle: bool = setting()
     use_q_for_weight: bool = setting()
     reset_optim: bool = setting()
+    mle_coeff: float = setting(minimum=0)
     reinforce_coeff: float = setting()
+    reinforce_credit: str | None = setting(choices=tuple(SAMPLE_CREDITS))
+    reinforce_baseline: str = setting(choices=("none", "leave-one-out"))
     max_entropy_coeff: float = setting()
     num_reinforce_samples: int = setting(minimum=1)
     policy_eval_period: float = setting(above=0)
@@ -99,15 +111,22 @@ class SummarizationSettings:
 
     per_device_eval_batch_size: int = setting(minimum=1)
     num_beams: int | None = setting(minimum=1)
+    min_length: int | None = setting(minimum=0)
+    no_repeat_ngram_size: int | None = setting(minimum=0)
+    length_penalty: float | None = setting()
     bertscore: bool = setting()
+    eval_metrics: tuple[str, ...] = setting()
 
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     device: str = setting()
     num_threads: int | None = setting(minimum=1)
+    cpu_kernels: bool = setting()
+    matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
     output_dir: str | None = setting()
     expid: str | None = setting()
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
+    checkpoint_minutes: float = setting(minimum=0)
     checkpoint_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)
     log_every: int = setting(minimum=1)
@@ -132,15 +151,101 @@ class SummarizationSettings:
                 raise UserError("reinforce_coeff: with guidance=none there is no reward for it")
             if settings.rew_checkpoint_path is not None:
                 raise UserError("rew_checkpoint_path: guidance=none uses no reward model")
-        elif settings.reward_retrain_epochs == 0 and settings.rew_checkpoint_path is None:
-            raise UserError("reward_retrain_epochs: 0 needs a reward model to use, in rew_checkpoint_path")
+        elif (
+            settings.reward_retrain_epochs == 0
+            and settings.rew_checkpoint_path is None
+            and settings.rew_head == "after"
+        ):
+            raise UserError("reward_retrain_epochs: 0 needs a model, in rew_checkpoint_path, or rew_head=likelihood")
+        if settings.guidance == "sequence" and settings.exp_in_wmle:
+            raise UserError("exp_in_wmle: the exponential of token rewards is for guidance=token only")
         if settings.guidance != "token" and settings.use_q_for_weight:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
+        settings._check_credit()
         if settings.resume != "none" and settings.overwrite:
             raise UserError(f"resume={settings.resume} keeps the run there is and overwrite=true replaces it; set one")
         if settings.quiet and settings.verbose:
             raise UserError("quiet and verbose contradict each other; set one")
         return settings
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse a run whose rewards could have no effect, with so many rows in the largest optimizer step.
+
+        Raises:
+            UserError: sequence-level guidance has nothing to compare.
+        """
+        if self.guidance == "sequence" and rows == 1 and self.reinforce_coeff <= 0:
+            raise UserError(
+                "guidance: 'sequence' weighs the summaries of an optimizer step against each other, and a step has one "
+                "row; take more (per_device_train_batch_size, gradient_accumulation_steps), or guidance=none"
+            )
+
+    def _check_credit(self) -> None:
+        if self.use_q_for_weight and self.credit not in ("reward", "reward-to-go"):
+            raise UserError(f"use_q_for_weight: it means credit=reward-to-go, and credit={self.credit} is set")
+        if self.exp_in_wmle and self.weighs_whole_steps:
+            raise UserError("exp_in_wmle: it is for credit=reward or reward-to-go with weight_shares=sequence")
+        if self.guidance == "token" and self.credit == "sequence" and self.weight_shares == "sequence":
+            raise UserError("weight_shares: shares over a sequence cancel its weight; credit=sequence needs batch")
+        kinds = [self.reference_credit] if self.mle_coeff > 0 else []
+        kinds += [self.sample_credit] if self.reinforce_coeff > 0 else []
+        if self.sequence_score == "preference" and self.uses_rewards and not {*kinds} & {"sequence", "product"}:
+            raise UserError(
+                "sequence_score: preference is for guidance=sequence, credit or reinforce_credit=sequence, product"
+            )
+        if self.mle_coeff == 0 and not self.uses_samples:
+            raise UserError("mle_coeff: 0 leaves nothing to learn from; set reinforce_coeff")
+        if self.reinforce_coeff <= 0:
+            return
+        if self.guidance == "token" and self.sample_credit not in SAMPLE_CREDITS:
+            raise UserError(
+                f"reinforce_credit: credit={self.credit} weighs references only; samples are weighed by "
+                f"{', '.join(SAMPLE_CREDITS)}"
+            )
+        if self.reinforce_baseline == "leave-one-out":
+            if self.num_reinforce_samples < 2:
+                raise UserError(
+                    "reinforce_baseline: it is the mean of the other samples: num_reinforce_samples=1 has none"
+                )
+            if self.sample_credit == "advantage":
+                raise UserError("reinforce_baseline: an advantage is a difference already; set reinforce_baseline=none")
+
+    @property
+    def reference_credit(self) -> str:
+        """The kind of credit of references, see `common.credit.CREDITS`."""
+        if self.guidance == "sequence":
+            return "sequence"
+        return "reward-to-go" if self.use_q_for_weight else self.credit
+
+    @property
+    def sample_credit(self) -> str:
+        """The kind of credit of samples, see `common.credit.SAMPLE_CREDITS`."""
+        if self.guidance == "sequence":
+            return "sequence"
+        return self.reinforce_credit or self.reference_credit
+
+    @property
+    def weighs_whole_steps(self) -> bool:
+        """Whether references are weighed against all others of a step, not each for itself as published."""
+        if not self.uses_rewards:
+            return False
+        return self.reference_credit not in ("reward", "reward-to-go") or self.weight_shares == "batch"
+
+    @property
+    def shares_over_batch(self) -> bool:
+        """Whether the weights of references sum to one over the step, not over each reference."""
+        return self.guidance == "sequence" or self.weight_shares == "batch"
+
+    @property
+    def needs_expectation(self) -> bool:
+        """Whether what the policy expects in each state is needed, of references or samples."""
+        return self.uses_rewards and not self._kinds.isdisjoint(NEED_EXPECTATION)
+
+    @property
+    def _kinds(self) -> set[str]:
+        """The kinds of credit by which the loss is weighed."""
+        of_references = {self.reference_credit} if self.mle_coeff > 0 else set()
+        return of_references | ({self.sample_credit} if self.reinforce_coeff > 0 else set())
 
     @property
     def reward_model_name(self) -> str | None:
@@ -165,13 +270,6 @@ class SummarizationSettings:
     def clip_norm(self) -> float | None:
         """Largest gradient norm, or None."""
         return self.gradient_clip_norm if self.gradient_clip else None
-
-    @property
-    def token_guidance(self) -> str:
-        """The name by which `token_weights` knows this run's guidance."""
-        if self.guidance == "sequence":
-            return "sequence"
-        return "reward-to-go" if self.use_q_for_weight else "reward"
 
     @property
     def reward_plateau(self) -> PlateauSettings:

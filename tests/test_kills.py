@@ -11,7 +11,7 @@ from scripts.benchmarks.soak import kill, prompt_command, summary_command
 # Checkpoints at every other step, so that many kills meet one being written.
 PROMPT = (
     "max_train_steps=60", "reward_retrain_period=25", "rew_max_train_steps=24", "rew_num_train_epochs=6",
-    "rew_validation_batches=2", "early_stop_eval_period=20", "num_validation_prompts=16", "candidate_steps=30",
+    "rew_validation_batches=2", "early_stop_eval_period=20", "num_validation_prompts=1", "candidate_steps=30",
     "num_candidates=4", "checkpoint_steps=2",
 )  # fmt: skip
 SUMMARY = (

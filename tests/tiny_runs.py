@@ -28,9 +28,9 @@ TINY: dict[str, Any] = {
     "reward_learning_samples": 3, "reward_learning_batch_size": 6, "prompt_train_batch_size": 8,
     "rew_num_train_epochs": 2, "rew_max_train_steps": 4, "rew_validation_batches": 2, "rew_learning_rate": 1e-2,
     "reward_retrain_period": 4, "num_reinforce_samples": 8, "max_train_steps": 10, "learning_rate": 1e-2,
-    "early_stop_eval_period": 3, "num_validation_prompts": 8, "eval_steps": 2, "candidate_steps": 4,
-    "prompt_infer_batch_size": 4, "num_candidates": 6, "num_reported": 2, "log_every": 5, "save_steps": 4,
-    "checkpoint_steps": 0,
+    "early_stop_eval_period": 3, "num_validation_prompts": 1, "eval_steps": 2, "candidate_steps": 4,
+    "num_final_prompts": 4, "num_candidates": 6, "num_reported": 2, "log_every": 5, "save_steps": 4,
+    "checkpoint_minutes": 0,
     "device": "cpu", "quiet": True,
 }  # fmt: skip
 TRAIN = [Example(f"train {i}", i % 2) for i in range(10)]

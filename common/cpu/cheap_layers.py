@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUTanh, NewGELUActivation
 
+from common.cpu import kernels_in_use
 from common.cpu.dropout import PIECE, CheapDropout, draw_kept, kept_factors, kept_scale
 
 # Norms without mean and bias whose forward pass is: weight * states / sqrt(mean(states^2) + variance_epsilon).
@@ -30,8 +31,11 @@ _FEED_FORWARD = ("T5DenseActDense", "MT5DenseActDense")
 def use_cheap_layers(model: nn.Module) -> None:
     """Put the layers of this module in the place of those of `model` that they can stand for. Weights keep their names.
 
-    Classes that are derived from those, and dropout that works in place, stay as they are.
+    Classes that are derived from those, and dropout that works in place, stay as they are; all do where the kernels are
+    switched off.
     """
+    if not kernels_in_use():
+        return
     for module in model.modules():
         is_feed_forward = type(module).__name__ in _FEED_FORWARD
         if is_feed_forward and type(module.act) is nn.ReLU and type(module.dropout) is nn.Dropout:

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from common.cpu import kernels_in_use
 from common.cpu.dropout import draw_kept, kept_factors, kept_scale
 
 SHARED_SOURCE = "shared_source"
@@ -83,7 +84,7 @@ def shared_source_attention(
     # it does not fit into a processor's cache.
     has_large_bias = position_bias is not None and query[..., 0].numel() * key.shape[2] > _SCORES_IN_CACHE
     own = needs_gradient or has_large_bias or dropout > 0
-    if own and query.device.type == "cpu" and query.dtype == torch.float32:
+    if own and kernels_in_use() and query.device.type == "cpu" and query.dtype == torch.float32:
         if attention_mask is None and module.is_causal and length > 1:
             attention_mask = query.new_ones(length, key.shape[2], dtype=torch.bool).tril()[None, None]
         scale = width**-0.5 if scaling is None else scaling

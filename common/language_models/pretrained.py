@@ -3,7 +3,9 @@
 import logging
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from common.builtin import resolve
@@ -41,8 +43,9 @@ def load_pretrained(auto_class: Any, name: str, complete: bool = False, **option
     if not is_model:
         return loaded
     model, info = loaded
-    if complete and (info["missing_keys"] or info["mismatched_keys"]):
-        missing = sorted(info["missing_keys"]) or sorted(key for key, *_ in info["mismatched_keys"])
+    missing = sorted(key for key in info["missing_keys"] if not (complete and _is_computed(model, key)))
+    if complete and (missing or info["mismatched_keys"]):
+        missing = missing or sorted(key for key, *_ in info["mismatched_keys"])
         raise UserError(f"'{name}' lacks weights of {type(model).__name__}, among them '{missing[0]}'")
     return model
 
@@ -64,5 +67,38 @@ def load_tokenizer(auto_class: Any, name: str) -> Any:
         transformers_logging.set_verbosity(verbosity)
 
 
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Compute activations again in the backward pass instead of keeping them.
+
+    Raises:
+        UserError: the family cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"gradient_checkpointing: {type(model).__name__} does not support it; leave it false")
+    model.activation_checkpointing_enable()
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def _is_computed(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight is made by the model's class and no file needs to hold it, such as sinusoidal positions.
+
+    Made anew from other random numbers, it is the same; that it is no constant tells it from a bias that starts at 0.
+    """
+    path, _, name = key.rpartition(".")
+    module = model.get_submodule(path)
+    weight = getattr(module, name)
+    before = weight.detach().clone()
+    if not before.is_floating_point() or bool((before == before.flatten()[0]).all()):
+        return False
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        weight.data = torch.full_like(before, torch.nan)
+        if hasattr(weight, "_is_hf_initialized"):
+            del weight._is_hf_initialized
+        model._init_weights(module)
+        again = getattr(module, name).detach().clone()
+        weight.data = before
+    return torch.equal(before, again)

@@ -66,9 +66,8 @@ class ReplyFormat:
             while not self.is_encoder_decoder and ids and ids[-1] in self.special_ids:
                 ids = ids[:-1]  # some tokenizers end every text; a prompt goes on
             if not ids:
-                ids = [
-                    token for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if token is not None
-                ][:1]
+                starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+                ids = [token for token in starts if token is not None][:1]
         else:
             ids = self._plain(self._templated(prompt, add_generation_prompt=True))
         if not ids:

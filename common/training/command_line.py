@@ -155,7 +155,7 @@ class CommandLine(Generic[Settings]):
         if optional and value in NONE_WORDS:
             return None
         if kind is bool:
-            return {"true": True, "false": False}.get(value.lower(), value)
+            return {"true": True, "false": False, "1": True, "0": False}.get(value.lower(), value)
         if kind is tuple:
             return [] if value in ("", *NONE_WORDS) else value.split(",")
         if kind in (int, float):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -172,6 +173,27 @@ class JsonLinesWriter:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(self.path, whole)
+
+
+def check_output(name: str, path: str | Path, *inputs: str | Path) -> None:
+    """Check, before any work is done, that a file can be written and replaces none that is read.
+
+    Args:
+        name: of the option, for messages.
+        path: what is to be written.
+        inputs: files that are read.
+
+    Raises:
+        UserError: it is one of `inputs`, a folder, or cannot be written.
+    """
+    path = Path(path)
+    for given in inputs:
+        if path.exists() and Path(given).exists() and path.samefile(given):
+            raise UserError(f"{name}: '{path}' is also read; write to another file")
+    if path.is_dir():
+        raise UserError(f"{name}: '{path}' is a folder")
+    with _writing(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 @contextmanager

@@ -6,6 +6,7 @@ training, where nothing would be lost, and at the second signal, the run ends at
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,9 @@ class Checkpointer:
 
     Args:
         write: writes the checkpoint; its argument is the number of optimizer steps, over all models, done so far.
-        every: optimizer steps between two checkpoints; 0: none but where one is due for another reason.
+        every: optimizer steps between two checkpoints; 0: their number makes none due.
+        minutes: minutes after which the next step ends with one; 0: time makes none due. On a clock, because steps take
+            from milliseconds to minutes and a checkpoint up to gigabytes.
         stop: the signals.
         agree: turns this process's "a signal came" (the signal's number or 0) into the answer of all processes.
     """
@@ -81,18 +84,21 @@ class Checkpointer:
         self,
         write: Callable[[int], None] = lambda steps: None,
         every: int = 0,
+        minutes: float = 0,
         stop: StopRequest | None = None,
         agree: Callable[[int], int] = lambda number: number,
     ):
         self._write = write
         self._every = every
+        self._seconds = 60 * minutes
+        self._written = time.monotonic()
         self._stop = stop or StopRequest()
         self._agree = agree
 
     @property
     def periodic(self) -> bool:
         """Whether checkpoints are written as the run goes on, not only where a signal asks for one."""
-        return self._every > 0
+        return self._every > 0 or self._seconds > 0
 
     @property
     def stop_requested(self) -> bool:
@@ -110,7 +116,10 @@ class Checkpointer:
             Interrupted: a signal came; the checkpoint is written.
         """
         number = self._agree(self._stop.number or 0)
-        if number or due or (self._every and steps % self._every == 0):
+        by_steps = self._every > 0 and steps % self._every == 0
+        by_time = 0 < self._seconds <= time.monotonic() - self._written
+        if number or due or by_steps or by_time:
             self._write(steps)
+            self._written = time.monotonic()
         if number:
             raise Interrupted(number)

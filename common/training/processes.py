@@ -1,4 +1,4 @@
-"""Several processes, mixed precision, and the optimizer step that both trainers share.
+"""Several processes, and mixed precision.
 
 Every process knows the whole plan of a run: the batches, and the random numbers with which their summaries are sampled.
 It works on its rows of each batch, divides its losses by the size of the whole batch, and the gradients are summed.
@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import distributed
 
@@ -156,49 +155,3 @@ class Precision:
     def autocast(self) -> AbstractContextManager[None]:
         """Context of every pass through a model."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
-
-
-class Stepper:
-    """Backward passes and optimizer steps of one model.
-
-    Args:
-        optimizer: over the trained parameters.
-        clip_norm: largest gradient norm, or None.
-        processes, precision: of the run.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        clip_norm: float | None,
-        processes: Processes,
-        precision: Precision,
-    ):
-        self.optimizer = optimizer
-        self.clip_norm = clip_norm
-        self.processes = processes
-        # Fixed, not searched for: steps are then the same after a checkpoint. A step that overflows is left out.
-        self.scale = 2.0**10 if precision.scaled else 1.0
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a part of the step's loss."""
-        (loss * self.scale).backward()
-
-    def step(self) -> float:
-        """Sum the gradients over the processes, clip and step. Returns the norm before clipping."""
-        self.processes.sum_gradients(self.parameters)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if self.scale != 1.0:
-            for gradient in gradients:
-                gradient.div_(self.scale)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.parameters, float("inf") if self.clip_norm is None else self.clip_norm
-        ).item()
-        if np.isfinite(norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm

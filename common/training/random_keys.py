@@ -26,6 +26,9 @@ class Purpose(IntEnum):
     POLICY_SHUFFLE = 7  # seed, epoch
     POLICY_SAMPLES = 8  # seed, step, batch
     POLICY_DROPOUT = 9  # seed, step, batch, process
+    SWAPS = 16  # seed; the same places in every round
+    # Replies.
+    REPLY_SAMPLES = 18  # seed, step, process
     # Prompts: generators that run on, their state in the checkpoint.
     PROMPT_REWARD_STREAM = 10  # seed
     PROMPT_POLICY_STREAM = 11  # seed
@@ -33,6 +36,7 @@ class Purpose(IntEnum):
     PROMPT_RANDOM_SEARCH = 13  # seed
     PROMPTS_BEFORE_TRAINING = 14  # seed
     PROMPT_REWARD_DROPOUT = 15  # seed, round, step, batch
+    PROMPT_SWAPS = 17  # seed; the same places in every round
 
 
 Key = tuple[Purpose, *tuple[int, ...]]

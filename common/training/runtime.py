@@ -18,6 +18,8 @@ from common.training.random_keys import Purpose, keyed_generator, seed_global
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+"""float32 itself; TF32 or three products of bfloat16; one of bfloat16: what CUDA's cores make of them."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def start_runtime(seed: int, device: str = "auto", num_threads: int | None = None) -> Runtime:
+def start_runtime(
+    seed: int, device: str = "auto", num_threads: int | None = None, matmul_precision: str | None = None
+) -> Runtime:
     """Seed every generator, set the CPU threads and choose the device. Call before any model is made.
 
     Args:
         seed: one number from which python, numpy and torch are seeded.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         num_threads: CPU threads of torch; None leaves what torch or OMP_NUM_THREADS chose.
+        matmul_precision: of `MATMUL_PRECISIONS`, for matrix products of float32; None: high on CUDA, else highest.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -69,6 +74,7 @@ def start_runtime(seed: int, device: str = "auto", num_threads: int | None = Non
     np.random.seed(seed % 2**32)  # libraries that still draw from numpy's global generator
     seed_global(Purpose.INITIAL_WEIGHTS, seed)
     chosen = choose_device(device)
+    torch.set_float32_matmul_precision(matmul_precision or ("high" if chosen.type == "cuda" else "highest"))
     logger.info("device %s, seed %d", hardware(chosen), seed)
     return Runtime(chosen, seed)
 
@@ -117,6 +123,13 @@ def peak_memory_mib(device: torch.device | None = None) -> dict[str, float]:
     if device is not None and device.type == "cuda":
         peak["cuda"] = torch.cuda.max_memory_allocated(device) / 2**20
     return peak
+
+
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on `device`. CUDA fetches it by itself, from pinned memory, while the CPU goes on."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def hardware(device: torch.device) -> str:

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from common.errors import UserError, nearest
+from common.errors import UserError, UserErrors, nearest
 
 Settings = TypeVar("Settings")
 
@@ -26,19 +26,29 @@ def setting(
 def build_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Make the dataclass `cls` from `values`; each key, type and range is checked.
 
+    A switch takes true and false, and 1 and 0, as published commands write it.
+
     Raises:
         UserError: an unknown key (naming the nearest valid one), a missing one, a value of the wrong type or
-            out of range.
+            out of range; `UserErrors` where there are several.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in fields:
-            raise UserError(f"unknown option '{key}'{nearest(str(key), fields)}")
-    missing = [name for name in fields if name not in values]
-    if missing:
-        raise UserError(f"option '{missing[0]}' is not set")
+    mistakes = [f"unknown option '{key}'{nearest(str(key), fields)}" for key in values if key not in fields]
     hints = typing.get_type_hints(cls)
-    return cls(**{name: _checked(name, values[name], hints[name], field.metadata) for name, field in fields.items()})
+    checked = {}
+    for name, field in fields.items():
+        if name not in values:
+            mistakes.append(f"option '{name}' is not set")
+            continue
+        try:
+            checked[name] = _checked(name, values[name], hints[name], field.metadata)
+        except UserError as error:
+            mistakes.append(str(error))
+    if len(mistakes) > 1:
+        raise UserErrors(mistakes)
+    if mistakes:
+        raise UserError(mistakes[0])
+    return cls(**checked)
 
 
 def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
@@ -48,6 +58,8 @@ def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any
             return None
         raise UserError(f"{name}: a value is needed")
     kind = next(option for option in options if option is not type(None))
+    if kind is bool and isinstance(value, int) and value in (0, 1):
+        value = bool(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
@@ -59,7 +71,13 @@ def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any
         if wrong:
             raise UserError(f"{name}: {wrong[0]!r} in the list is not text")
     if not isinstance(value, origin) or (isinstance(value, bool) and kind is not bool):
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list"}
+        kinds = {
+            bool: "true or false (or 1 or 0)",
+            int: "a whole number",
+            float: "a number",
+            str: "text",
+            tuple: "a list",
+        }
         raise UserError(f"{name}: {value!r} is not {kinds.get(origin, str(origin))}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {value} is not a finite number")

@@ -6,20 +6,19 @@ takes no other with it, and starts with memory and threads of its own.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from common.errors import UserError
 from common.training.files import write_json_atomic
+from common.training.lock import LOCK_VARIABLE, Locked, alone_in
 
 PLANS = ".sweep"
 LAST_LOG_BYTES = 20_000
@@ -159,13 +158,17 @@ def carry_out(plan_folder: Path, number: int) -> Outcome:
 def _run(plan: Plan, number: int) -> Outcome:
     folder, log, command = plan.run_folder(number), plan.log(number), plan.runs[number].command
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder) as lock, open(log, "ab") as words:
-        if lock is None:
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(alone_in(folder))
+        except Locked:
             return Outcome("busy", "another process is writing this run")
+        words = stack.enter_context(open(log, "ab"))
         if is_complete(folder):
             return Outcome("complete")
         # The child holds the lock too: it stays locked if this process is killed and the run lives on.
         environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+        environment[LOCK_VARIABLE] = str(lock.fileno())
         done = subprocess.run(
             command, cwd=plan.working_directory, env=environment, stdin=subprocess.DEVNULL, stdout=words,
             stderr=subprocess.STDOUT, pass_fds=[lock.fileno()],
@@ -174,19 +177,6 @@ def _run(plan: Plan, number: int) -> Outcome:
             return Outcome("done")
     ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
     return Outcome("failed", f"{last_line(log) or 'it said nothing'} ({ended})")
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[IO[bytes] | None]:
-    """An open lock of a run's folder, or None where another process holds it. The system frees it at the end of its
-    holders, however they end, so that a lock is never left behind."""
-    with open(folder.with_name(f".{folder.name}.lock"), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield lock
 
 
 def last_line(log: Path) -> str:

@@ -104,7 +104,9 @@ def make_setting(dataset: str, base_path: str | None, tiny: bool) -> Setting:
     settings = command.settings
     if base_path is not None:
         settings = dataclasses.replace(settings, base_path=base_path)
-    splits = load_few_shot_splits(command.spec, settings.base_path, settings.num_shots, settings.dataset_seed)
+    splits = load_few_shot_splits(
+        command.spec, settings.base_path, settings.num_shots, settings.dataset_seed, settings.tsv_quoting
+    )
     sizes = TINY if tiny else PUBLISHED
     trained = train_tokenizer(splits, command.spec, sizes.gpt2_vocabulary - 1)
     return Setting(sizes, settings, command.spec, splits, _policy_tokenizer(trained), _task_tokenizer(trained))

@@ -29,11 +29,12 @@ class Project:
         reward_model: TokenRewardModel,
         seed: int,
         folder: Path,
+        device: str = "cpu",
     ):
         # One batch in place of 25 is sampled and scored for validation at the start of a round: its price is known
         # from the other measurements, and the rest would only take the benchmark longer.
         settings = dataclasses.replace(setting.settings, rew_validation_batches=1)
-        runtime = start_runtime(seed, "cpu", torch.get_num_threads())
+        runtime = start_runtime(seed, device, torch.get_num_threads(), torch.get_float32_matmul_precision())
         log = MetricsLog(folder / "metrics.jsonl", settings.trackers, project="benchmark", config={}, seconds_before=0)
         self.settings = settings
         self.policy = policy
@@ -49,6 +50,7 @@ class Project:
             policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, settings, runtime, log
         )
         self._round: Any = None
+        self._step = 0  # of the policy
 
     def begin_round(self) -> None:
         """What a round of reward learning does before its first step, with one validation batch."""
@@ -71,8 +73,10 @@ class Project:
 
     def policy_step(self, logged: bool) -> int:
         """A policy step with or without its log line; gives the number of pairs that the task LM was asked."""
-        step = self.settings.log_every if logged else self.settings.log_every + 1
-        return self._pairs_of(lambda: self.policy_trainer._step(step))
+        period = self.settings.log_every
+        # Every step comes later than the one before, as in a run: a log line shows the rate since the last one.
+        self._step = (self._step // period + 1) * period if logged else max(self._step, period) + 1
+        return self._pairs_of(lambda: self.policy_trainer._step(self._step))
 
     def known_prompts(self, count: int) -> torch.Tensor:
         """Prompts (N, T) that the scorer takes for scored: their probabilities are made up."""

@@ -79,7 +79,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     kept = round(setting.settings.reward_example_share * train)
     scored = project.dev_scorer.pairs_scored
     clocks["project"]["scoring"].time(project.begin_round)
-    _expect(project.dev_scorer.pairs_scored - scored, count * len(setting.splits.dev))
+    _expect(project.dev_scorer.pairs_scored - scored, 2 * count * len(setting.splits.dev))  # and a swap of each
     for turn in range(arguments.repeats):
         ours, theirs = clocks["project"], clocks["straightforward"]
         print(f"... turn {turn + 1}", file=sys.stderr, flush=True)

@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def run_once(seed: int, pool_size: int, options: Sequence[str], folder: Path) -> dict[str, Any]:
     """One run on the built-in models: its accuracy, prompts scored, wall and CPU seconds."""
     print(f"... seed {seed}, pool {pool_size}", file=sys.stderr, flush=True)
-    own = [f"random_seed={seed}", f"reward_pool_size={pool_size}", "quiet=true", "checkpoint_steps=0"]
+    own = [f"random_seed={seed}", f"reward_pool_size={pool_size}", "quiet=true", "checkpoint_minutes=0"]
     command = read_command(["--config-name=builtin", *options, *own])
     command = dataclasses.replace(
         command, settings=dataclasses.replace(command.settings, output_folder=str(folder / f"{seed}-{pool_size}"))

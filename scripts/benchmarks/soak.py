@@ -82,14 +82,18 @@ def summary_command(*options: str, launcher: Sequence[str] = ()) -> Command:
     return Command(words, "--output_dir={}", "--resume", files)
 
 
-def soak_command(task: str, length: int) -> Command:
-    """A run `length` times as long as the built-in one, with as many rounds of reward learning."""
+def soak_command(task: str, length: float) -> Command:
+    """A run `length` times as long as the built-in one, half of it with a round of reward learning twice an epoch."""
     if task == "prompt":
         return prompt_command(
-            f"max_train_steps={500 * length}", f"early_stop_count={10 * length}", "checkpoint_steps=50"
-        )
+            f"max_train_steps={math.ceil(500 * length)}", f"early_stop_count={math.ceil(10 * length)}",
+            "checkpoint_steps=50",
+        )  # fmt: skip
     return summary_command(
-        f"--num_train_epochs={2 * length}", f"--reward_retrain_epochs={length}", "--checkpoint_steps=50"
+        f"--num_train_epochs={2 * length}",
+        f"--reward_retrain_epochs={length}",
+        "--reward_retrain_period=0.5",
+        "--checkpoint_steps=50",
     )
 
 
@@ -240,7 +244,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=("prompt", "summary"), required=True)
     parser.add_argument("--output", type=Path, required=True, help="new folder for the runs and their figures")
     parser.add_argument("--minutes", type=float, default=60, help="kill and resume for so long (default: 60)")
-    parser.add_argument("--length", type=int, default=20, help="times the built-in run (default: 20)")
+    parser.add_argument("--length", type=float, default=20, help="times the built-in run (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the instants (default: 0)")
     parser.add_argument(
         "--between", type=float, nargs=2, default=(20, 400), metavar=("FEWEST", "MOST"),

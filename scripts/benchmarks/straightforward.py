@@ -68,12 +68,10 @@ class Straightforward:
     @torch.no_grad()
     def sample(self, count: int) -> torch.Tensor:
         """(N, T): tokens drawn one by one, with the LM's cache."""
-        lm = self.policy.lm.base_model
         inputs, cache, tokens = self.policy.source_ids.expand(count, -1), None, []
         for _ in range(self.policy.prompt_length):
-            output = lm(input_ids=inputs, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            logits = self.policy.logits(output.last_hidden_state[:, -1])
+            output = self.policy.read(inputs, past_key_values=cache, use_cache=True)
+            cache, logits = output.past_key_values, output.logits[:, 0]
             if self.settings.top_k is not None and self.settings.top_k < logits.shape[-1]:
                 smallest = logits.topk(self.settings.top_k).values[:, -1:]
                 logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -115,8 +113,7 @@ class Straightforward:
         """(N, T, V): the policy reads the prompts that it has written once more, to have a gradient."""
         source = self.policy.source_ids.expand(len(tokens), -1)
         inputs = torch.cat([source, tokens[:, :-1]], 1)
-        hidden = self.policy.lm.base_model(input_ids=inputs, use_cache=False).last_hidden_state
-        return self.policy.logits(hidden[:, source.shape[1] - 1 :])
+        return self.policy.logits(inputs, last=tokens.shape[1])
 
     def policy_loss(self, tokens: torch.Tensor) -> torch.Tensor:
         """REINFORCE with the learned token rewards, and entropy."""

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from common.language_models.pretrained import load_tokenizer
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
-from common.training.processes import Precision, Processes, Stepper
+from common.training.processes import Precision, Processes
 from common.training.random_keys import Purpose
 from common.training.tracking import MetricsLog
 from sum_task.batching import TextFormat, TokenizedRows, shuffled_batches, tokenize
@@ -121,14 +121,21 @@ class SumProject:
     """The project's own trainers, which can be asked for single steps: what is measured is what a run executes."""
 
     def __init__(
-        self, setting: SumSetting, lm: T5ForConditionalGeneration, reward_model: TokenRewardModel, folder: Path
+        self,
+        setting: SumSetting,
+        lm: T5ForConditionalGeneration,
+        reward_model: TokenRewardModel,
+        folder: Path,
+        precision: Precision | None = None,
     ):
         settings = setting.settings
-        processes, precision = Processes(), Precision("no", torch.device("cpu"))
+        processes, precision = Processes(), precision or Precision("no", torch.device("cpu"))
         log = MetricsLog(folder / "metrics.jsonl")
         self.setting = setting
         self.policy = SummaryPolicy(lm, setting.text_format)
         self.reward = SummaryRewardModel(reward_model, setting.text_format, setting.text_format)
+        self.policy.to(precision.device)
+        self.reward.to(precision.device)
         self.preference: Preference = make_preference(settings.preference)
         self.reward_trainer = RewardTrainer(
             self.reward, self.policy, self.preference, setting.train, setting.train, settings, processes, precision, log
@@ -137,7 +144,7 @@ class SumProject:
             self.policy, self.reward_trainer, setting.train, dict, lambda: None, settings, processes, precision, log
         )
         optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.rew_learning_rate)
-        self._stepper = Stepper(optimizer, settings.clip_norm, processes, precision)
+        self.reward_trainer.stepper.optimizer = optimizer
         self._steps = 0
 
     def reward_batches(self) -> list[list[int]]:
@@ -156,7 +163,7 @@ class SumProject:
         losses = []
         for rows, ranked in zip(batches, self.reward_trainer.ranked_from(batches, 0), strict=True):
             self._steps += 1
-            figures, _ = self.reward_trainer._step(self._stepper, [ranked], len(rows), self._steps)
+            figures, _ = self.reward_trainer._step([ranked], len(rows), self._steps)
             losses.append(figures.loss / figures.sets)
         return losses
 

@@ -148,7 +148,7 @@ def compare(setting: SumSetting, seed: int, folder: Path) -> dict[str, float]:
     expected = _policy_gradient(plain_lm, plain.policy_loss(
         batch.source_ids, batch.source_mask.long(), labels.tokens, labels.mask.long()
     ))  # fmt: skip
-    found = _policy_gradient(lm, project.policy_trainer._loss(batch, None, len(rows), rows)[0])
+    found = _policy_gradient(lm, project.policy_trainer._loss(batch, None, rows)[0])
     differences["policy loss"] = _largest(found[0] - expected[0])
     differences["policy gradient, relative"] = _relative(found[1], expected[1])
     for what, difference in differences.items():

@@ -1,5 +1,6 @@
 """The price of a whole run from that of its parts: a run of the published length takes days on a CPU."""
 
+import math
 from dataclasses import dataclass
 
 from prompt_task.settings import FewShotSettings
@@ -25,9 +26,8 @@ class Prices:
 
 
 def count_rounds(settings: FewShotSettings) -> int:
-    """Rounds of reward learning: before step 1 and every `reward_retrain_period` steps of the first half."""
-    half = (settings.max_train_steps + 1) // 2
-    return max(1, -(-half // settings.reward_retrain_period))
+    """Rounds of reward learning: every `reward_retrain_period` steps of the first half, its start and end included."""
+    return 1 + settings.max_train_steps // 2 // settings.reward_retrain_period
 
 
 def whole_run(
@@ -48,7 +48,7 @@ def whole_run(
       a step in the straightforward way, one every `log_every` steps in the project.
     * reward validation: rounds x epochs x batches x price of a batch. The straightforward way scores each batch anew,
       on the share of dev that a step takes of train; the project scores it once a round, on all of dev.
-    * policy validation: `num_validation_prompts` on dev every `early_stop_eval_period` steps.
+    * policy validation: `num_validation_prompts` batches on dev every `early_stop_eval_period` steps.
     * candidates: the greedy prompt every `eval_steps` of the last `candidate_steps` steps and the last samples, on
       dev; in the project on train too. All are taken to be different.
     * test: `num_candidates` prompts on the test texts.
@@ -68,15 +68,15 @@ def whole_run(
     reward_steps = rounds * epochs * steps_per_epoch
     validations = rounds * epochs * settings.rew_validation_batches
     greedy = min(settings.candidate_steps, settings.max_train_steps) // settings.eval_steps
-    candidates = greedy + settings.prompt_infer_batch_size
+    candidates = greedy + settings.num_final_prompts
 
     if straightforward:
         log_lines = settings.max_train_steps
-        validation_pairs = validations * prompts * round(settings.reward_example_share * dev)
+        validation_pairs = validations * prompts * math.ceil(settings.reward_example_share * dev)
         candidate_pairs = candidates * dev
     else:
         log_lines = 1 + settings.max_train_steps // settings.log_every
-        validation_pairs = rounds * settings.rew_validation_batches * prompts * dev
+        validation_pairs = rounds * (settings.rew_validation_batches + 1) * prompts * dev  # swaps of one batch too
         candidate_pairs = candidates * (train + dev)
     if pool_size:
         reward = rounds * pool_size * train * prices.pair + reward_steps * prices.reward_update
@@ -87,7 +87,7 @@ def whole_run(
         "reward steps": reward,
         "reward validation": validations * prices.reward_validation + validation_pairs * prices.pair,
         "policy steps": settings.max_train_steps * prices.policy_update + log_lines * prompts * train * prices.pair,
-        "policy validation": policy_validations * settings.num_validation_prompts * dev * prices.pair,
+        "policy validation": policy_validations * settings.num_validation_prompts * prompts * dev * prices.pair,
         "candidates": candidate_pairs * prices.pair,
         "test": settings.num_candidates * test * prices.pair,
     }

@@ -4,9 +4,8 @@ import json
 import logging
 from pathlib import Path
 
-import pyarrow
+import pandas
 import pytest
-from pyarrow import parquet
 
 from chat_task.data import Columns, load_preferences, prompt_key, ranking_set, split_by_prompt
 from common.errors import UserError
@@ -17,10 +16,8 @@ USER, GOOD, POOR = ({"role": r, "content": c} for r, c in (("user", "2 + 2?"), (
 
 def write(path, rows):
     if path.suffix == ".parquet":
-        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        pandas.DataFrame(rows).to_parquet(path)
     elif path.suffix == ".csv":
-        import pandas
-
         cells = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
         pandas.DataFrame(cells).to_csv(path, index=False)
     else:
@@ -65,8 +62,9 @@ class TestRows:
             ({"prompt": "p", "chosen": "x", "rejected": "x"}, "no two different replies"),
             ({"prompt": "p", "completions": ["x"], "scores": [1]}, "no two different replies"),
             ({"prompt": "p", "chosen": "x", "rejected": " "}, "an empty reply"),
-            ({"prompt": "p", "chosen": "x"}, "neither 'chosen' and 'rejected' nor 'completions'"),
+            ({"prompt": "p", "chosen": "x"}, "no 'rejected' (found: 'prompt', 'chosen')"),
             ({"prompt": "p", "chosen": "x", "rejected": None}, "no 'rejected'"),
+            ({"prompt": "p", "answers": ["x"]}, "neither 'chosen' and 'rejected' nor 'completions'"),
             ({"prompt": "p", "completions": ["x", "y"], "scores": [1, "2"]}, "'scores' holds '2', which is no number"),
             ({"prompt": "p", "completions": ["x", "y"], "scores": [1, float("nan")]}, "holds nan, which is no number"),
             ({"prompt": "p", "completions": ["x", "y"], "scores": [1]}, "1 numbers for 2 replies"),
@@ -85,20 +83,23 @@ class TestRows:
         assert words in str(error.value) and "\n" not in str(error.value)
 
 
-class TestFiles:
-    ROWS = [{"prompt": f"p{i}", "completions": ["a b", "c", "d"][: 2 + i % 2], "scores": [1, 2, 2.5][: 2 + i % 2]}
-            for i in range(20)]  # fmt: skip
+ROWS = [
+    {"prompt": f"p{i}", "completions": ["a b", "c", "d"][: 2 + i % 2], "scores": [1, 2, 2.5][: 2 + i % 2]}
+    for i in range(20)
+]
 
+
+class TestFiles:
     @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
     def test_every_format_gives_the_same_sets(self, tmp_path, kind):
-        found = load_preferences(columns=Columns(), train_file=write(tmp_path / f"a.{kind}", self.ROWS))
+        found = load_preferences(columns=Columns(), train_file=write(tmp_path / f"a.{kind}", ROWS))
         everything = sorted(found.train + found.validation, key=lambda item: int(item.prompt[1:]))
-        assert [item.prompt for item in everything] == [row["prompt"] for row in self.ROWS]
-        assert [item.replies for item in everything] == [tuple(row["completions"]) for row in self.ROWS]
-        assert [item.scores for item in everything] == [tuple(row["scores"]) for row in self.ROWS]
+        assert [item.prompt for item in everything] == [row["prompt"] for row in ROWS]
+        assert [item.replies for item in everything] == [tuple(row["completions"]) for row in ROWS]
+        assert [item.scores for item in everything] == [tuple(row["scores"]) for row in ROWS]
 
     def test_bad_rows_end_it_or_are_left_out_and_counted(self, tmp_path, caplog):
-        file = write(tmp_path / "a.jsonl", [*self.ROWS, {"prompt": "x", "completions": ["a"], "scores": [1]}])
+        file = write(tmp_path / "a.jsonl", [*ROWS, {"prompt": "x", "completions": ["a"], "scores": [1]}])
         with pytest.raises(UserError, match=r"a\.jsonl, line 21: no two different replies; bad_rows=skip"):
             load_preferences(columns=Columns(), train_file=file)
         with caplog.at_level(logging.WARNING):
@@ -110,13 +111,13 @@ class TestFiles:
         for options, words in (
             ({}, "give either"),
             ({"train_file": str(tmp_path / "no.jsonl")}, "no file"),
-            ({"train_file": str(tmp_path / "a.txt")}, "is not a .jsonl"),
+            ({"train_file": str(tmp_path / "a.txt")}, r"is not a \.csv"),
             ({"dataset_name": "builtin/planted"}, "did you mean 'builtin/planted-errors'"),
         ):
             with pytest.raises(UserError, match=words):
                 load_preferences(columns=Columns(), **options)
         (tmp_path / "bad.parquet").write_bytes(b"PAR")
-        with pytest.raises(UserError, match="is no parquet file"):
+        with pytest.raises(UserError, match="no parquet file"):
             load_preferences(columns=Columns(), train_file=str(tmp_path / "bad.parquet"))
 
 
@@ -131,7 +132,7 @@ class TestSplit:
         assert split_by_prompt(sets, 0.2, seed=2)[1] != held
 
     def test_limits(self, tmp_path):
-        file = write(tmp_path / "a.jsonl", TestFiles.ROWS)
+        file = write(tmp_path / "a.jsonl", ROWS)
         found = load_preferences(
             columns=Columns(), train_file=file, validation_share=0.5, max_train_samples=3, max_eval_samples=2
         )
@@ -167,5 +168,5 @@ def test_real_preferences_load_by_column_names_alone(name, columns, rows, replie
     found = load_preferences(columns=columns, train_file=str(REAL / f"{name}.jsonl"), bad_rows="skip")
     sets = found.train + found.validation
     assert len(sets) + len(found.bad_rows) == rows and len(found.bad_rows) <= rows // 20
-    assert {len(item.replies) for item in sets} == {replies}
+    assert max(len(item.replies) for item in sets) == replies
     assert all(item.prompt for item in sets)

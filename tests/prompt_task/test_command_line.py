@@ -63,6 +63,15 @@ def test_a_data_set_of_ones_own_stands_in_a_folder_of_ones_own(tmp_path):
         read_command([f"--config-dir={tmp_path}/nowhere"])
 
 
+def test_a_configuration_overrides_nobodys_data_set():
+    small = "--config-name=smollm2_cpu"
+    assert read_command([small, "dataset=agnews"]).spec.verbalizers == (" World", " Sports", " Business", " Tech")
+    assert read_command([small]).spec.verbalizers == (" negative", " positive")
+    assert read_command([small, "task_lm=roberta-large"]).spec.verbalizers == (" terrible", " great")
+    typed = read_command([small, "dataset=agnews", "dataset.verbalizers=[A,B,C,D]"])
+    assert typed.spec.verbalizers == ("A", "B", "C", "D")
+
+
 def test_parts_of_a_data_set_can_be_set():
     command = read_command(["dataset.verbalizers=[' negative',' positive']"])
     assert command.spec.verbalizers == (" negative", " positive")

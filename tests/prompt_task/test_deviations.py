@@ -113,7 +113,7 @@ def test_a_policy_that_writes_only_end_tokens_goes_on_learning(monkeypatch):
     monkeypatch.setattr(policy_trainer, "reinforce_loss", spied)
     run.trainer._step(1)
     assert masks[0].all()
-    assert all(parameter.grad.isfinite().all() for parameter in run.policy.adaptor.parameters())
+    assert run.log.values("policy/skipped_steps") == [0]  # the gradient was finite
 
 
 def test_logged_figures_are_means_over_all_prompts():

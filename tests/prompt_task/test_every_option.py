@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from prompt_task import policy_trainer, reward_trainer, run_fsc
 from prompt_task.candidates import CandidateTable
 from prompt_task.policy_trainer import PolicyTrainer
 from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.task_lm import TaskLM
 from tests.tiny_runs import TINY, World, noted, published_options
 
 RUN = {"max_train_steps": 6, "early_stop_eval_period": 2, "log_every": 2, "save_steps": 2}
@@ -243,6 +245,30 @@ def walk_num_threads(observe, base, world, tmp_path, monkeypatch):
         torch.set_num_threads(before)
 
 
+def walk_matmul_precision(observe, base, world, tmp_path, monkeypatch):
+    try:
+        observe(matmul_precision="medium")
+        assert torch.get_float32_matmul_precision() == "medium"
+        observe()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def walk_tsv_quoting(observe, base, world, tmp_path, monkeypatch):
+    shutil.copytree(Path(world.data), tmp_path / "data")
+    for file in (tmp_path / "data").rglob("train.tsv"):
+        head, first, *rest = file.read_text().splitlines()
+        text, label = first.split("\t")
+        file.write_text("\n".join([head, f'"""{text}"" said"\t{label}', *rest]) + "\n")
+    seen = []
+    monkeypatch.setattr(TaskLM, "read_ahead", lambda self, texts: seen.extend(texts))
+    for quoting, ends in (("auto", '" said'), ("unquoted", '"" said"')):
+        seen.clear()
+        observe(base_path=tmp_path / "data", tsv_quoting=quoting, output_folder=tmp_path / quoting)
+        assert [text.endswith(ends) for text in seen].count(True) == 1
+
+
 def walk_sentence_cache(observe, base, world, tmp_path, monkeypatch):
     kept = [observe(task_lm=world.left_to_right, sentence_cache_mib=mib) for mib in (0, 100)]
     assert len(kept[0].task_lm._states) == 0
@@ -298,6 +324,7 @@ WALK: dict[str, Walk] = {
     # data
     "dataset": becomes({"dataset": "mr"}, lambda run: run.results["dataset"], "sst-2", "mr"),
     "base_path": changed({"base_path": "@other_data"}, lambda a, b: b.texts == [f"again {text}" for text in a.texts]),
+    "tsv_quoting": walk_tsv_quoting,
     "num_shots": becomes({"num_shots": 2}, lambda run: len(run.texts), 6, 4),
     "dataset_seed": changed({"dataset_seed": 1}, lambda a, b: b.texts == [f"again {text}" for text in a.texts]),
     # task LM
@@ -378,7 +405,7 @@ WALK: dict[str, Walk] = {
         {"rew_learning_rate": 2e-3}, lambda run: first(run, "learning_rate", "reward"), 1e-2, 2e-3
     ),
     "reward_retrain_period": becomes(
-        {"reward_retrain_period": 1}, lambda run: {event["round"] for event in run.events("reward")}, {0}, {0, 1, 2}
+        {"reward_retrain_period": 1}, lambda run: {event["round"] for event in run.events("reward")}, {0}, {0, 1, 2, 3}
     ),
     # policy learning
     "guidance": becomes({"guidance": "sequence"}, guidance, {"reward"}, {"sequence"}),
@@ -399,7 +426,7 @@ WALK: dict[str, Walk] = {
         {"early_stop_eval_period": 3}, lambda run: [event["step"] for event in run.events("eval")], [2, 4, 6], [3, 6]
     ),
     "num_validation_prompts": becomes(
-        {"num_validation_prompts": 13}, lambda run: sum(prompts == 13 for prompts, *_ in run.scored), 0, 3
+        {"num_validation_prompts": 3}, lambda run: sum(prompts == 24 for prompts, *_ in run.scored), 0, 3
     ),
     # both models
     "gradient_clip": becomes({"gradient_clip": False}, lambda run: len(run.clipped), 4 + 6, 0),
@@ -415,7 +442,8 @@ WALK: dict[str, Walk] = {
     # candidates and result
     "eval_steps": becomes({"eval_steps": 1}, lambda run: run.added, [1, 1, 4], [1, 1, 1, 1, 4]),
     "candidate_steps": becomes({"candidate_steps": 2}, lambda run: run.added, [1, 1, 4], [1, 4]),
-    "prompt_infer_batch_size": becomes({"prompt_infer_batch_size": 7}, lambda run: run.added, [1, 1, 4], [1, 1, 7]),
+    "prompt_infer_batch_size": becomes({"prompt_infer_batch_size": 3}, lambda run: run.added, [1, 1, 4], [3, 3, 4]),
+    "num_final_prompts": becomes({"num_final_prompts": 7}, lambda run: run.added, [1, 1, 4], [1, 1, 7]),
     "num_candidates": changed(
         {"num_candidates": 3}, lambda a, b: b.prompts["test_accuracy"].count() == 3 < a.prompts["test_accuracy"].count()
     ),
@@ -424,10 +452,15 @@ WALK: dict[str, Walk] = {
     "random_seed": changed({"random_seed": 1}, other_prompts),
     "device": refused({"device": "meta"}, "device: 'meta' is not available"),
     "num_threads": walk_num_threads,
+    "matmul_precision": walk_matmul_precision,
     "output_folder": walk_output_folder,
     "overwrite": walk_overwrite,
     "resume": walk_resume,
     "checkpoint_path": walk_checkpoint_path,
+    "checkpoint_minutes": becomes(
+        {"checkpoint_minutes": 1e-9, "save_steps": 0}, lambda run: run.checkpoints,
+        ["step-000008", "step-000010"], ["step-000009", "step-000010"],
+    ),
     "checkpoint_steps": becomes(
         {"checkpoint_steps": 9, "save_steps": 0}, lambda run: run.checkpoints,
         ["step-000008", "step-000010"], ["step-000009", "step-000010"],

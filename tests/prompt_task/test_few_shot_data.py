@@ -16,7 +16,6 @@ from prompt_task.few_shot_data import (
     load_few_shot_splits,
     prepare_command,
     read_examples,
-    read_tsv,
     split_folder,
 )
 
@@ -69,10 +68,25 @@ class TestDatasetSpec:
         with pytest.raises(UserError, match=r"nowhere\.yaml"):
             DatasetSpec.from_yaml(tmp_path / "nowhere.yaml")
 
-    @pytest.mark.parametrize("key", ["verbalizers", "masked_template", "left_to_right_template"])
-    def test_a_missing_key_is_named(self, key):
-        with pytest.raises(UserError, match=f"dataset 'toy': the key '{key}' is missing"):
-            DatasetSpec.from_mapping({k: v for k, v in MAPPING.items() if k != key})
+    def test_a_missing_key_is_named(self):
+        with pytest.raises(UserError, match="dataset 'toy': the key 'verbalizers' is missing"):
+            DatasetSpec.from_mapping({k: v for k, v in MAPPING.items() if k != "verbalizers"})
+
+    def test_one_template_is_enough(self):
+        kinds = ("masked_template", "left_to_right_template")
+        for one, other in (kinds, kinds[::-1]):
+            spec = DatasetSpec.from_mapping({k: v for k, v in MAPPING.items() if k != other})
+            assert (getattr(spec, one), getattr(spec, other)) == (MAPPING[one], "")
+        with pytest.raises(UserError, match="masked_template or left_to_right_template is needed"):
+            DatasetSpec.from_mapping({k: v for k, v in MAPPING.items() if k not in kinds})
+
+    def test_verbalizers_may_depend_on_the_task_lm(self):
+        by_task_lm = MAPPING | {"verbalizers": ["a", "b"], "verbalizers_by_task_lm": {"x/y": [" a", " b"]}}
+        assert DatasetSpec.from_mapping(by_task_lm, "x/y").verbalizers == (" a", " b")
+        assert DatasetSpec.from_mapping(by_task_lm, "other").verbalizers == ("a", "b")
+        assert DatasetSpec.from_mapping(by_task_lm).verbalizers == ("a", "b")
+        with pytest.raises(UserError, match="verbalizers_by_task_lm: 1 is not a mapping"):
+            DatasetSpec.from_mapping(MAPPING | {"verbalizers_by_task_lm": 1})
 
     def test_an_unknown_key_names_the_nearest(self):
         with pytest.raises(UserError, match="unknown key 'verbaliser'; did you mean 'verbalizers'"):
@@ -133,7 +147,7 @@ class TestReadExamples:
     @pytest.mark.parametrize("column", ["text", "sentence"])
     def test_both_names_of_the_text_column(self, tmp_path, column):
         path = write_file(tmp_path, f"{column}\tlabel\ngood film\t1\n")
-        assert read_examples(path, 2) == [Example("good film", 1)]
+        assert read_examples(path, 2) == ([Example("good film", 1)], 0)
 
     @pytest.mark.parametrize(
         "text",
@@ -144,11 +158,11 @@ class TestReadExamples:
     )  # fmt: skip
     def test_texts_are_verbatim(self, tmp_path, text):
         path = write_file(tmp_path, f"text\tlabel\nfirst\t0\n{text}\t1\nlast\t0\n")
-        assert read_examples(path, 2) == [Example("first", 0), Example(text, 1), Example("last", 0)]
+        assert read_examples(path, 2) == ([Example("first", 0), Example(text, 1), Example("last", 0)], 0)
 
     def test_byte_order_mark_line_ends_and_column_order_do_not_matter(self, tmp_path):
         path = write_file(tmp_path, b"\xef\xbb\xbflabel\tid\ttext\r\n1\t7\t good \r\n0\t8\tbad\r\n\r\n")
-        assert read_examples(path, 2) == [Example(" good ", 1), Example("bad", 0)]
+        assert read_examples(path, 2) == ([Example(" good ", 1), Example("bad", 0)], 0)
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -168,7 +182,7 @@ class TestReadExamples:
             ("text\tlabel\na\t" + "9" * 5000 + "\n", "is not an integer"),
             ("text\tlabel\na\t2\n", "line 2: the label 2 is out of range; with 2 verbalizers it must be 0..1"),
             ("text\tlabel\na\t-1\n", "line 2: the label -1 is out of range"),
-            ("text\tlabel\na\t0\n  \t1\n", "line 3: the text is empty"),
+            ("text\tlabel\n  \t1\n", "all 1 rows have a blank text"),
             (b"text\tlabel\na\t0\ncaf\xe9\t1\n", "line 3: not UTF-8"),
         ],
     )
@@ -184,11 +198,16 @@ class TestReadExamples:
         with pytest.raises(UserError, match="No such file"):
             read_examples(tmp_path / "train.tsv", 2)
 
+    def test_blank_texts_are_left_out_and_counted(self, tmp_path, caplog):
+        path = write_file(tmp_path, 'text\tlabel\n"a ""b"""\t0\n\t1\n  \t1\n""\t0\n')
+        assert read_examples(path, 2) == ([Example('a "b"', 0)], 3)
+        assert "3 of 4 rows left out" in caplog.text
+
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
     @given(rows=st.lists(st.tuples(cell, st.integers(0, 6)), min_size=1, max_size=8))
     def test_every_text_without_tab_and_line_feed_comes_back_verbatim(self, tmp_path, rows):
         path = write_file(tmp_path, "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
-        assert read_examples(path, 7) == [Example(*row) for row in rows]
+        assert read_examples(path, 7, "unquoted") == ([Example(*row) for row in rows], 0)
 
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
     @given(content=st.binary(max_size=60) | st.text("tex label\t\n\r01\"'", max_size=60).map(str.encode))
@@ -196,16 +215,12 @@ class TestReadExamples:
         for start in (b"", b"text\tlabel\n"):
             path = write_file(tmp_path, start + content)
             try:
-                examples = read_examples(path, 2)
+                examples, _ = read_examples(path, 2)
             except UserError as error:
                 assert str(path) in str(error)
                 assert "\n" not in str(error)
             else:
                 assert examples
-
-    def test_rows_stand_two_lines_below_their_index(self, tmp_path):
-        header, rows = read_tsv(write_file(tmp_path, "a\tb\n1\t2\n3\t4"))
-        assert (header, rows) == (["a", "b"], [["1", "2"], ["3", "4"]])
 
 
 class TestLoadFewShotSplits:
@@ -294,6 +309,8 @@ def test_the_published_splits_load(name, num_test, seed):
     spec = DatasetSpec.from_yaml(root / "configs" / "dataset" / f"{name}.yaml")
     splits = load_few_shot_splits(spec, str(base), 16, seed)
     assert len(splits.test) == num_test
+    assert sum('""' in example.text for example in splits.test) == 0
+    assert sum('"' in example.text for example in splits.test) == {"agnews": 281, "sst-2": 0}[name]
     for examples in (splits.train, splits.dev):
         labels = [example.label for example in examples]
         assert [labels.count(label) for label in range(len(spec.verbalizers))] == [16] * len(spec.verbalizers)

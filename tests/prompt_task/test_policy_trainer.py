@@ -35,7 +35,7 @@ def dev_scores(run, monkeypatch, scores):
     left = list(scores)
 
     def score(prompts, *args, **kwargs):
-        if len(prompts) != run.settings.num_validation_prompts:  # a candidate
+        if len(prompts) != run.settings.num_validation_prompts * run.settings.prompt_train_batch_size:  # a candidate
             return PromptScores(torch.zeros(len(prompts)), torch.zeros(len(prompts)))
         value = left.pop(0) if len(left) > 1 else left[0]
         return PromptScores(torch.full((len(prompts),), float(value)), torch.zeros(len(prompts)))
@@ -47,11 +47,11 @@ def dev_scores(run, monkeypatch, scores):
     ("options", "expected"),
     [
         ({"max_train_steps": 20, "reward_retrain_period": 4}, [0, 4, 8]),  # in the first ten steps
-        ({"max_train_steps": 24, "reward_retrain_period": 4}, [0, 4, 8]),  # 12 is no longer in the first half
-        ({"max_train_steps": 25, "reward_retrain_period": 4}, [0, 4, 8, 12]),
+        ({"max_train_steps": 24, "reward_retrain_period": 4}, [0, 4, 8, 12]),  # the end of the first half counts
+        ({"max_train_steps": 23, "reward_retrain_period": 4}, [0, 4, 8]),
         ({"max_train_steps": 10, "reward_retrain_period": 100}, [0]),
         ({"max_train_steps": 1, "reward_retrain_period": 1}, [0]),
-        ({"max_train_steps": 6, "reward_retrain_period": 1}, [0, 1, 2]),
+        ({"max_train_steps": 6, "reward_retrain_period": 1}, [0, 1, 2, 3]),
     ],
 )
 def test_the_reward_is_learnt_before_step_1_and_every_period_of_the_first_half(options, expected, monkeypatch):
@@ -156,7 +156,27 @@ def test_gradients_are_clipped_to_the_norm_where_that_is_asked_for(clip, monkeyp
     )  # fmt: skip
     run.trainer._step(1)
     assert (norms[0] < 1.01e-6) == clip
-    assert ("policy/gradient_norm" in run.log.of("policy")[0]) == clip
+    assert run.log.of("policy")[0]["policy/gradient_norm"] > 2e-6  # what it was before
+
+
+@pytest.mark.parametrize("part", ["policy", "reward"])
+def test_gradients_that_are_not_finite_change_no_weight_and_stop_the_run_after_some(part):
+    run = make_run(log_every=1)
+    current = run.reward_trainer._begin_round()
+    model = run.policy.adaptor if part == "policy" else run.reward_model
+    before = weights_of(model)
+    next(model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+
+    def step(number):
+        return run.trainer._step(number) if part == "policy" else run.reward_trainer._step(current)
+
+    for number in range(1, 10):
+        step(number)
+    assert same_weights(weights_of(model), before)
+    if part == "policy":
+        assert run.log.values("policy/skipped_steps") == list(range(1, 10))
+    with pytest.raises(UserError, match=f"^{part} learning: the gradient was not finite for 10 steps in a row"):
+        step(10)
 
 
 def test_prompts_are_scored_only_for_log_lines(monkeypatch):
@@ -287,9 +307,7 @@ def test_a_gain_ends_the_collection_again(monkeypatch):
 
 
 def test_a_greedy_candidate_is_what_the_policy_writes_then(monkeypatch):
-    run = make_run(
-        max_train_steps=2, candidate_steps=2, eval_steps=1, early_stop_eval_period=100, prompt_infer_batch_size=1
-    )
+    run = make_run(max_train_steps=2, candidate_steps=2, eval_steps=1, early_stop_eval_period=100, num_final_prompts=1)
     without_reward_learning(run, monkeypatch)
     added: list[torch.Tensor] = []
     greedy: list[torch.Tensor] = []
@@ -336,3 +354,14 @@ def test_checkpoints_are_due_every_so_many_steps_of_either_model_and_after_round
     run = make_run(max_train_steps=9, save_steps=0)  # rounds of 4 steps before policy steps 1 and 5
     run.trainer.train(Checkpointer(saved.append, every=3))
     assert saved == [3, 4, 6, 9, 12, 15, 17]
+
+
+def test_a_published_run_has_seven_rounds(monkeypatch):
+    run = make_run(max_train_steps=12_000, reward_retrain_period=1000)
+    done = run.trainer.reward_trainer
+    rounds = []
+    for run.trainer.steps_done in range(12_000):
+        if run.trainer._reward_is_due():
+            rounds.append(run.trainer.steps_done)
+            done.rounds_done += 1
+    assert rounds == [0, 1000, 2000, 3000, 4000, 5000, 6000]

@@ -1,12 +1,18 @@
 import copy
 import json
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+import transformers as hf
+from tokenizers import Tokenizer, models
 
 from common.errors import UserError
-from prompt_task.prompt_policy import PromptPolicy, truncate_logits
+from common.policy_losses import negative_entropy
+from prompt_task.prompt_policy import PromptPolicy
 from tests import tiny_models
 
 LENGTH = 5
@@ -31,8 +37,7 @@ def generator(seed=0):
 def teacher_forced(policy, tokens):
     """Logits (N, T, V) by the definition: each whole row through the LM at once, no cache."""
     source = policy.source_ids.expand(len(tokens), -1)
-    hidden = policy.lm.base_model(torch.cat([source, tokens], 1)[:, :-1]).last_hidden_state
-    return policy.logits(hidden[:, source.shape[1] - 1 :])
+    return policy.logits(torch.cat([source, tokens], 1)[:, :-1], last=tokens.shape[1])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -155,6 +160,101 @@ def test_with_residual_the_policy_starts_as_its_lm():
     assert expected.max() > 0.1  # far from uniform
 
 
+SIZES: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+}  # fmt: skip
+MAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1}
+# What a family does between its last state and its logits, or keeps of what it has read: (configuration, width, cache).
+FAMILIES: dict[str, tuple[Callable[..., Any], int, bool]] = {
+    "soft cap": (partial(hf.Gemma2Config, final_logit_softcapping=3.0, query_pre_attn_scalar=8), 16, True),
+    "factor": (partial(hf.CohereConfig, logit_scale=0.3), 16, True),
+    "divisor": (partial(hf.GraniteConfig, logits_scaling=4.0), 16, True),
+    "projection": (partial(hf.OPTConfig, word_embed_proj_dim=8, do_layer_norm_before=False, init_std=0.3), 8, True),
+    "transform": (partial(hf.BertConfig, is_decoder=True), 16, True),
+    "state": (partial(hf.MambaConfig, state_size=4), 16, False),
+    "other state": (partial(hf.RwkvConfig, attention_hidden_size=16), 16, False),
+    "no cache": (partial(hf.OpenAIGPTConfig, n_embd=16, n_layer=2, n_head=2, n_positions=64), 16, False),
+    "hybrid": (partial(hf.FalconH1Config, lm_head_multiplier=0.4, mamba_d_ssm=32, **MAMBA), 16, False),
+}
+
+
+def policy_of_family(config, rows=0, tokenizer=None, **options):
+    tokenizer = tokenizer or tiny_models.byte_level_tokenizer()
+    torch.manual_seed(0)
+    lm = hf.AutoModelForCausalLM.from_config(config(**SIZES, vocab_size=len(tokenizer) + rows)).eval()
+    return PromptPolicy(lm, tokenizer, "lm", **{"hidden_size": 32, "source_str": "a film", **options})
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_an_adaptor_of_zeros_beside_the_state_is_the_lm_itself_whatever_its_head_does(kind):
+    config, width, cache = FAMILIES[kind]
+    policy = policy_of_family(config, residual=True)
+    assert policy.adaptor[2].out_features == width
+    assert policy.keeps_cache == cache
+    for parameter in policy.adaptor.parameters():
+        torch.nn.init.zeros_(parameter)
+    rollout = policy.sample(12, generator(), top_k=3, with_logits=True)
+    source = policy.source_ids.expand(12, -1)
+    with torch.no_grad():
+        expected = policy.lm(torch.cat([source, rollout.tokens], 1)[:, :-1]).logits[:, source.shape[1] - 1 :]
+    torch.testing.assert_close(rollout.logits, expected, atol=1e-5, rtol=1e-4)
+    assert expected.softmax(-1).std() > 1e-4
+    for parameter in policy.adaptor.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    rollout = policy.sample(12, generator(), top_k=3, with_logits=True)
+    torch.testing.assert_close(rollout.logits, teacher_forced(policy, rollout.tokens), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_a_row_of_the_head_that_no_token_belongs_to_is_never_written(holes):
+    tokenizer = tiny_models.wordpiece_tokenizer()
+    if holes:  # an id beyond the number of tokens
+        vocabulary = tokenizer.get_vocab()
+        last = max(vocabulary, key=vocabulary.__getitem__)
+        made = Tokenizer(models.WordLevel(vocabulary | {last: len(vocabulary) + 30}, unk_token="[UNK]"))
+        tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+    policy = policy_of_family(hf.GPTNeoXConfig, 40, tokenizer)
+    rollout = policy.sample(400, generator(), with_logits=True)
+    known = set(tokenizer.get_vocab().values())
+    assert set(rollout.tokens.flatten().tolist()) <= known
+    assert rollout.logits.softmax(-1)[..., sorted(known)].sum(-1).min() > 1 - 1e-5
+    entropy = -negative_entropy(rollout.logits, torch.ones_like(rollout.tokens, dtype=torch.bool))
+    assert entropy.item() == pytest.approx(math.log(len(known)), abs=1e-3)
+    entropy.backward()
+    assert all(p.grad.isfinite().all() for p in policy.adaptor.parameters())
+    unwritten = sorted(set(range(len(tokenizer) + 40)) - known)
+    with torch.no_grad():  # the rows without a token become the most probable by far
+        policy.lm.get_output_embeddings().weight[unwritten] = 100 * policy.adaptor[2].bias.sign()
+    assert set(policy.greedy().tolist()) <= known
+    assert set(policy.sample(50, generator(), top_k=5).tokens.flatten().tolist()) <= known
+
+
+def test_a_model_that_reads_in_both_directions_is_no_policy():
+    with pytest.raises(UserError, match=r"policy_lm: 'lm' reads in both directions"):
+        policy_of_family(hf.BertConfig)
+
+
+def test_a_model_whose_head_is_not_handed_its_states_is_refused():
+    class Own(hf.GPT2LMHeadModel):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = self.transformer(*args, **kwargs).last_hidden_state @ self.lm_head.weight.T * 2
+            return output
+
+    lm, tokenizer = tiny_models.make("gpt2")
+    with pytest.raises(UserError, match=r"policy_lm: 'own' \(gpt2\) has no head that reads one state a token"):
+        PromptPolicy(Own(lm.config), tokenizer, "own")
+
+
+def test_numbers_that_have_diverged_are_an_error_that_says_what_to_do():
+    policy = policy_of()
+    with torch.no_grad():
+        policy.adaptor[2].bias.fill_(math.nan)
+    with pytest.raises(UserError, match="no finite numbers; a lower learning_rate"):
+        policy.sample(3, generator())
+
+
 def test_the_adaptor_has_the_published_shape_and_weights():
     policy = policy_of(hidden_size=2048)
     first, relu, last = policy.adaptor
@@ -229,30 +329,6 @@ def test_a_damaged_policy_folder_is_an_error_that_names_it(damage, tmp_path):
         settings.write_text(json.dumps(values | ({"hidden_size": 8} if damage == "other width" else {"x": 1})))
     with pytest.raises(UserError, match=r"'.*p' does not hold a prompt policy"):
         PromptPolicy.from_pretrained(tmp_path / "p")
-
-
-def test_top_k_keeps_exactly_k_also_among_equal_logits():
-    logits = torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
-    kept = truncate_logits(logits, 2, 1.0)
-    assert kept.isfinite().sum(-1).tolist() == [2, 2]
-    assert kept[1].tolist() == [5.0, 4.0, -math.inf, -math.inf, -math.inf]
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
-    logits = torch.tensor([[0.1, 0.5, 0.3, 0.1]]).log()
-    assert truncate_logits(logits, None, 0.45).isfinite().tolist() == [[False, True, False, False]]
-    assert truncate_logits(logits, None, 0.7).isfinite().tolist() == [[False, True, True, False]]
-    assert truncate_logits(logits, None, 0.85).isfinite().sum() == 3
-    assert truncate_logits(logits, 2, 0.99).isfinite().tolist() == [[False, True, True, False]]
-
-
-def test_truncation_makes_a_new_tensor_and_more_than_all_is_all():
-    logits = torch.randn(3, 6)
-    before = logits.clone()
-    assert torch.equal(truncate_logits(logits, 6, 1.0), before)
-    assert torch.equal(truncate_logits(logits, None, 1.0), before)
-    truncate_logits(logits, 2, 0.5)
-    assert torch.equal(logits, before)
 
 
 def test_samples_follow_the_policys_distribution():

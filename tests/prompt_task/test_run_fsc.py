@@ -21,6 +21,7 @@ from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
 from common.training import random_keys
+from common.training import run as run_module
 from common.training.checkpoint import latest_checkpoint, load_checkpoint
 from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics
@@ -170,8 +171,10 @@ def test_no_two_draws_of_a_run_share_their_random_numbers(world, tmp_path, monke
     keys = []
     monkeypatch.setattr(random_keys, "seed_of", noted(random_keys.seed_of, lambda *key: keys.append(key)))
     start(world, tmp_path / "run", rew_gradient_accumulation_steps=2)
-    # Every validation of the policy draws the same; weights are made of one seed whether or not a task LM was loaded.
-    once = [key for key in keys if key[0] not in (Purpose.PROMPT_VALIDATION, Purpose.INITIAL_WEIGHTS)]
+    # Validations of the policy draw the same, swaps of all rounds have one place, and weights are made of one seed
+    # whether or not a task LM was loaded.
+    alike = (Purpose.PROMPT_VALIDATION, Purpose.PROMPT_SWAPS, Purpose.INITIAL_WEIGHTS)
+    once = [key for key in keys if key[0] not in alike]
     assert len(set(once)) == len(once)
     ours = {purpose for purpose in Purpose if purpose.name.startswith("PROMPT")} - {Purpose.PROMPT_RANDOM_SEARCH}
     assert {key[0] for key in keys} == ours | {Purpose.INITIAL_WEIGHTS}
@@ -194,7 +197,7 @@ def test_several_runs_can_share_a_loaded_task_lm(world, finished, tmp_path):
 
 
 def kill_after_checkpoint(monkeypatch, count):
-    saved, save = [], run_fsc.save_checkpoint
+    saved, save = [], run_module.save_checkpoint
 
     def spied(*args):
         save(*args)
@@ -202,7 +205,7 @@ def kill_after_checkpoint(monkeypatch, count):
         if len(saved) == count:
             raise Killed
 
-    monkeypatch.setattr(run_fsc, "save_checkpoint", spied)
+    monkeypatch.setattr(run_module, "save_checkpoint", spied)
 
 
 def kill_in_step(monkeypatch, step):

@@ -28,9 +28,10 @@ PUBLISHED_VALUES = {
     "rew_gradient_accumulation_steps": 1, "rew_num_train_epochs": 100, "rew_max_train_steps": 10000,
     "rew_validation_batches": 25, "rew_learning_rate": 5e-5, "reward_retrain_period": 1000, "guidance": "token",
     "use_q_for_weight": False, "num_reinforce_samples": 64, "max_entropy_coeff": 0.125, "max_train_steps": 12000,
-    "learning_rate": 5e-5, "early_stop_eval_period": 500, "num_validation_prompts": 15 * 16, "gradient_clip": True,
+    "learning_rate": 5e-5, "early_stop_eval_period": 500, "num_validation_prompts": 15, "gradient_clip": True,
     "gradient_clip_norm": 5.0, "lr_decay": 0.8, "weight_decay_count": 2, "early_stop_count": 7, "eval_steps": 10,
-    "candidate_steps": 1000, "prompt_infer_batch_size": 16, "num_candidates": 16, "num_reported": 3,
+    "candidate_steps": 1000, "prompt_infer_batch_size": 1, "num_final_prompts": 16, "num_candidates": 16,
+    "num_reported": 3,
     "rew_freeze_backbone": False, "rew_head": "after",
 }  # fmt: skip
 

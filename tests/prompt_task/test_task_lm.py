@@ -1,9 +1,14 @@
 import copy
 import dataclasses
 import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+import transformers as hf
+from tokenizers import processors
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from common.errors import UserError
@@ -372,6 +377,103 @@ def test_a_feed_forward_layer_that_works_in_chunks_is_read_whole():
     assert lm._readout._last_output is None
     expected = plain_probabilities(MASKED[0], PAIRS, model=whole)
     torch.testing.assert_close(lm.class_probabilities(PAIRS), expected, atol=1e-5, rtol=0)
+
+
+MASKED_SIZES: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 130, "pad_token_id": 0, "initializer_range": 0.4,
+}  # fmt: skip
+# What a masked LM may do that BERT does not: (configuration, is its head narrowed, does padding change its numbers).
+MASKED_FAMILIES: dict[str, tuple[Callable[..., Any], bool, bool]] = {
+    "mixes neighbours": (partial(hf.FNetConfig, tpu_short_seq_length=130), True, True),
+    "two-part head": (
+        partial(hf.MobileBertConfig, embedding_size=12, intra_bottleneck_size=16), False, False,
+    ),
+    "narrow embeddings": (partial(hf.ElectraConfig, embedding_size=8), True, False),
+    "convolutions": (partial(hf.ConvBertConfig, embedding_size=8, head_ratio=1, conv_kernel_size=3), True, True),
+    "head of its own": (partial(hf.XLMConfig, emb_dim=16, n_layers=2, n_heads=2), True, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MASKED_FAMILIES)
+def test_a_masked_lm_of_another_kind_says_what_it_says_of_each_text_alone(name):
+    config, narrowed, padded_differs = MASKED_FAMILIES[name]
+    tokenizer = tiny_models.wordpiece_tokenizer()
+    torch.manual_seed(0)
+    model = hf.AutoModelForMaskedLM.from_config(config(**MASKED_SIZES, vocab_size=len(tokenizer))).eval()
+    whole = copy.deepcopy(model)
+    lm = make_task_lm(model, tokenizer, SPEC, CPU, True)
+    assert lm._readout.narrowed == narrowed
+    assert lm._equal_lengths == padded_differs
+    expected = plain_probabilities("bert", PAIRS, model=whole)
+    assert expected.std(0).min() > 1e-4
+    torch.testing.assert_close(lm.class_probabilities(PAIRS), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(lm.class_probabilities(PAIRS[:1]), expected[:1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", LEFT_TO_RIGHT)
+def test_the_class_is_read_where_the_text_ends_not_behind_an_end_token(kind):
+    model, tokenizer = tiny_models.make(kind)
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    whole, plain = copy.deepcopy(model), copy.deepcopy(tokenizer)
+    plain.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    lm = make_task_lm(model, tokenizer, SPEC, CPU, False)
+    assert isinstance(lm, LeftToRightTaskLM) and lm.reuses_sentences
+    columns = verbalizer_ids(plain, SPEC.verbalizers, "toy")
+    with torch.no_grad():
+        expected = [
+            whole(torch.tensor([plain(lm.fill(*pair))["input_ids"]])).logits[0, -1, columns].softmax(-1)
+            for pair in PAIRS
+        ]
+    torch.testing.assert_close(lm.class_probabilities(PAIRS), torch.stack(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_the_narrowed_head_of_a_half_precision_model_is_computed_in_float32(kind, dtype):
+    model, tokenizer = tiny_models.make(kind)
+    lm = make_task_lm(model.to(dtype), tokenizer, SPEC, CPU, kind in MASKED)
+    head = lm.model.get_output_embeddings()
+    seen = []
+    head.register_forward_hook(lambda module, given, output: seen.append((given[0], output)))
+    found = lm.class_probabilities(PAIRS)
+    whole = lm._readout.whole
+    for states, logits in seen:
+        bias = None if whole.bias is None else whole.bias[lm.verbalizer_ids].float()
+        expected = torch.nn.functional.linear(states.float(), whole.weight[lm.verbalizer_ids].float(), bias)
+        assert states.dtype == dtype
+        assert torch.equal(logits, expected)
+    assert (found[:, 0] != found[:, 1]).all()
+    rounded = torch.cat([logits for _, logits in seen]).to(dtype)
+    assert not torch.equal(rounded.float(), torch.cat([logits for _, logits in seen]))
+
+
+def test_a_half_precision_model_whose_head_cannot_be_narrowed_is_computed_in_float32(caplog):
+    tokenizer = tiny_models.wordpiece_tokenizer()
+    config, *_ = MASKED_FAMILIES["two-part head"]
+    model = hf.AutoModelForMaskedLM.from_config(config(**MASKED_SIZES, vocab_size=len(tokenizer))).eval()
+    lm = make_task_lm(model.bfloat16(), tokenizer, SPEC, CPU, True)
+    assert lm.model.dtype == torch.float32
+    assert "task_lm_dtype: so that logits do not tie" in caplog.text
+
+
+@pytest.mark.parametrize("config", [hf.MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, vocab_size=600)])
+def test_a_left_to_right_lm_without_keys_and_values_reads_each_text_whole(config):
+    torch.manual_seed(0)
+    tokenizer = tiny_models.byte_level_tokenizer()
+    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    whole = copy.deepcopy(model)
+    lm = make_task_lm(model, tokenizer, SPEC, CPU, False)
+    assert isinstance(lm, LeftToRightTaskLM) and not lm.reuses_sentences
+    expected = plain_probabilities("gpt2", PAIRS, model=whole)
+    torch.testing.assert_close(lm.class_probabilities(PAIRS), expected, atol=1e-5, rtol=0)
+
+
+def test_batches_of_equal_length_end_where_the_length_changes():
+    assert list(batches_by_length([3, 2, 3, 2, 5], 100, equal=True)) == [[1, 3], [0, 2], [4]]
 
 
 def test_batches_hold_texts_of_like_length_within_the_budget():

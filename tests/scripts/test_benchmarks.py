@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from prompt_task.task_lm import make_task_lm
 from scripts.benchmarks import (
     left_to_right_cache,
     measuring,
@@ -18,6 +19,7 @@ from scripts.benchmarks import (
     throughput_curve,
     whole_run,
 )
+from scripts.benchmarks.project import Project
 from scripts.benchmarks.straightforward import Straightforward
 
 WORDS = "a the film plot was and with dull bright slow moving terrible great World Sports Business Tech".split()  # noqa: SIM905
@@ -59,6 +61,21 @@ def test_speed_times_both_ways_and_composes_a_run(base_path, tmp_path, capsys):
     run = figures["runs"]["full rounds"]["project"]
     assert run["total"] == pytest.approx(sum(seconds for part, seconds in run.items() if part != "total"))
     assert "| reward-learning step, s |" in capsys.readouterr().out
+
+
+def test_policy_steps_are_logged_where_they_should_be_however_often_they_are_timed(base_path, tmp_path):
+    setting = models.make_setting("sst-2", base_path, tiny=True)
+    task_lm = make_task_lm(
+        models.make_masked_lm(setting), setting.task_tokenizer, setting.spec, torch.device("cpu"), True
+    )
+    project = Project(
+        setting, task_lm, models.make_policy(setting), models.make_reward_model(setting), seed=0, folder=tmp_path
+    )
+    for logged in (False, True, True, False, True):
+        assert (project.policy_step(logged) > 0) == logged
+    events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events] == [200, 300, 400]
+    assert all(event["perf/policy_steps_per_second"] > 0 for event in events)
 
 
 def test_speed_is_not_reported_for_different_numbers(base_path, monkeypatch):
@@ -120,8 +137,8 @@ def test_exponent_of_proportional_times_is_one():
 def test_pool_runs_on_the_built_in_models(tmp_path, capsys):
     output = tmp_path / "pool.json"
     short = ["max_train_steps=2", "rew_max_train_steps=2", "rew_num_train_epochs=1", "rew_validation_batches=1"]
-    short += ["early_stop_eval_period=2", "num_validation_prompts=2", "candidate_steps=1", "num_candidates=1"]
-    short += ["num_reported=1", "prompt_infer_batch_size=1"]
+    short += ["early_stop_eval_period=2", "num_validation_prompts=1", "candidate_steps=1", "num_candidates=1"]
+    short += ["num_reported=1", "num_final_prompts=1"]
     reward_pool.main(["--seeds", "0", "--pool_sizes", "16", "--output", str(output), *short])
     runs = json.loads(output.read_text(encoding="utf-8"))["runs"]
     assert [row["pool_size"] for row in runs] == [0, 16]
@@ -140,10 +157,10 @@ def test_price_of_a_run_by_hand(base_path):
     """100 steps in two rounds of 2 epochs x 5 steps; 16 train, 8 dev and 100 test texts; 2 validation batches."""
     setting = models.make_setting("sst-2", base_path, tiny=True)
     settings = dataclasses.replace(
-        setting.settings, max_train_steps=100, reward_retrain_period=25, rew_num_train_epochs=2,
+        setting.settings, max_train_steps=100, reward_retrain_period=40, rew_num_train_epochs=2,
         rew_max_train_steps=10, rew_validation_batches=2, prompt_train_batch_size=4, log_every=10,
-        early_stop_eval_period=50, num_validation_prompts=6, candidate_steps=20, eval_steps=10,
-        prompt_infer_batch_size=3, num_candidates=5, reward_example_share=0.75,
+        early_stop_eval_period=50, num_validation_prompts=3, candidate_steps=20, eval_steps=10,
+        num_final_prompts=3, num_candidates=5, reward_example_share=0.75,
     )  # fmt: skip
     assert whole_run.count_rounds(settings) == 2
     prices = whole_run.Prices(reward_step=7, reward_update=3, reward_validation=2, policy_update=11, pair=1)
@@ -152,19 +169,19 @@ def test_price_of_a_run_by_hand(base_path):
         "reward steps": 2 * 10 * 7,
         "reward validation": 8 * 2 + 8 * 4 * 6,  # 2 rounds x 2 epochs x 2 batches of 4 prompts on 6 of 8 texts
         "policy steps": 100 * 11 + 100 * 4 * 16,
-        "policy validation": 2 * 6 * 8,
+        "policy validation": 2 * 12 * 8,
         "candidates": (2 + 3) * 8,
         "test": 5 * 100,
-        "total": 140 + 208 + 7500 + 96 + 40 + 500,
+        "total": 140 + 208 + 7500 + 192 + 40 + 500,
     }
     assert whole_run.whole_run(settings, prices, sizes, straightforward=False, pool_size=9) == {
         "reward steps": 2 * 9 * 16 + 2 * 10 * 3,
-        "reward validation": 8 * 2 + 2 * 2 * 4 * 8,  # scored once a round, on all of dev
+        "reward validation": 8 * 2 + 2 * 3 * 4 * 8,  # scored once a round, on all of dev, one batch with its swaps
         "policy steps": 100 * 11 + 11 * 4 * 16,
-        "policy validation": 2 * 6 * 8,
+        "policy validation": 2 * 12 * 8,
         "candidates": (2 + 3) * (16 + 8),
         "test": 5 * 100,
-        "total": 348 + 144 + 1804 + 96 + 120 + 500,
+        "total": 348 + 208 + 1804 + 192 + 120 + 500,
     }
 
 

@@ -188,7 +188,7 @@ class TestLocalFiles:
             ("test.csv", 'text,label\n"a,0\n', "unexpected end of data"),
             ("test.csv", "sentence,label\na,0\n", "no column 'text' (found: sentence, label); --text_column"),
             ("test.tsv", "text\tlabel\na\tb\t0\n", "line 2: 3 cells"),
-            ("test.json", '{"text": "a"}', "not a JSON list"),
+            ("test.json", '{"text": "a"}', "no column 'label'"),
             ("test.json", '[{"text": "a", "label": 0}, 3]', "item 2: not a JSON object"),
             ("test.json", "[" * 100_000, "not JSON"),
             ("test.jsonl", '{"text": "a", "label": 0}\nnonsense\n', "line 2: not JSON"),

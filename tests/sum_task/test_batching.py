@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from transformers import ByT5Tokenizer
 
 from common.errors import UserError
 from common.training.random_keys import Purpose
@@ -101,6 +102,21 @@ def test_tokens_of_a_large_split_are_cached_until_they_are_made_anew(tmp_path, m
     tokenize(rows, text_format(length=3), 6, cache=tmp_path)
     tokenize(rows, text_format(tokenizer=byte_tokenizer()), 6, cache=tmp_path)
     assert len(calls) == 5
+
+
+def test_a_cache_that_cannot_be_kept_is_left_out_with_a_note(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(module, "CACHED_ROWS", 2)
+    rows = [Row("a b", "c"), Row("d", "e")]
+    expected = tokenize(rows[:1], text_format(), 6).sources
+    (tmp_path / "file").write_text("")
+    assert tokenize(rows, text_format(), 6, cache=tmp_path / "file" / "tokens").sources[:1] == expected
+    assert "are not kept on the disk" in caplog.text
+    caplog.clear()
+    slow = text_format(tokenizer=ByT5Tokenizer())
+    assert tokenize(rows, slow, 6, cache=tmp_path / "tokens").targets == [[ord("c") + 3, 1], [ord("e") + 3, 1]]
+    assert "no fast one" in caplog.text
+    assert not (tmp_path / "tokens").exists()
 
 
 def test_some_rows_of_a_batch_keep_no_column_that_is_padding_in_all_of_them():

@@ -150,7 +150,7 @@ class TestWhatCannotBeRead:
             ("a.csv", "document,summary\nd,s,x\n", "line 2: 3 cells where the header has 2"),
             ("a.csv", 'document,summary\n"d,s\n', "unexpected end of data"),
             ("a.csv", "summary,summary\n1,2\n", "2 columns are called 'summary'"),
-            ("a.txt", "", "is not a .csv, .json, .jsonl file"),
+            ("a.txt", "", "is not a .csv, .tsv, .json, .jsonl, .parquet file"),
         ],
     )
     def test_one_line_says_where(self, tmp_path, name, content, message):

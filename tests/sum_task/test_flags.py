@@ -10,7 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from common.cpu import use_kernels
 from common.errors import UserError
+from common.language_models.attention import _Attention
 from common.training import progress
 from common.training.tracking import read_metrics
 from sum_task import batching, run_sum
@@ -35,6 +37,9 @@ CHANGES_POLICY: dict[str, tuple[Any, dict[str, Any]]] = {
     "max_target_length": (3, {}),
     "ignore_pad_token_for_loss": ("false", {}),
     "guidance": ("sequence", {}),
+    "credit": ("product", {"rew_head": "likelihood"}),
+    "weight_shares": ("batch", {}),
+    "sequence_score": ("preference", {"guidance": "sequence"}),
     "preference": ("tests.sum_task.tiny:brevity", {"rew_num_train_epochs": 3}),
     "agg_func": ("max", {}),
     "soft_maxmin_temp": (0.5, {"agg_func": "min"}),
@@ -51,7 +56,7 @@ CHANGES_POLICY: dict[str, tuple[Any, dict[str, Any]]] = {
     "rew_learning_rate": (1e-3, {}),
     "rew_eval_period": (2.0, LONG_ROUND | STRICT),
     "rew_validation_share": (1.0, LONG_ROUND | STRICT),
-    "reward_retrain_period": (1.0, {"rew_num_train_epochs": 2}),
+    "reward_retrain_period": (2.0, {"rew_num_train_epochs": 2}),
     "reward_retrain_epochs": (0.4, {"rew_num_train_epochs": 2}),
     "lr_decay": (0.1, LONG_ROUND | {"weight_decay_count": 0}),
     "weight_decay_count": (0, LONG_ROUND | {"lr_decay": 0.1}),
@@ -64,7 +69,10 @@ CHANGES_POLICY: dict[str, tuple[Any, dict[str, Any]]] = {
     "exp_in_wmle": ("true", {}),
     "use_q_for_weight": ("true", {}),
     "reset_optim": ("true", {"rew_num_train_epochs": 2}),
+    "mle_coeff": (0, SAMPLES),
     "reinforce_coeff": (0.5, {}),
+    "reinforce_credit": ("sequence", SAMPLES),
+    "reinforce_baseline": ("leave-one-out", SAMPLES),
     "max_entropy_coeff": (0.5, {}),
     "num_reinforce_samples": (3, SAMPLES),
     "gradient_clip": ("false", {"gradient_clip_norm": 1e-3}),
@@ -82,6 +90,7 @@ ELSEWHERE = {
     "test_file": "test_run_sum",
     "text_column": "test_data",
     "summary_column": "test_data",
+    "preference_column": "test_data",
     "preprocessing_num_workers": "test_batching",
     "separator": "test_batching",
     "config_name": "test_models",
@@ -96,6 +105,7 @@ ELSEWHERE = {
     "use_slow_tokenizer": "here",
     "overwrite": "here",
     "resume": "test_run_sum",
+    "checkpoint_minutes": "here",
     "checkpoint_steps": "here",
     "keep_checkpoints": "here",
     "log_every": "here",
@@ -103,9 +113,17 @@ ELSEWHERE = {
     "quiet": "here",
     "verbose": "here",
     "num_threads": "here",
+    "matmul_precision": "here",
+    "cpu_kernels": "here",
     "device": "here",
     "bertscore": "here",
+    "eval_metrics": "test_evaluate_library",
     "num_beams": "here",
+    "min_length": "test_odd_models.py",
+    "no_repeat_ngram_size": "test_odd_models.py",
+    "length_penalty": "test_odd_models.py",
+    "source_language": "test_odd_models.py",
+    "target_language": "test_odd_models.py",
     "val_max_target_length": "here",
     "per_device_eval_batch_size": "here",
     "policy_eval_period": "here",
@@ -192,7 +210,9 @@ def test_log_every(plain_run):
 def test_checkpoint_flags(plain_run):
     folder, _ = plain_run(num_train_epochs=2, checkpoint_steps=1, keep_checkpoints=3)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [f"step-00000{n}" for n in (2, 3, 4)]
-    folder, _ = plain_run(checkpoint_steps=0)
+    folder, _ = plain_run(checkpoint_minutes=1e-9, keep_checkpoints=9)
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    folder, _ = plain_run(checkpoint_minutes=0)
     assert not (folder / "checkpoints").exists()
 
 
@@ -294,6 +314,40 @@ def test_machine_flags(plain_run, tiny, caplog, capsys):
         plain_run(device="cuda:99")
     with pytest.raises(UserError, match="fp16 needs"):
         plain_run(mixed_precision="fp16")
+
+
+def test_matrix_products_of_float32(plain_run):
+    try:
+        plain_run(matmul_precision="medium")
+        assert torch.get_float32_matmul_precision() == "medium"
+        plain_run()
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_without_cpu_kernels_the_models_are_those_of_transformers_and_learn_alike(tiny, tmp_path, monkeypatch):
+    kinds: list[set[str]] = []
+
+    def note(trainer, step):
+        kinds.append({type(module).__name__ for module in trainer.policy.lm.modules()})
+
+    step = spied(PolicyTrainer._step, note)
+    monkeypatch.setattr(PolicyTrainer, "_step", step)
+    calls = []
+    monkeypatch.setattr(_Attention, "apply", spied(_Attention.apply, lambda *args: calls.append(1)))
+    options = {"reinforce_coeff": 0.2, "num_train_epochs": 1}
+    try:
+        own = final_weights(tiny, tmp_path / "a", **options)
+        assert "CheapNorm" in kinds[-1] and calls
+        calls.clear()
+        plain = final_weights(tiny, tmp_path / "b", cpu_kernels="false", **options)
+    finally:
+        use_kernels(True)
+    assert not kinds[-1] & {"CheapNorm", "CheapDropout", "ReLUDropout"} and not calls
+    assert all(torch.allclose(own[name], plain[name], atol=1e-5) for name in own)
+    losses = [[event.get("policy/loss") for event in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab"]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_rows_left_out_are_counted(plain_run, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from common.errors import UserError
@@ -43,9 +44,12 @@ def test_jsonl_in_and_out_keeps_the_order(trained, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--input", "none.txt"], "cannot read 'none.txt'"),
-        (["--input", "{test}", "--text_column=text"], "line 1: no text 'text'; it has document, summary"),
+        (["--input", "none.txt"], "cannot read none.txt"),
+        (["--input", "{test}", "--text_column=text"], "line 1: no column 'text' \\(found: 'document', 'summary'\\)"),
         (["--input", "{test}", "--text_column=document", "--num_beams=0"], "--num_beams"),
+        (["--input", __file__, "--text_column=document"], "a text file, which has no columns"),
+        (["--input", "{test}", "--text_column=document", "--output={test}"], "is also read"),
+        (["--input", "{test}", "--text_column=document", "--output={test}/below/out"], "cannot write"),
         (["--input", "{test}", "--text_column=document", "--model={t5}"], "not the policy folder"),
     ],
 )
@@ -80,6 +84,25 @@ def test_predictions_of_a_run_can_be_scored(trained, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_both_read_what_training_reads(trained, tmp_path, capsys):
+    row = {"document": "the storm\u2028 hit", "summary": "storm\x85 hit"}
+    files = {kind: tmp_path / f"rows.{kind}" for kind in ("jsonl", "json", "csv", "parquet")}
+    files["jsonl"].write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    files["json"].write_text(json.dumps([row]))
+    frame = pd.DataFrame([row])
+    frame.to_csv(files["csv"], index=False)
+    frame.to_parquet(files["parquet"])
+    for file in files.values():
+        columns = ["--input", str(file), "--text_column=document"]
+        generate.main(["--model", str(trained / "policy"), *columns, "--max_length=2"])
+        score_tokens.main(
+            ["--model", str(trained / "reward_model"), *columns, "--summary_column=summary", "--form=json"]
+        )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert len(set(lines)) == 2
+
+
 def test_control_characters_do_not_reach_the_terminal(trained, tmp_path, capsys):
     shown = score_tokens._shown("color", ["a\x1b[2J"], [0.5], 0.0, 1.0)
     assert "\x1b[2J" not in shown
@@ -89,6 +112,10 @@ def test_mistakes_of_score_tokens(trained, tmp_path):
     model = ["--model", str(trained / "reward_model")]
     with pytest.raises(UserError, match="either --input, or --article"):
         score_tokens.main(model)
+    with pytest.raises(UserError, match="--text_column: --article is a text file"):
+        score_tokens.main([*model, "--article", __file__, "--summary=x", "--text_column=y"])
+    with pytest.raises(UserError, match=r"--input: .* is not a"):
+        score_tokens.main([*model, "--input", __file__])
     with pytest.raises(UserError, match="--summary"):
         score_tokens.main([*model, "--article", __file__])
     with pytest.raises(UserError, match="not the reward_model folder"):

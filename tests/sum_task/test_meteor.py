@@ -124,10 +124,6 @@ def test_each_word_is_looked_up_once():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"shorter|longer"):
         Meteor(TinyWordNet())(["a"], ["a", "b"])
-    with pytest.raises(ValueError, match="workers"):
-        Meteor(workers=0)
-    with pytest.raises(ValueError, match="workers"):
-        Meteor(TinyWordNet(), workers=2)
 
 
 @pytest.mark.parametrize("failure", [LookupError("no wordnet"), OSError("cut short"), AssertionError()])
@@ -173,29 +169,6 @@ def test_equal_to_nltk_with_the_real_wordnet():
         assert meteor.score_tokens(prediction, reference) == pytest.approx(expected, abs=1e-12)
         linked_by_synonym += expected > without_synonyms.score_tokens(prediction, reference)
     assert linked_by_synonym > 30
-
-
-@needs_wordnet
-def test_worker_processes_give_the_same_scores(monkeypatch):
-    monkeypatch.setattr(module, "MINIMUM_PAIRS_FOR_WORKERS", 10)
-    monkeypatch.setattr(module, "_PAIRS_PER_TASK", 4)
-    predictions = [f"The police bought {number} cars." for number in range(25)]
-    references = [f"{number % 7} automobiles were purchased." for number in range(25)]
-    shared = Meteor(workers=2)
-    try:
-        assert shared(predictions, references) == Meteor()(predictions, references)
-        assert shared._pool is not None
-    finally:
-        shared.close()
-        shared.close()
-
-
-@needs_wordnet
-def test_small_batches_start_no_processes():
-    meteor = Meteor(workers=2)
-    meteor(["a"], ["a"])
-
-    assert meteor._pool is None
 
 
 def test_the_tokens_are_those_that_nltk_is_given():

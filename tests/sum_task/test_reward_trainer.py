@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from common.training.processes import Precision, Processes, Stepper
+from common.training.processes import Precision, Processes
+from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog, read_metrics
 from sum_task.batching import tokenize
 from sum_task.data import load_splits
@@ -225,3 +226,31 @@ def test_length_correlation_is_that_within_sets():
 @pytest.mark.parametrize(("scores", "lengths"), [([[0.1, 0.1, 0.1]], [[2, 3, 4]]), ([[0.1, 0.2, 0.3]], [[3, 3, 3]])])
 def test_length_correlation_is_undefined_where_one_is_constant_within_sets(scores, lengths):
     assert math.isnan(figures_of(scores, lengths).means()["reward/length_correlation"])
+
+
+@pytest.mark.parametrize("name", ["t5", "llama"])
+def test_swap_accuracy_is_how_often_a_references_token_beats_the_policys_likeliest_other(tiny, tmp_path, name):
+    trainer = make_trainer(tiny, tmp_path, model_name_or_path=getattr(tiny, name), separator=" : ")
+    policy = trainer.policy
+    policy.lm.eval()
+    batch = trainer.collate(trainer.validation, range(len(trainer.validation)))
+    swaps = trainer._swaps(batch)
+    rows = torch.arange(len(batch.rows))
+    references, swapped = swaps.summaries.tokens[::2], swaps.summaries.tokens[1::2]
+    assert torch.equal(references, batch.target_ids)
+    assert (references != swapped).nonzero().tolist() == torch.stack([rows, swaps.places], 1).tolist()
+    assert not (references[rows, swaps.places] == policy.end_id).any()
+    with torch.no_grad():
+        sources = policy.encode(batch.source_ids, batch.source_mask)
+        logits = policy.logits(sources, Summaries(batch.target_ids, batch.target_mask))[rows, swaps.places]
+    own, other = (tokens[rows, swaps.places] for tokens in (references, swapped))
+    for row in rows:
+        ranked = logits[row, : len(policy.tokenizer)].argsort(descending=True)
+        assert other[row] == next(token for token in ranked if token != own[row])
+
+    # A reward by which the greater id is the better token.
+    trainer.reward.policy_rewards = lambda batch, summaries: summaries.tokens.double()
+    figures = trainer._swap_figures(batch, swaps)
+    assert (figures.swaps, figures.swaps_seen) == (len(rows), (own > other).sum().item())
+    assert figures.means("dev_")["reward/dev_swap_accuracy"] == figures.swaps_seen / len(rows)
+    assert "reward/swap_accuracy" not in RankingFigures().means()

@@ -18,7 +18,7 @@ from common.training import random_keys
 from common.training.files import json_text
 from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics
-from sum_task import policy_trainer, run_sum
+from sum_task import policy_trainer, run_sum, summary_evaluation
 from sum_task.command_line import ROOT
 from sum_task.models import SummaryPolicy
 from sum_task.reward_trainer import RewardTrainer
@@ -38,6 +38,20 @@ def test_no_two_draws_of_a_run_share_their_random_numbers(tiny, tmp_path, monkey
     assert len(set(once)) == len(once)
     prompts = {purpose for purpose in Purpose if purpose.name.startswith("PROMPT")}
     assert {key[0] for key in keys} == set(Purpose) - prompts
+
+
+def test_guidance_that_can_have_no_effect_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    options = {"output_dir": out, "guidance": "sequence", "gradient_accumulation_steps": 1}
+    with pytest.raises(UserError, match="a step has one row; take more"):
+        run(tiny.settings(per_device_train_batch_size=1, **options))
+    with pytest.raises(UserError, match="a step has one row; take more"):
+        run(tiny.settings(max_train_samples=1, **options))
+    monkeypatch.setattr(TokenRewardModel, "tells_alternatives", False)
+    with pytest.raises(UserError, match="rew_head: a credit that is an advantage needs the rewards of other tokens"):
+        run(tiny.settings(output_dir=out, credit="advantage"))
+    assert not (out / "metrics.jsonl").exists()
+    tiny.settings(reinforce_coeff=0.1, guidance="sequence").check_rows(1)
 
 
 def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
@@ -64,6 +78,25 @@ def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
     AutoTokenizer.from_pretrained(out / "policy")
     AutoModelForSeq2SeqLM.from_pretrained(out / "best_policy")
     TokenRewardModel.from_pretrained(out / "reward_model")
+
+
+def test_a_run_says_what_there_was_before_it(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(summary_evaluation, "COMPARED_ROWS", 3)
+    monkeypatch.setattr(run_sum, "COMPARED_ROWS", 3)
+    out = tmp_path / "run"
+    found = run(tiny.settings(output_dir=out, guidance="none", num_train_epochs=0))
+    # Nothing was trained, and three of the four test rows are compared.
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    for name in ("rouge1", "rougeL", "meteor", "length"):
+        own = sum(row[name] for row in rows[:3]) / 3
+        assert found[f"untrained_{name}"] == found[f"compared_{name}"] == pytest.approx(own)
+    # An article of these is one sentence, its summary the beginning of it.
+    assert found["lead3_length"] == pytest.approx(sum(len(row["source"].split()) for row in rows[:3]) / 3)
+    assert found["lead3_rouge1"] > found["untrained_rouge1"] and found["compared_rows"] == 3
+    printed = capsys.readouterr().out
+    assert f"before training: rouge1 {found['untrained_rouge1']:.2f}" in printed and "the first 3 of them" in printed
+    trained = run(tiny.settings(output_dir=tmp_path / "trained", guidance="none"))
+    assert trained["untrained_rougeL"] == found["untrained_rougeL"]
 
 
 def test_saved_policy_writes_the_predictions_of_the_run(tiny, tmp_path):
@@ -226,8 +259,8 @@ def test_reported_policy_is_the_last_and_the_best_is_kept_beside_it(tiny, tmp_pa
     scores = iter([3.0, 2.0, 1.0])
     plain = run_sum.evaluate
 
-    def evaluate(policy, data, settings, processes, precision, title, bertscore=False):
-        found = plain(policy, data, settings, processes, precision, title, bertscore)
+    def evaluate(policy, data, settings, processes, precision, title, bertscore=False, metrics=()):
+        found = plain(policy, data, settings, processes, precision, title, bertscore, metrics)
         if title == "validation":
             found.means["score"] = next(scores)
         return found

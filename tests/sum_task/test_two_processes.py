@@ -31,7 +31,10 @@ def test_rows_are_shared_without_rest_or_overlap():
     assert sorted(i for share in shares for i in share) == list(range(7))
 
 
-@pytest.mark.parametrize(("guidance", "device"), [("token", "cpu"), ("none", "auto")])
+@pytest.mark.parametrize(
+    ("guidance", "device"),
+    [("token", "cpu"), pytest.param("credit", "cpu", marks=pytest.mark.slow), ("none", "auto")],
+)
 @pytest.mark.usefixtures("without_wordnet")
 def test_two_processes_equal_one(tiny, tmp_path, guidance, device):
     if device == "auto" and torch.cuda.device_count() == 1:
@@ -39,7 +42,9 @@ def test_two_processes_equal_one(tiny, tmp_path, guidance, device):
     # 12 training rows in batches of 8: the last holds 4; 5 validation rows in batches of 4: the last holds one, and a
     # process none.
     # Three epochs, so that rewards of references are met again that the other process has computed.
-    options = {"guidance": guidance, "sampling_top_k": 5, "max_eval_samples": 5, "rew_num_train_epochs": 2}
+    credit = {"guidance": "token", "credit": "product", "rew_head": "likelihood", "weight_shares": "batch"}
+    options = credit if guidance == "credit" else {"guidance": guidance}
+    options = options | {"sampling_top_k": 5, "max_eval_samples": 5, "rew_num_train_epochs": 2}
     options |= {"num_train_epochs": 3, "reward_retrain_epochs": 1, "device": device}
     if guidance == "token":
         options |= {"reinforce_coeff": 0.3, "max_entropy_coeff": 0.1}
@@ -66,7 +71,7 @@ def test_two_processes_equal_one(tiny, tmp_path, guidance, device):
         if name.startswith(("test_", "reward_")) and isinstance(value, float):
             assert results[name] == pytest.approx(value, abs=1e-5, nan_ok=True) or value != value, name
     assert (one / "predictions.jsonl").read_text() == (two / "predictions.jsonl").read_text()
-    for part in ["policy"] + (["reward_model"] if guidance == "token" else []):
+    for part in ["policy"] + (["reward_model"] if guidance != "none" else []):
         a, b = (load_file(folder / part / "model.safetensors") for folder in (one, two))
         assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a), part
     events = [read_metrics(folder / "metrics.jsonl") for folder in (one, two)]

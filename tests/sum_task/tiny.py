@@ -124,6 +124,7 @@ class TinyWorld:
             "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 2,
             "rew_gradient_accumulation_steps": 2, "num_train_epochs": 1, "log_every": 1, "device": "cpu",
             "quiet": "true", "sampling_top_k": "null",
+            "rew_model_name_or_path": "null",
         }  # fmt: skip
         return [f"--{name}={value}" for name, value in (options | changes).items()]
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaModel
 
@@ -6,7 +8,7 @@ from common.language_models.shared_prompts import can_share_prompts
 
 def test_what_a_family_can_is_tried_and_leaves_it_as_it_was():
     torch.manual_seed(0)
-    small = {"vocab_size": 20, "num_hidden_layers": 1}
+    small: dict[str, Any] = {"vocab_size": 20, "num_hidden_layers": 1}
     gpt2 = GPT2Model(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=32)).train()
     llama = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=16, num_attention_heads=2, **small)).eval()
     mamba = MambaModel(MambaConfig(hidden_size=16, state_size=4, **small)).eval()

@@ -1,0 +1,229 @@
+"""A run from its command to its results: folder, lock, log, checkpoints, signals, and what its last file says.
+
+A runner opens a :class:`Run`, loads data and models, and shows the steps of the method; everything that every run does
+is done here, in one order: nothing is written before `Run.begin`, and `Run.finish` writes ``results.json`` last.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
+from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
+from common.training.lock import alone_in
+from common.training.processes import Precision, Processes, end_processes, start_processes
+from common.training.progress import set_quiet, set_verbose
+from common.training.run_folder import (
+    COMPLETE,
+    RunFolder,
+    check_resumable,
+    check_same_options,
+    environment,
+    open_run_folder,
+)
+from common.training.runtime import Runtime, hardware, peak_memory_mib, start_runtime
+from common.training.tracking import MetricsLog, check_trackers, truncate_after
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that concern a run as such, whatever its task.
+
+    Attributes:
+        task: a short name, such as ``fsc``.
+        folder: where it writes.
+        all: every option of the command as plain data, for ``config.yaml`` and to tell a continuation's options.
+        neutral: names of those that change no result.
+        seed, device, num_threads, matmul_precision: see `start_runtime`.
+        mixed_precision: see `Precision`.
+        overwrite: replace the run in the folder.
+        resume: ``none``, ``auto`` or ``changed``.
+        how_to_resume: the words that tell a user how to go on, such as ``the same command and --resume``.
+        checkpoint_path: a checkpoint of another folder to go on from.
+        checkpoint_minutes, checkpoint_steps: between two checkpoints, see `Checkpointer`.
+        keep_checkpoints: how many stay.
+        trackers: see `MetricsLog`.
+        quiet, verbose: how much is shown.
+    """
+
+    task: str
+    folder: Path
+    all: Mapping[str, Any]
+    neutral: Collection[str]
+    seed: int
+    device: str
+    num_threads: int | None
+    matmul_precision: str | None
+    mixed_precision: str
+    overwrite: bool
+    resume: str
+    how_to_resume: str
+    checkpoint_path: str | None
+    checkpoint_minutes: float
+    checkpoint_steps: int
+    keep_checkpoints: int
+    trackers: tuple[str, ...]
+    quiet: bool
+    verbose: bool
+
+
+class Run:
+    """One run. Made by `open_run`.
+
+    Attributes:
+        options: see `RunOptions`.
+        processes: this process among those of the run.
+        runtime, precision: where and how it computes.
+        folder: its files.
+        finished: the results where the folder holds the whole run already, which is all there is to show; else None.
+        same_options: False where it goes on with changed options: nothing that was remembered of data or models holds.
+        log: its metrics, from `begin` on.
+    """
+
+    log: MetricsLog
+
+    def __init__(self, options: RunOptions, processes: Processes, device: str, stop: StopRequest, stack: ExitStack):
+        self.options = options
+        self.processes = processes
+        self._started = time.monotonic()
+        self._stop = stop
+        self._stack = stack
+        self._locked = False
+        check_trackers(options.trackers)
+        set_quiet(options.quiet or not processes.is_main)
+        set_verbose(options.verbose and processes.is_main)
+        self.runtime: Runtime = start_runtime(options.seed, device, options.num_threads, options.matmul_precision)
+        self.precision = Precision(options.mixed_precision, self.runtime.device)
+        self.folder: RunFolder = processes.on_main(self._open_folder)
+        self.finished: dict[str, Any] | None = None
+        self.same_options = True
+        self._checkpoint: StateTree | None = None
+        if self.folder.is_complete and not options.overwrite:
+            before = yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))["options"]
+            check_same_options(before, options.all, options.neutral, self.folder.path, COMPLETE)
+            self.finished = json.loads(self.folder.results.read_text(encoding="utf-8"))
+            return
+        where = self.folder.checkpoint or (Path(options.checkpoint_path) if options.checkpoint_path else None)
+        if where is not None:
+            self._checkpoint = load_checkpoint(where)
+            before = self._checkpoint.values["run"]["options"]
+            self.same_options = check_resumable(before, options.all, options.neutral, where, options.resume)
+            logger.info("going on from %s", where)
+
+    def _open_folder(self) -> RunFolder:
+        if self.options.folder.is_dir():
+            self._lock()
+        resume = self.options.resume != "none"
+        return open_run_folder(self.options.folder, overwrite=self.options.overwrite, resume=resume)
+
+    def _lock(self) -> None:
+        if not self._locked:
+            self._stack.enter_context(alone_in(self.options.folder))
+            self._locked = True
+
+    def begin(self) -> None:
+        """Make the folder (or go on in it), write ``config.yaml`` and open the log. The first thing that writes.
+
+        Raises:
+            UserError: the folder cannot be written, or another process writes it.
+        """
+        before: dict[str, Any] = {"seconds": 0.0}
+        if self._checkpoint is not None:
+            before = self._checkpoint.values["run"]
+
+        def prepare() -> None:
+            self.options.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            if self.folder.checkpoint is not None:
+                truncate_after(self.folder.metrics, before["events"])
+            self.folder.prepare()
+            self.folder.write_config(self.options.all, sys.argv)
+
+        self.processes.on_main(prepare)
+        log = MetricsLog(
+            self.folder.metrics if self.processes.is_main else None, self.options.trackers,
+            project=f"token-guidance-{self.options.task}", config=self.options.all, seconds_before=before["seconds"],
+        )  # fmt: skip
+        self.log = self._stack.enter_context(log)
+
+    def restore(self, load_state: Callable[[StateTree], None]) -> bool:
+        """Hand the checkpoint to go on from, if there is one, to what saved it. Returns whether there was one.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        if self._checkpoint is None:
+            return False
+        try:
+            load_state(self._checkpoint)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"the checkpoint does not fit this run: {error}") from None
+        self._checkpoint = None  # its weights are where they belong
+        return True
+
+    @contextmanager
+    def checkpoints(self, save_state: Callable[[StateTree], None]) -> Iterator[Checkpointer]:
+        """While a run trains: what to call after each step. A signal ends the run there, its state saved."""
+
+        def save(steps: int) -> None:
+            if not self.processes.is_main:
+                return
+            self.log.sync()
+            state = StateTree()
+            save_state(state)
+            progress = {"options": dict(self.options.all), "events": self.log.events, "seconds": self.log.seconds}
+            state.put("run", {}, progress)
+            save_checkpoint(self.folder.checkpoint_folder(steps), state)
+            self.folder.drop_old_checkpoints(self.options.keep_checkpoints)
+            logger.info("checkpoint after %d optimizer steps: %s", steps, self.folder.checkpoint_folder(steps))
+
+        with self._stop.after_steps():
+            yield Checkpointer(
+                save, self.options.checkpoint_steps, self.options.checkpoint_minutes, self._stop, self.processes.largest
+            )
+
+    def figures(self) -> dict[str, Any]:
+        """What ``results.json`` says of any run: time, memory, hardware, versions."""
+        return {
+            "processes": self.processes.count,
+            "wall_seconds": self.log.seconds,
+            "seconds_in_this_process": time.monotonic() - self._started,
+            "peak_memory_mib": peak_memory_mib(self.runtime.device),
+            "hardware": hardware(self.runtime.device),
+            "environment": environment(),
+        }
+
+    def finish(self, results: Mapping[str, Any], write_files: Callable[[], None]) -> None:
+        """Let the main process write the run's files, and ``results.json`` after all others."""
+
+        def write() -> None:
+            write_files()
+            self.folder.write_results(results)
+
+        self.processes.on_main(write)
+
+
+@contextmanager
+def open_run(options: RunOptions) -> Iterator[Run]:
+    """A run, with signals caught, the processes joined and its folder locked until the block ends.
+
+    Raises:
+        UserError: for what can be seen to be wrong before any model is loaded.
+        Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
+    """
+    checkpoints = RunFolder(options.folder).checkpoints
+    with telling_how_to_go_on(checkpoints, options.how_to_resume), StopRequest() as stop, ExitStack() as stack:
+        processes, device = start_processes(options.device)
+        stack.callback(end_processes)
+        yield Run(options, processes, device, stop, stack)

@@ -1,0 +1,116 @@
+"""The optimizer step that all trainers share: gradients summed, clipped, and left out where they are not finite."""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.training.processes import Precision, Processes
+
+logger = logging.getLogger(__name__)
+
+MOST_SKIPPED_IN_A_ROW = 10
+
+
+class Stepper:
+    """Backward passes and optimizer steps of one model.
+
+    A step whose gradient is not finite is left out and counted. In float16 a loss is multiplied by a scale that keeps
+    small gradients above zero: it is halved at each overflow and doubled after 2000 steps without one
+    (`torch.amp.GradScaler`). An overflow at a scale above 1 may be the scale's doing and is how it is found; one
+    without a scale, or at a scale of at most 1, is the model's: it is said, and so many in a row
+    (`MOST_SKIPPED_IN_A_ROW`) stop the run.
+
+    Args:
+        name: ``reward`` or ``policy``, for messages.
+        clip_norm: largest gradient norm, or None.
+        processes, precision: of the run; by default one process in float32.
+        optimizer: over the trained parameters; may be replaced.
+
+    Attributes:
+        skipped: steps that were left out so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        clip_norm: float | None,
+        processes: Processes | None = None,
+        precision: Precision | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ):
+        self.name = name
+        self.clip_norm = clip_norm
+        self.processes = processes or Processes()
+        self.scaler: torch.amp.GradScaler | None = None
+        if precision is not None and precision.scaled:
+            self.scaler = torch.amp.GradScaler(precision.device.type)
+            # Its scale is made at its first use, which a process without a row would not have.
+            self.scaler.scale(torch.zeros((), device=precision.device))
+        self.optimizer = optimizer
+        self.skipped = 0
+        self._in_a_row = 0
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a part of the step's loss."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def step(self) -> float:
+        """Sum the gradients over the processes, clip and step. Returns the norm before clipping.
+
+        Raises:
+            UserError: the gradient was not finite for too many steps in a row.
+        """
+        assert self.optimizer is not None
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.processes.sum_gradients(parameters)
+        scale = 1.0
+        if self.scaler is not None:
+            scale = self.scaler.get_scale()
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_norm is None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients).item()
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm).item()
+        if math.isfinite(norm):
+            self._in_a_row = 0
+            if self.scaler is None:
+                self.optimizer.step()
+            else:
+                self.scaler.step(self.optimizer)
+        if self.scaler is not None:
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        if not math.isfinite(norm):
+            self._skip(scale)
+        return norm
+
+    def _skip(self, scale: float) -> None:
+        self.skipped += 1
+        if scale > 1:
+            logger.info("%s learning: the gradient overflows at a loss scale of %g; it is halved", self.name, scale)
+            return
+        self._in_a_row += 1
+        if self._in_a_row == 1:
+            logger.warning("%s learning: the gradient is not finite; the step is left out", self.name)
+        if self._in_a_row == MOST_SKIPPED_IN_A_ROW:
+            rate = "learning_rate" if self.name == "policy" else "rew_learning_rate"
+            raise UserError(
+                f"{self.name} learning: the gradient was not finite for {self._in_a_row} steps in a row; "
+                f"a lower {rate} may help"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, as JSON."""
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row, "scaler": scaler}
+
+    def load_state(self, values: Mapping[str, Any]) -> None:
+        """Undo `state`."""
+        self.skipped, self._in_a_row = values["skipped"], values["in_a_row"]
+        if self.scaler is not None and values["scaler"] is not None:
+            self.scaler.load_state_dict(values["scaler"])

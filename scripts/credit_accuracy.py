@@ -1,0 +1,281 @@
+"""Do the rewards of tokens point at what is wrong? Areas under the curve on texts with marked spans.
+
+    python scripts/credit_accuracy.py --reward_model RUN/reward_model --input errors.jsonl --output outputs/credit
+
+Each line of the input has `text`, `spans` (pairs of characters, start and end, that are wrong) and, if it answers or
+sums up something, `prompt`. The area is the probability that a token inside of a span has a lower reward than one
+outside, 0.5 by chance: pooled over all tokens, and within each text, which leaves out that some texts are better than
+others, as a mean over the texts that have both. Beside the reward stand what it has to beat: the position in the text,
+log-probability and entropy of the language model that the reward model started from (read off the run's results.json,
+or --language_model), and random numbers, as a mean over 100 draws. Prompts and texts are tokenized as by the run.
+
+Writes table.md, table.json and credit.png.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from common.errors import UserError, run_command
+from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.token_reward_model import TokenRewardModel
+from common.training.files import write_json_atomic, write_text_atomic
+from common.training.runtime import choose_device
+from sum_task.models import FORMAT_FILE, SummaryRewardModel, decoder_start
+
+RANDOM_DRAWS = 100
+
+# Of each text which of its tokens are wrong, and how suspicious each measure finds them.
+Table = list[tuple[list[bool], dict[str, list[float]]]]
+
+
+@dataclass(frozen=True)
+class MarkedText:
+    """A text, the characters of it that are wrong, and what it answers."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    prompt: str = ""
+
+
+def area_under_curve(suspicion: Sequence[float], wrong: Sequence[bool]) -> float | None:
+    """Probability that a wrong token is more suspicious than a right one, ties one half; None without both kinds."""
+    values, inside = np.asarray(suspicion, dtype=float), np.asarray(wrong, dtype=bool)
+    if inside.all() or not inside.any():
+        return None
+    ordered = np.sort(values[~inside])
+    below = np.searchsorted(ordered, values[inside], side="left")
+    up_to = np.searchsorted(ordered, values[inside], side="right")
+    return float(((below + up_to) / 2).mean() / len(ordered))
+
+
+def marked(offsets: Sequence[tuple[int, int]], text: str, spans: Sequence[tuple[int, int]]) -> list[bool | None]:
+    """Whether each token shares a character other than a blank with a span; None for a token of no such character."""
+    found: list[bool | None] = []
+    for start, end in offsets:
+        places = [place for place in range(start, end) if not text[place].isspace()]
+        found.append(any(a <= place < b for place in places for a, b in spans) if places else None)
+    return found
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Gives a reward model and a language model a prompt and a text in the tokens in which the former was trained.
+
+    Attributes:
+        tokenizer: of both.
+        read_prompt: token ids of a prompt.
+        start: what an encoder-decoder's decoder reads before a text; () for a decoder-only model.
+    """
+
+    tokenizer: Any
+    read_prompt: Callable[[str], list[int]]
+    start: tuple[int, ...] = ()
+
+    def inputs(self, row: MarkedText, device: torch.device) -> tuple[dict[str, Any], list[tuple[int, int]], int]:
+        """What a model reads, the characters of each token of the text, and the column of the first of them."""
+        source = self.read_prompt(row.prompt)
+        how = {"text_target" if self.start else "text": row.text, "return_offsets_mapping": True, "verbose": False}
+        encoded = self.tokenizer(**how, add_special_tokens=False)
+        if self.start:
+            before, inputs = list(self.start), {"input_ids": source}
+            inputs["decoder_input_ids"] = before + encoded["input_ids"]
+        else:
+            before = source or [self.tokenizer.eos_token_id]  # something has to stand before the first token
+            inputs = {"input_ids": before + encoded["input_ids"]}
+        tensors = {name: torch.tensor([ids], device=device) for name, ids in inputs.items()}
+        return tensors, encoded["offset_mapping"], len(before)
+
+
+@torch.no_grad()
+def measure(rows: Sequence[MarkedText], reader: Reader, reward: TokenRewardModel, language_model: Any | None) -> Table:
+    """Of each text which tokens are wrong, and how suspicious each measure finds them."""
+    found = []
+    device = next(reward.parameters()).device
+    for row in rows:
+        inputs, offsets, first = reader.inputs(row, device)
+        values = {"reward": (-reward(**inputs, targets_from=first)[0, first:]).tolist()}
+        values["position"] = [place / len(offsets) for place in range(len(offsets))]
+        if language_model is not None:
+            logits = language_model(**inputs, use_cache=False).logits[0, first - 1 : -1].float().log_softmax(-1)
+            target = inputs["decoder_input_ids" if reader.start else "input_ids"][0, first:]
+            values["log-probability"] = (-logits.gather(1, target.unsqueeze(1)).squeeze(1)).tolist()
+            values["entropy"] = (-(logits.exp() * logits.clamp(min=-1e4)).sum(-1)).tolist()
+        is_wrong = marked(offsets, row.text, row.spans)
+        kept = [place for place, wrong in enumerate(is_wrong) if wrong is not None]
+        found.append(
+            (
+                [bool(is_wrong[place]) for place in kept],
+                {name: [column[place] for place in kept] for name, column in values.items()},
+            )
+        )
+    return found
+
+
+def areas(measured: Table, draws: int = RANDOM_DRAWS, seed: int = 0) -> dict[str, dict[str, float | None]]:
+    """Pooled area and mean area within texts of each measure, and of random numbers, as a mean over `draws` of them."""
+    wrong = [is_wrong for is_wrong, _ in measured]
+    table = {name: _areas_of(wrong, [values[name] for _, values in measured]) for name in measured[0][1]}
+    generator = np.random.default_rng(seed)
+    drawn = [_areas_of(wrong, [generator.random(len(each)).tolist() for each in wrong]) for _ in range(draws)]
+    means: dict[str, float | None] = {}
+    for kind in drawn[0]:
+        found = [area for area in (each[kind] for each in drawn) if area is not None]
+        means[kind] = sum(found) / len(found) if found else None
+    return table | {"random": means}
+
+
+def _areas_of(wrong: Sequence[Sequence[bool]], suspicion: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    pooled = area_under_curve([*chain(*suspicion)], [*chain(*wrong)])
+    within = [area_under_curve(*pair) for pair in zip(suspicion, wrong, strict=True)]
+    there = [area for area in within if area is not None]
+    return {"pooled": pooled, "within texts": sum(there) / len(there) if there else None}
+
+
+def read_rows(path: str, limit: int | None = None) -> list[MarkedText]:
+    """The texts of a file.
+
+    Raises:
+        UserError: it cannot be read, or a line lacks something; the message says which line.
+    """
+    rows: list[MarkedText] = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--input: cannot read '{path}': {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (limit is not None and len(rows) == limit):
+            continue
+        where = f"--input: {path}, line {number}"
+        try:
+            cells = json.loads(line)
+            text, prompt = cells["text"], cells.get("prompt") or ""
+            spans = tuple((int(start), int(end)) for start, end in cells["spans"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{where}: needs a text and spans, pairs of characters [start, end]") from None
+        if not isinstance(text, str) or not isinstance(prompt, str) or not text.strip():
+            raise UserError(f"{where}: text and prompt must be texts, and the text not blank")
+        if any(not 0 <= start < end <= len(text) for start, end in spans):
+            raise UserError(f"{where}: a span lies outside of the text's {len(text)} characters, or is empty")
+        rows.append(MarkedText(text, spans, prompt))
+    if not any(row.spans for row in rows):
+        raise UserError(f"--input: '{path}' holds no text with a span")
+    return rows
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Read, measure, write."""
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--reward_model", required=True, metavar="FOLDER", help="of a run of any task")
+    parser.add_argument("--input", required=True, metavar="FILE", help="jsonl file of texts with spans")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--language_model", metavar="NAME", help="for the baselines; none: leave them out")
+    parser.add_argument("--tokenizer", metavar="NAME", help="where the folder has none; default: of --language_model")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args(words)
+    rows = read_rows(options.input, options.limit)
+    device = choose_device(options.device)
+    name = _language_model_name(options)
+    reward, reader = _load(options, name)
+    language_model = None
+    if name is not None:
+        config = load_pretrained(AutoConfig, name)
+        if bool(config.is_encoder_decoder) != reward.is_encoder_decoder:
+            raise UserError(
+                f"--language_model: '{name}' is of another kind than the reward model's backbone, a "
+                f"{reward.config.backbone_config().model_type}"
+            )
+        auto_class = AutoModelForSeq2SeqLM if reward.is_encoder_decoder else AutoModelForCausalLM
+        language_model = load_pretrained(auto_class, name, complete=True, dtype=torch.float32).eval().to(device)
+    reward.to(device)  # type: ignore[arg-type]
+    table = areas(measure(rows, reader, reward, language_model))
+    lines = ["| measure | pooled | within texts |", "| --- | --- | --- |"]
+    for measure_name, found in table.items():
+        cells = " | ".join("-" if value is None else f"{value:.3f}" for value in found.values())
+        lines.append(f"| {measure_name} | {cells} |")
+    text = "\n".join(lines)
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(options.output / "table.md", text + "\n")
+    write_json_atomic(options.output / "table.json", {"texts": len(rows), "areas": table})
+    draw(table, options.output / "credit.png")
+    print(text)
+    for file in ("table.md", "table.json", "credit.png"):
+        print(options.output / file)
+    return 0
+
+
+def draw(table: dict[str, dict[str, float | None]], path: Path) -> None:
+    """Bars of the areas, from chance."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    names = list(table)
+    for shift, kind in ((-0.2, "pooled"), (0.2, "within texts")):
+        heights = [(table[name][kind] or 0.5) - 0.5 for name in names]
+        axes.bar([place + shift for place in range(len(names))], heights, 0.38, bottom=0.5, label=kind)
+    axes.axhline(0.5, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("area under the curve")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def _language_model_name(options: argparse.Namespace) -> str | None:
+    """The one that was given, else the one from which the run's reward model started."""
+    if options.language_model is not None:
+        return None if options.language_model == "none" else str(options.language_model)
+    try:
+        results = json.loads((Path(options.reward_model).resolve().parent / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(
+            "--language_model: no results.json beside the reward model says which; name it, or none"
+        ) from None
+    return results.get("reward_model") or results.get("policy_lm")
+
+
+def _load(options: argparse.Namespace, language_model: str | None) -> tuple[TokenRewardModel, Reader]:
+    """The reward model, and how its run made tokens: of articles and summaries, or of prompts as they are."""
+    folder = Path(options.reward_model)
+    if (folder / FORMAT_FILE).is_file():
+        summaries = SummaryRewardModel.from_pretrained(str(folder))
+        text_format = summaries.format
+        tokenizer, reward, name = text_format.tokenizer, summaries.model, str(folder)
+        reader = Reader(tokenizer, lambda prompt: text_format.sources([prompt])[0], summaries.start)
+    else:
+        reward = TokenRewardModel.from_pretrained(options.reward_model)
+        has_own = (folder / "tokenizer_config.json").is_file()
+        found = options.tokenizer or (str(folder) if has_own else language_model)
+        if found is None:
+            raise UserError(f"--tokenizer: '{folder}' holds none")
+        name = found
+        tokenizer = load_tokenizer(AutoTokenizer, name)
+        start = decoder_start(reward.backbone.config, tokenizer) if reward.is_encoder_decoder else ()
+
+        def read_prompt(prompt: str) -> list[int]:
+            return list(tokenizer(prompt, add_special_tokens=bool(start), verbose=False)["input_ids"])
+
+        reader = Reader(tokenizer, read_prompt, start)
+    if not tokenizer.is_fast:
+        raise UserError(f"--tokenizer: that of '{name}' does not say which characters a token stands for")
+    return reward, reader
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

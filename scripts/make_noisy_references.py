@@ -1,0 +1,162 @@
+"""References with wrong facts and with copied sentences, from any file of articles and summaries, seeded.
+
+    python scripts/make_noisy_references.py --input common/builtin/data/reports/train.jsonl --output noisy.jsonl
+    python scripts/make_noisy_references.py --input train.csv --output noisy.jsonl --facts 0.6 --lead 0 --seed 1
+    python scripts/make_noisy_references.py --input test.csv --output noisy.jsonl --lead 0 --marked errors.jsonl
+
+Two kinds of noise, one that a language model can tell and one that a preference can tell:
+
+* facts (probability --facts, of each fact word): it becomes the one word of its kind that a lazy writer always puts. In
+  the built-in reports kinds are the slots of the grammar and that word is the first of the slot. In other texts they
+  are numbers, names of days and months, and words with a capital inside a sentence, each with the commonest of its
+  kind in the summaries of the file.
+* lead (probability --lead, of each summary): it becomes one or two sentences of its article.
+
+The output holds document, summary (noisy) and clean_summary: train on it with --preference_column=clean_summary, and
+sampled summaries are still judged by the clean ones. --marked writes them once more, with the characters of each wrong
+word, for scripts/credit_accuracy.py. With the defaults, both at 0.5, it is the data set
+builtin/noisy-data.
+"""
+
+import argparse
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common.builtin.report_grammar import FACTS, STORIES
+from common.errors import UserError, run_command
+from common.training.files import write_jsonl_atomic
+from sum_task.data import Row, load_rows
+from sum_task.sentences import split_sentences
+
+_WORD = re.compile(r"\w+(?:[-'.,]\w+)*")
+_CALENDAR = re.compile(
+    r"(mon|tues|wednes|thurs|fri|satur|sun)day"
+    r"|january|february|march|april|june|july|august|september|october|november|december",
+    re.IGNORECASE,
+)
+_SUMMARIES = " ".join(form for story in STORIES for forms in story.summary for form in forms)
+_SLOT_OF = {word: slot for slot, words in FACTS.items() if f"{{{slot}}}" in _SUMMARIES for word in words}
+
+Lazy = Callable[[str, bool], str | None]
+"""(word, whether a sentence begins with it) -> what a lazy writer puts, or None for a word that is no fact."""
+
+
+def report_facts(word: str, begins: bool) -> str | None:
+    """The first word of its slot in the grammar of the built-in reports."""
+    slot = _SLOT_OF.get(word)
+    return None if slot is None else FACTS[slot][0]
+
+
+def kind_of(word: str, begins: bool) -> str | None:
+    """number, calendar or name; None for other words."""
+    if any(letter.isdigit() for letter in word):
+        return "number"
+    if _CALENDAR.fullmatch(word):
+        return "calendar"
+    return "name" if word[0].isupper() and not begins and len(word) > 1 else None
+
+
+def text_facts(summaries: Sequence[str]) -> Lazy:
+    """The commonest word of its kind in some summaries."""
+    counts: dict[str, Counter[str]] = {}
+    for summary in summaries:
+        for word, begins in _words(summary):
+            kind = kind_of(word, begins)
+            if kind is not None:
+                counts.setdefault(kind, Counter())[word] += 1
+    commonest = {kind: max(sorted(words), key=words.__getitem__) for kind, words in counts.items()}
+    return lambda word, begins: commonest.get(kind_of(word, begins) or "")
+
+
+def noisy(row: Row, lazy: Lazy, facts: float, lead: float, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
+    """The summary of a row with noise, and the characters (start, end) of each wrong word in it.
+
+    The same numbers are drawn whatever the probabilities are. A copied summary has no wrong word.
+    """
+    text, end, spans = "", 0, []
+    for match, (word, begins) in zip(_WORD.finditer(row.reference), _words(row.reference), strict=True):
+        put = lazy(word, begins)
+        wrong = put is not None and rng.random() < facts
+        text += row.reference[end : match.start()]
+        if wrong and put is not None and put != word:
+            spans.append((len(text), len(text) + len(put)))
+            word = put
+        text += word
+        end = match.end()
+    sentences = _sentences(row.source)
+    start, count = rng.randrange(len(sentences)), rng.randint(1, 2)
+    if rng.random() < lead:
+        return " ".join(sentences[start : start + count]), []
+    return text + row.reference[end:], spans
+
+
+def _words(text: str) -> list[tuple[str, bool]]:
+    """The words of a text, and whether each begins a sentence."""
+    found, begins, end = [], True, 0
+    for match in _WORD.finditer(text):
+        begins = begins or any(mark in text[end : match.start()] for mark in ".!?\n")
+        found.append((match.group(), begins))
+        begins, end = False, match.end()
+    return found
+
+
+def _sentences(text: str) -> list[str]:
+    """Those of the reports end in a full stop with blanks around it, which other texts do not."""
+    if " . " in text:
+        return [f"{part.strip()} ." for part in re.split(r" \.(?: |$)", text) if part.strip()]
+    return split_sentences(text) or [text]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Read, make the noise and write."""
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--input", required=True, metavar="FILE", help="csv, json or jsonl file")
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="jsonl file")
+    parser.add_argument("--text_column", metavar="NAME", help="column of the articles")
+    parser.add_argument("--summary_column", metavar="NAME", help="column of the summaries")
+    parser.add_argument("--facts", type=float, default=0.5, help="probability that a fact word is wrong (0.5)")
+    parser.add_argument("--lead", type=float, default=0.5, help="probability that a summary is copied (0.5)")
+    parser.add_argument("--kinds", choices=("auto", "reports", "text"), default="auto", help="what a fact word is")
+    parser.add_argument("--marked", type=Path, metavar="FILE", help="jsonl file of texts with spans")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(words)
+    for name in ("facts", "lead"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"--{name}: {getattr(options, name)} is out of range; it must be from 0 to 1")
+    rows = load_rows(options.input, options.text_column, options.summary_column)
+    lazy = _lazy(rows, options.kinds)
+    rng = random.Random(f"{options.seed} noise")
+    made: list[Mapping[str, str]] = []
+    marked: list[Mapping[str, Any]] = []
+    for row in rows:
+        text, spans = noisy(row, lazy, options.facts, options.lead, rng)
+        made.append({"document": row.source, "summary": text, "clean_summary": row.reference})
+        marked.append({"prompt": row.source, "text": text, "spans": spans})
+    write_jsonl_atomic(options.output, made)
+    if options.marked is not None:
+        write_jsonl_atomic(options.marked, marked)
+    changed = sum(row["summary"] != row["clean_summary"] for row in made)
+    print(f"{options.output}: {changed} of {len(made)} summaries changed")
+    return 0
+
+
+def _lazy(rows: Sequence[Row], kinds: str) -> Lazy:
+    if kinds == "auto":
+        # The reports are all lower case and full of the grammar's words.
+        is_reports = all(row.reference == row.reference.lower() and " ." in row.reference for row in rows)
+        kinds = "reports" if is_reports else "text"
+    return report_facts if kinds == "reports" else text_facts([row.reference for row in rows])
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""Areas under the curve on texts with marked spans."""
+
+import argparse
+import json
+import random
+
+import pytest
+import torch
+
+from common.errors import UserError
+from common.token_reward_model import TokenRewardModel
+from scripts.credit_accuracy import MarkedText, _load, area_under_curve, areas, main, marked
+from sum_task.batching import TextFormat
+from sum_task.data import Row
+from sum_task.models import SummaryRewardModel
+from sum_task.score_tokens import text_rewards
+from tests.sum_task.tiny import save_llama, save_t5, word_tokenizer
+
+
+def test_areas_by_hand():
+    # Of the three right ones (0.1, 0.2, 0.9) two are below 0.5; one is below 0.2, and one ties with it.
+    found = area_under_curve([0.5, 0.2, 0.1, 0.2, 0.9], [True, True, False, False, False])
+    assert found == pytest.approx((2 / 3 + 1.5 / 3) / 2)
+    assert area_under_curve([3.0, 1.0], [True, False]) == 1
+    assert area_under_curve([3.0, 1.0], [False, False]) is None
+    texts = [
+        ([True, False], {"reward": [2.0, 1.0]}),
+        ([True, False], {"reward": [5.0, 9.0]}),
+        ([False], {"reward": [0.0]}),
+    ]
+    assert areas(texts)["reward"] == {"pooled": pytest.approx((2 / 3 + 2 / 3) / 2), "within texts": 0.5}
+
+
+def test_an_area_is_the_share_of_pairs_in_order_and_random_numbers_have_one_half():
+    draw = random.Random(3)
+    texts = [[draw.random() < 0.2 for _ in range(12)] for _ in range(30)]
+    measured = [(wrong, {"reward": [float(draw.randint(0, 4) + is_wrong) for is_wrong in wrong]}) for wrong in texts]
+    found = areas(measured)
+    inside, outside = (
+        [value for wrong, values in measured for value, w in zip(values["reward"], wrong, strict=True) if w is kind]
+        for kind in (True, False)
+    )
+    pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
+    assert found["reward"]["pooled"] == pytest.approx(sum(pairs) / len(pairs))
+    # One draw is 0.04 from one half on average here, the mean over a hundred ten times less.
+    for value in found["random"].values():
+        assert value == pytest.approx(0.5, abs=0.015)
+    assert found == areas(measured)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_texts_are_tokens_as_in_the_run(tmp_path, kind):
+    backbone = (save_t5 if kind == "t5" else save_llama)(tmp_path / "backbone", word_tokenizer())
+    model = TokenRewardModel.from_backbone(backbone, head_hidden_size=8, head_init_gain=1.0)
+    text_format = TextFormat(word_tokenizer(), kind == "t5", "summarize : ", " .", 8)
+    summaries = SummaryRewardModel(model, text_format, text_format)
+    summaries.save_pretrained(tmp_path / "reward_model")
+    article, text = "the flood hit the town in the north on monday", "two killed in flood"
+    options = argparse.Namespace(reward_model=str(tmp_path / "reward_model"), tokenizer=None)
+    reward, reader = _load(options, None)
+    inputs, _, first = reader.inputs(MarkedText(text, (), article), torch.device("cpu"))
+    with torch.no_grad():
+        found = reward(**inputs, targets_from=first)[0, first:]
+    [(_, expected)] = text_rewards(summaries, [Row(article, text)])
+    torch.testing.assert_close(found, torch.tensor(expected[:-1]))  # the end token is none of the text
+
+
+def test_a_token_is_wrong_where_it_shares_more_than_blanks_with_a_span():
+    text = "ab cd  ef"
+    offsets = [(0, 2), (2, 5), (5, 7), (6, 9)]
+    assert marked(offsets, text, [(0, 3), (8, 9)]) == [True, False, None, True]
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_a_planted_reward_is_found(tmp_path, capsys, kind):
+    save = save_t5 if kind == "t5" else save_llama
+    backbone = save(tmp_path / "backbone", word_tokenizer())
+    reward = TokenRewardModel.from_backbone(backbone, head="likelihood")
+    reward.save_pretrained(tmp_path / "run" / "reward_model")
+    (tmp_path / "run" / "results.json").write_text(json.dumps({"reward_model": backbone}))
+    token = word_tokenizer().convert_tokens_to_ids("flood")
+    family = type(reward.backbone)
+    plain = family.forward
+
+    def forward(self, **inputs):  # a language model that thinks that "flood" comes nowhere
+        output = plain(self, **inputs)
+        output.logits = output.logits.index_add(
+            -1, torch.tensor([token]), torch.full_like(output.logits[..., :1], -9.0)
+        )
+        return output
+
+    texts = ["the storm hit a town", "a flood hit the city", "two killed in the flood"]
+    rows = [
+        {"text": t, "prompt": "north", "spans": [[t.index("flood"), t.index("flood") + 5]] if "flood" in t else []}
+        for t in texts
+    ]
+    file = tmp_path / "errors.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--reward_model", str(tmp_path / "run/reward_model"), "--input", str(file)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family, "forward", forward)
+        assert main([*words, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "out" / "table.json").read_text())["areas"]
+    assert list(found) == ["reward", "position", "log-probability", "entropy", "random"]
+    assert found["reward"] == found["log-probability"] == {"pooled": 1.0, "within texts": 1.0}
+    # "flood" is the second of five words and the last: above 1 and all 4 of the others in its text.
+    assert found["position"]["within texts"] == pytest.approx((1 / 4 + 1) / 2)
+    assert "| reward | 1.000 | 1.000 |" in capsys.readouterr().out
+    assert (tmp_path / "out" / "credit.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a b"}', "line 1: needs a text and spans"),
+        ('{"text": "a b", "spans": [[1, 9]]}', "line 1: a span lies outside of the text's 3 characters"),
+        ('{"text": "a b", "spans": []}', "holds no text with a span"),
+        ("[", "line 1: needs a text and spans"),
+    ],
+)
+def test_mistakes_are_told_by_line(tmp_path, line, message):
+    file = tmp_path / "errors.jsonl"
+    file.write_text(line)
+    with pytest.raises(UserError, match=message):
+        main(["--reward_model", "nowhere", "--input", str(file), "--output", str(tmp_path)])

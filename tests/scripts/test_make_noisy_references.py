@@ -1,0 +1,62 @@
+"""Noise in references: which words it changes, and that it is the same each time."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from common.builtin import resolve
+from common.errors import UserError
+from scripts.make_noisy_references import main, noisy, report_facts, text_facts
+from sum_task.data import Row, load_splits
+
+REPORT = Row(
+    "omar haddad was given the music award in marlow on friday . nobody wanted to add anything .",
+    "omar haddad won the music award in marlow on friday .",
+)
+
+
+def test_wrong_facts_of_a_report_are_the_first_of_their_slot():
+    made = noisy(REPORT, report_facts, 1.0, 0.0, random.Random(0))
+    assert made[0] == "anna keller won the science award in arden on monday ."
+    assert [made[0][start:end] for start, end in made[1]] == ["anna", "keller", "science", "arden", "monday"]
+    assert noisy(REPORT, report_facts, 0.0, 0.0, random.Random(0)) == (REPORT.reference, [])
+
+
+def test_a_copied_summary_is_one_or_two_sentences_of_the_report():
+    sentences = [f"{part} ." for part in REPORT.source.split(" .")[:-1]]
+    made = {noisy(REPORT, report_facts, 0.5, 1.0, random.Random(seed))[0] for seed in range(20)}
+    assert made == {REPORT.source, sentences[0], sentences[1].strip()}
+
+
+def test_wrong_facts_of_other_texts_are_the_commonest_of_their_kind():
+    lazy = text_facts(["He met Ann on Monday, 3 May 1999.", "They saw Ann and Bob 1999 times.", "On Monday it rained."])
+    row = Row("A. B.", "Bob paid 2,000 to Carl Smith-Jones on Friday. Never mind.")
+    assert noisy(row, lazy, 1.0, 0.0, random.Random(0))[0] == "Bob paid 1999 to Ann Ann on Monday. Never mind."
+
+
+def test_the_builtin_noisy_data_are_what_the_script_makes(tmp_path, capsys):
+    folder = Path(resolve("builtin/data"))
+    assert main(["--input", str(folder / "reports/train.jsonl"), "--output", str(tmp_path / "noisy.jsonl")]) == 0
+    made = (tmp_path / "noisy.jsonl").read_bytes()
+    assert made == (folder / "noisy-reports/train.jsonl").read_bytes()
+    assert "summaries changed" in capsys.readouterr().out
+    rows = [json.loads(line) for line in made.splitlines()]
+    copied = sum(row["summary"].split(" .")[0] in row["document"] for row in rows)
+    assert 0.4 < copied / len(rows) < 0.6
+    words = ["--input", str(folder / "reports/test.jsonl"), "--output", str(tmp_path / "test.jsonl"), "--lead", "0"]
+    assert main([*words, "--marked", str(tmp_path / "errors.jsonl")]) == 0
+    for row in map(json.loads, (tmp_path / "errors.jsonl").read_text().splitlines()):
+        assert all(row["text"][start:end].isalpha() for start, end in row["spans"])
+    splits = load_splits(dataset_name="builtin/noisy-data", preference_column="clean_summary")
+    assert [row.reference for row in splits.train] == [row["summary"] for row in rows]
+    assert [row.standard for row in splits.train] == [row["clean_summary"] for row in rows]
+    assert splits.test[0].standard == splits.test[0].reference
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--facts: 1\.5 is out of range"):
+        main(["--input", "x.jsonl", "--output", str(tmp_path / "y.jsonl"), "--facts", "1.5"])
+    with pytest.raises(UserError, match=r"is not a \.csv, \.tsv, \.json, \.jsonl, \.parquet file"):
+        main(["--input", "x.txt", "--output", str(tmp_path / "y.jsonl")])
