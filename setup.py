@@ -55,7 +55,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     # `configs` holds YAML only; as a package it lands beside the runners, which look for it at ../configs.
-    packages=[*find_packages(include=["common*", "prompt_task*", "sum_task*"]), "configs"],
+    packages=[*find_packages(include=["chat_task*", "common*", "prompt_task*", "sum_task*"]), "configs"],
     package_data={"common": ["builtin/**/*", "reporting/*.html.j2"], "configs": ["**/*.yaml"]},
     include_package_data=False,
     install_requires=DEPENDENCIES,

@@ -123,6 +123,7 @@ def write_run_report(
         "ROUGE-1": results["test_rouge1"],
         "ROUGE-2": results["test_rouge2"],
         "ROUGE-L": results["test_rougeL"],
+        "ROUGE-L before training": results["untrained_rougeL"],
         "METEOR": results["test_meteor"],
         "words a summary": results["test_length"],
         "wall time": f"{results['wall_seconds'] / 60:.1f} min",

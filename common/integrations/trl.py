@@ -57,6 +57,19 @@ def dense_advantages(rewards: Tensor, mask: Tensor, per_group: int, baseline: st
     return advantages.flatten(0, 1)
 
 
+def prompt_tokens(tokenizer: Any, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Token ids of prompts (text, or messages for the chat template) as TRL reads them, and their mask.
+
+    (N, P) each, padded on the left.
+    """
+    if isinstance(prompts[0], str):
+        rows = tokenizer(text=list(prompts))["input_ids"]
+    else:
+        rows = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)["input_ids"]
+    ids, mask = padded([list(row)[::-1] for row in rows])
+    return ids.flip(1), mask.flip(1)
+
+
 def scalar_reward(
     scorer: TokenScorer,
     tokenizer: Any,

@@ -3,7 +3,6 @@
 import importlib.metadata
 import inspect
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -225,12 +224,9 @@ TWO_PROCESSES = """
 def test_members_of_a_group_on_two_processes_are_compared(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(textwrap.dedent(TWO_PROCESSES), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}",
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
          str(script), str(tmp_path)],
         check=True, env=environment, timeout=300,
     )  # fmt: skip
