@@ -97,6 +97,9 @@ def test_arms_share_their_first_samples_and_differ_behind(tmp_path):
         logs.append(events(tmp_path / granularity))
         assert [event["phase"] for event in logs[-1]] == ["eval", *["policy"] * 4, "eval"]
         assert {"policy/score", "policy/judge", "policy/reply_length", "policy/entropy"} <= logs[-1][1].keys()
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = {name for log in logs for event in log for name in event} - {"phase", "round", "step"}
+    assert [name for name in sorted(names) if f"`{name}`" not in documented] == []
     firsts = [(log[1]["policy/judge"], log[1]["policy/entropy"]) for log in logs]
     assert firsts[0] == firsts[1] == firsts[2]
     assert len({log[4]["policy/entropy"] for log in logs}) == 3
