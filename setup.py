@@ -55,7 +55,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     # `configs` holds YAML only; as a package it lands beside the runners, which look for it at ../configs.
-    packages=[*find_packages(include=["common*", "prompt_task*", "sum_task*"]), "configs"],
+    packages=[*find_packages(include=["chat_task*", "common*", "prompt_task*", "sum_task*"]), "configs"],
     package_data={"common": ["builtin/**/*", "reporting/*.html.j2"], "configs": ["**/*.yaml"]},
     include_package_data=False,
     install_requires=DEPENDENCIES,
@@ -63,6 +63,8 @@ setup(
         "dev": DEVELOPMENT,
         "wandb": ["wandb>=0.20,<1"],
         "lora": ["peft>=0.21,<1"],
+        # common/integrations/trl.py and the policy stage of chat_task
+        "trl": ["trl>=1.16,<2", "peft>=0.21,<1"],
         "bertscore": ["bert-score>=0.3.13,<1"],
         # launchers of scripts/sweep_*.sh: local, slurm, ray
         "sweep": ["hydra-joblib-launcher>=1.2,<2"],

@@ -76,8 +76,8 @@ SUMMARIES = TaskTable(
 )
 TASKS = (PROMPTS, SUMMARIES)
 CURVES = {
-    "prompt": ("eval/dev_accuracy", "eval/dev_score", "reward/dev_rank_accuracy"),
-    "summarization": ("eval/rougeL", "eval/meteor", "reward/dev_rank_accuracy"),
+    "prompt": ("eval/dev_accuracy", "eval/dev_score", "reward/dev_rank_accuracy", "reward/dev_swap_accuracy"),
+    "summarization": ("eval/rougeL", "eval/meteor", "reward/dev_rank_accuracy", "reward/dev_swap_accuracy"),
 }
 PUBLISHED = Path(__file__).with_name("published_results.yaml")
 MAX_METHODS_TO_PAIR = 4

@@ -19,14 +19,9 @@ from sum_task.command_line import read_command
 from sum_task.data import load_splits
 from sum_task.evaluation_metrics import check_available, mean_scores, per_example
 from sum_task.run_sum import DATA_OPTIONS
-from sum_task.sentences import split_sentences
+from sum_task.sentences import lead
 
 FIGURES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "length", "novelty2")
-
-
-def lead(article: str, count: int) -> str:
-    """The first `count` sentences of an article, one a line."""
-    return "\n".join(split_sentences(article)[:count])
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
     python scripts/make_noisy_references.py --input common/builtin/data/reports/train.jsonl --output noisy.jsonl
     python scripts/make_noisy_references.py --input train.csv --output noisy.jsonl --facts 0.6 --lead 0 --seed 1
+    python scripts/make_noisy_references.py --input test.csv --output noisy.jsonl --lead 0 --marked errors.jsonl
 
 Two kinds of noise, one that a language model can tell and one that a preference can tell:
 
@@ -12,7 +13,8 @@ Two kinds of noise, one that a language model can tell and one that a preference
 * lead (probability --lead, of each summary): it becomes one or two sentences of its article.
 
 The output holds document, summary (noisy) and clean_summary: train on it with --preference_column=clean_summary, and
-sampled summaries are still judged by the clean ones. With the defaults, both at 0.5, it is the data set
+sampled summaries are still judged by the clean ones. --marked writes them once more, with the characters of each wrong
+word, for scripts/credit_accuracy.py. With the defaults, both at 0.5, it is the data set
 builtin/noisy-data.
 """
 
@@ -23,7 +25,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.builtin.report_grammar import FACTS, STORIES
 from common.errors import UserError, run_command
@@ -71,19 +73,26 @@ def text_facts(summaries: Sequence[str]) -> Lazy:
     return lambda word, begins: commonest.get(kind_of(word, begins) or "")
 
 
-def noisy(row: Row, lazy: Lazy, facts: float, lead: float, rng: random.Random) -> str:
-    """The summary of a row with noise. The same numbers are drawn whatever the probabilities are."""
-    pieces, end = [], 0
+def noisy(row: Row, lazy: Lazy, facts: float, lead: float, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
+    """The summary of a row with noise, and the characters (start, end) of each wrong word in it.
+
+    The same numbers are drawn whatever the probabilities are. A copied summary has no wrong word.
+    """
+    text, end, spans = "", 0, []
     for match, (word, begins) in zip(_WORD.finditer(row.reference), _words(row.reference), strict=True):
         put = lazy(word, begins)
         wrong = put is not None and rng.random() < facts
-        pieces += [row.reference[end : match.start()], put if wrong and put is not None else word]
+        text += row.reference[end : match.start()]
+        if wrong and put is not None and put != word:
+            spans.append((len(text), len(text) + len(put)))
+            word = put
+        text += word
         end = match.end()
     sentences = _sentences(row.source)
     start, count = rng.randrange(len(sentences)), rng.randint(1, 2)
     if rng.random() < lead:
-        return " ".join(sentences[start : start + count])
-    return "".join(pieces) + row.reference[end:]
+        return " ".join(sentences[start : start + count]), []
+    return text + row.reference[end:], spans
 
 
 def _words(text: str) -> list[tuple[str, bool]]:
@@ -118,6 +127,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--facts", type=float, default=0.5, help="probability that a fact word is wrong (0.5)")
     parser.add_argument("--lead", type=float, default=0.5, help="probability that a summary is copied (0.5)")
     parser.add_argument("--kinds", choices=("auto", "reports", "text"), default="auto", help="what a fact word is")
+    parser.add_argument("--marked", type=Path, metavar="FILE", help="jsonl file of texts with spans")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(words)
     for name in ("facts", "lead"):
@@ -126,15 +136,15 @@ def main(words: Sequence[str] | None = None) -> int:
     rows = load_rows(options.input, options.text_column, options.summary_column)
     lazy = _lazy(rows, options.kinds)
     rng = random.Random(f"{options.seed} noise")
-    made: list[Mapping[str, str]] = [
-        {
-            "document": row.source,
-            "summary": noisy(row, lazy, options.facts, options.lead, rng),
-            "clean_summary": row.reference,
-        }
-        for row in rows
-    ]
+    made: list[Mapping[str, str]] = []
+    marked: list[Mapping[str, Any]] = []
+    for row in rows:
+        text, spans = noisy(row, lazy, options.facts, options.lead, rng)
+        made.append({"document": row.source, "summary": text, "clean_summary": row.reference})
+        marked.append({"prompt": row.source, "text": text, "spans": spans})
     write_jsonl_atomic(options.output, made)
+    if options.marked is not None:
+        write_jsonl_atomic(options.marked, marked)
     changed = sum(row["summary"] != row["clean_summary"] for row in made)
     print(f"{options.output}: {changed} of {len(made)} summaries changed")
     return 0

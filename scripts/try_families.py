@@ -15,6 +15,7 @@ import datetime
 import functools
 import io
 import logging
+import re
 import sys
 import tempfile
 import traceback
@@ -163,9 +164,14 @@ def build(family: str, folder: Path) -> None:
     tokenizer(ends=model.config.is_encoder_decoder).save_pretrained(folder)
 
 
+def model_type(family: str) -> str:
+    """What a family is called in `model_type`."""
+    return next(name for name in (family, family.split(" ")[0], family.rsplit("-", 1)[0]) if name in CONFIG_MAPPING)
+
+
 def config_of(family: str, extra: dict[str, Any]) -> Any:
     """A configuration of the sizes above as far as the family has them."""
-    kind = next(name for name in (family, family.split(" ")[0], family.rsplit("-", 1)[0]) if name in CONFIG_MAPPING)
+    kind = model_type(family)
     known = CONFIG_MAPPING[kind]()
     fields = {name: value for name, value in SIZES.items() if _settable(known, name)}
     fields |= {"decoder_start_token_id": 0} if known.is_encoder_decoder else {}
@@ -321,7 +327,7 @@ def try_family(family: str, roles: Sequence[str] = tuple(ROLES)) -> dict[str, st
             try:
                 results[role] = ROLES[role](folder, own)
             except UserError as refused:
-                results[role] = f"refused: {refused}".replace(f"'{folder}'", "it")
+                results[role] = _plain(f"refused: {refused}".replace(f"'{folder}'", "it"), family)
             except Exception as error:  # what this script is for
                 at = traceback.extract_tb(error.__traceback__)[-1]
                 said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -346,6 +352,12 @@ def table(results: Mapping[str, Mapping[str, str]]) -> str:
     text += "\n\n" + "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
     day = datetime.date.today().isoformat()
     return f"transformers {transformers.__version__}, {len(results)} families, {day}.\n\n{text}\n"
+
+
+def _plain(line: str, family: str) -> str:
+    """A line of error that does not name the family, so that it can stand for several."""
+    kind = re.escape(model_type(family))
+    return re.sub(rf"\ba {kind}( model)?\b", "it", re.sub(rf" \({kind}\)", "", line))
 
 
 def _gemma3() -> Any:

@@ -116,6 +116,10 @@ class TokenizedRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def first(self, count: int) -> "TokenizedRows":
+        """The first so many rows, or all."""
+        return TokenizedRows(self.rows[:count], self.sources[:count], self.targets[:count])
+
 
 @dataclass
 class Batch:

@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from common.reporting.report import Report, TokenRewards, curves_from_metrics
 from common.training.run_folder import RunFolder
 from common.training.tracking import read_metrics
 from sum_task.data import Row
-from sum_task.models import SummaryRewardModel
-from sum_task.score_tokens import text_rewards
+from sum_task.models import Summaries, SummaryPolicy, SummaryRewardModel
+from sum_task.score_tokens import batches_of, text_rewards, token_texts
 from sum_task.summary_evaluation import Evaluation, validation_score
 
 SHOWN_OF_EACH = 2
+
+Compared = tuple[list[float] | None, list[str | None] | None]
 
 CURVES = (
     ("eval/rouge1", "eval/rouge2", "eval/rougeL", "eval/rougeLsum", "eval/meteor"),
@@ -58,21 +61,52 @@ def best_median_worst(evaluation: Evaluation, count: int = SHOWN_OF_EACH) -> lis
 
 
 def summary_token_rewards(
-    evaluation: Evaluation, rows: Sequence[Row], reward: SummaryRewardModel
+    evaluation: Evaluation, rows: Sequence[Row], reward: SummaryRewardModel, policy: SummaryPolicy, likeliest: int
 ) -> list[TokenRewards]:
-    """The best, median and worst summaries, each followed by its reference, with the reward of each token."""
+    """The best, median and worst summaries, each followed by its reference, with the reward of each token.
+
+    And, where the reward model tells, with its advantage; at references with the policy's likeliest other token where
+    the reward prefers that. `likeliest`: see :meth:`sum_task.models.SummaryRewardModel.judge`.
+    """
     shown = best_median_worst(evaluation)
     pairs = []
     for _, i in shown:
         pairs += [Row(rows[i].source, evaluation.predictions[i]), Row(rows[i].source, rows[i].reference)]
     judged = text_rewards(reward, pairs)
+    compared: list[Compared] = [(None, None)] * len(pairs)
+    if reward.reads_policy_tokens and reward.model.tells_alternatives:
+        compared = compared_tokens(reward, policy, pairs, likeliest)
     sequences = []
     for number, (kind, i) in enumerate(shown):
         scores = evaluation.scores[i]
         columns = {"ROUGE-1": scores["rouge1"], "ROUGE-2": scores["rouge2"], "METEOR": scores["meteor"]}
-        sequences.append(TokenRewards(*judged[2 * number], caption=f"{kind}: summary of row {i}", columns=columns))
-        sequences.append(TokenRewards(*judged[2 * number + 1], caption=f"{kind}: reference of row {i}"))
+        of_summary, of_reference = f"{kind}: summary of row {i}", f"{kind}: reference of row {i}"
+        sequences.append(TokenRewards(*judged[2 * number], of_summary, columns, compared[2 * number][0]))
+        sequences.append(TokenRewards(*judged[2 * number + 1], of_reference, {}, *compared[2 * number + 1]))
     return sequences
+
+
+@torch.no_grad()
+def compared_tokens(
+    reward: SummaryRewardModel, policy: SummaryPolicy, rows: Sequence[Row], likeliest: int
+) -> list[Compared]:
+    """Of each token of summaries the advantage, and the policy's likeliest other token where the reward prefers it."""
+    policy.lm.eval()
+    tokenizer = policy.tokenizer
+    found: list[Compared] = []
+    for batch, targets in batches_of(reward, rows):
+        summaries = Summaries(batch.target_ids, batch.target_mask)
+        logits = policy.logits(policy.encode(batch.source_ids, batch.source_mask), summaries)
+        rewards, expected = reward.judge(batch, summaries, logits, likeliest)
+        written = summaries.tokens.unsqueeze(-1)
+        others = logits[..., : len(tokenizer)].scatter(-1, written, -torch.inf).argmax(-1, keepdim=True)  # (N, T, 1)
+        given, of_others = reward.alternative_rewards(batch, summaries, others)
+        wrong = (of_others.squeeze(-1) > given).tolist()
+        texts = [[token_texts(tokenizer, [token])[0] for token in row] for row in others.squeeze(-1).tolist()]
+        for row, ids in enumerate(targets):
+            preferred = [text if is_wrong else None for text, is_wrong in zip(texts[row], wrong[row], strict=True)]
+            found.append(((rewards - expected)[row, : len(ids)].tolist(), preferred[: len(ids)]))
+    return found
 
 
 def write_run_report(
@@ -81,12 +115,15 @@ def write_run_report(
     evaluation: Evaluation,
     rows: Sequence[Row],
     reward: SummaryRewardModel | None,
+    policy: SummaryPolicy,
+    likeliest: int,
 ) -> None:
-    """Write ``report.html`` of a finished run."""
+    """Write ``report.html`` of a finished run; `likeliest`: see `summary_token_rewards`."""
     facts = {
         "ROUGE-1": results["test_rouge1"],
         "ROUGE-2": results["test_rouge2"],
         "ROUGE-L": results["test_rougeL"],
+        "ROUGE-L before training": results["untrained_rougeL"],
         "METEOR": results["test_meteor"],
         "words a summary": results["test_length"],
         "wall time": f"{results['wall_seconds'] / 60:.1f} min",
@@ -102,11 +139,13 @@ def write_run_report(
             facts[f"{name} accuracy of the reward"] = f"{accuracy:.3f}"
     report = Report(f"Summaries of {_short_name(results['dataset'])}", subtitle, facts)
     if reward is not None:
+        sequences = summary_token_rewards(evaluation, rows, reward, policy, likeliest)
+        note = (
+            "By ROUGE-1 + 2 ROUGE-2 + ROUGE-Lsum. A token's colour is the reward that the last reward model gives it"
+            + (", or the part of it that tells the token from others in its place." if sequences[0].advantages else ".")
+        )
         report.add_token_rewards(
-            "Best, median and worst summaries and their learned token rewards",
-            summary_token_rewards(evaluation, rows, reward),
-            note="By ROUGE-1 + 2 ROUGE-2 + ROUGE-Lsum. A token's colour is the reward that the last reward model "
-            "gives it.",
+            "Best, median and worst summaries and their learned token rewards", sequences, note=note
         )
     shown = best_median_worst(evaluation)
     table = [

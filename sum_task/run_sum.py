@@ -35,7 +35,14 @@ from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.settings import NEUTRAL, SummarizationSettings
-from sum_task.summary_evaluation import Evaluation, evaluate
+from sum_task.summary_evaluation import (
+    COMPARED_FIGURES,
+    COMPARED_ROWS,
+    Evaluation,
+    evaluate,
+    first_means,
+    without_training,
+)
 
 logger = logging.getLogger("sum_task.run_sum")  # not __name__, which is __main__ for a command
 
@@ -86,6 +93,8 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     tested, tested_on = (test, "test") if len(test) else (validation, "validation")
 
     run.begin()
+    # Before a checkpoint is loaded: of a run that goes on it is the same.
+    before = without_training(policy, tested, settings, processes, precision)
     # Reward learning and policy learning in turn.
     reward_trainer = None
     if reward is not None:
@@ -110,14 +119,17 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
 
     # The last policy writes the summaries that are reported.
     evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore, metrics)
-    results = _results(settings, trainer, evaluation, tested_on, splits) | run.figures()
+    results = _results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
+    results["compared_rows"] = min(COMPARED_ROWS, len(tested))
+    if len(tested) > COMPARED_ROWS:
+        results |= {f"compared_{name}": mean for name, mean in first_means(evaluation, COMPARED_ROWS).items()}
 
     def write_files() -> None:
         policy.save_pretrained(run.folder.policy)
         if reward is not None:
             reward.save_pretrained(run.folder.reward_model)
         _write_predictions(run.folder, tested, evaluation)
-        write_run_report(run.folder, results, evaluation, tested.rows, reward)
+        write_run_report(run.folder, results, evaluation, tested.rows, reward, policy, settings.expectation_tokens)
 
     run.finish(results, write_files)
     return results
@@ -256,9 +268,15 @@ def _results(
 
 def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     """The last lines of a run: what came out and where it lies."""
-    names = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor")
-    figures = ", ".join(f"{name} {results[f'test_{name}']:.2f}" for name in names)
-    print(f"\n{results['tested_on']} ({results['test_rows']} rows): {figures}")
+
+    def figures(kind: str) -> str:
+        return ", ".join(f"{name} {results[f'{kind}_{name}']:.2f}" for name in COMPARED_FIGURES if name != "length")
+
+    print(f"\n{results['tested_on']} ({results['test_rows']} rows): {figures('test')}")
+    if "compared_rouge1" in results:
+        print(f"the first {results['compared_rows']} of them: {figures('compared')}")
+    if "untrained_rouge1" in results:  # those of older runs do not say
+        print(f"  before training: {figures('untrained')}\n  first three sentences: {figures('lead3')}")
     accuracy = results["reward_rank_accuracy"]
     if accuracy is not None and not math.isnan(accuracy):
         print(f"rank accuracy of the reward model on held-out summaries: {accuracy:.3f} (chance: 0.5)")

@@ -8,7 +8,7 @@ python sum_task/score_tokens.py --model RUN/reward_model --input pairs.jsonl --h
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -39,10 +39,20 @@ def text_rewards(
         max_length: tokens of a summary.
     """
     reward.model.eval()
-    policy_format = reward.policy_format
-    tokenizer = policy_format.tokenizer
-    end = int(tokenizer.eos_token_id)
     judged = []
+    for batch, targets in batches_of(reward, rows, batch_size, max_length):
+        rewards = reward.policy_rewards(batch, Summaries(batch.target_ids, batch.target_mask)).tolist()
+        for ids, row in zip(targets, rewards, strict=True):
+            judged.append((token_texts(reward.policy_format.tokenizer, ids), row[: len(ids)]))
+    return judged
+
+
+def batches_of(
+    reward: SummaryRewardModel, rows: Sequence[Row], batch_size: int = 8, max_length: int = 1024
+) -> Iterator[tuple[Batch, list[list[int]]]]:
+    """Rows in the policy's tokens, and the token ids of each summary; see `text_rewards`."""
+    policy_format = reward.policy_format
+    end = int(policy_format.tokenizer.eos_token_id)
     for start in range(0, len(rows), batch_size):
         part = list(rows[start : start + batch_size])
         sources = pad(
@@ -50,11 +60,7 @@ def text_rewards(
         )
         targets = policy_format.targets([row.reference for row in part], max_length)
         tokens, mask = pad(targets, end)
-        batch = Batch(part, *sources, tokens, mask, list(range(len(part)))).to(reward.device)
-        rewards = reward.policy_rewards(batch, Summaries(batch.target_ids, batch.target_mask)).tolist()
-        for ids, row in zip(targets, rewards, strict=True):
-            judged.append((token_texts(tokenizer, ids), row[: len(ids)]))
-    return judged
+        yield Batch(part, *sources, tokens, mask, list(range(len(part)))).to(reward.device), targets
 
 
 def token_texts(tokenizer: object, ids: Sequence[int]) -> list[str]:

@@ -53,6 +53,11 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
+def lead(text: str, count: int) -> str:
+    """The first `count` sentences of a text, one a line."""
+    return "\n".join(split_sentences(text)[:count])
+
+
 def word_tokens(text: str) -> list[str]:
     """The words and punctuation marks of a text: what nltk's ``word_tokenize`` makes of each of its sentences.
 

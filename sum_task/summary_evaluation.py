@@ -10,7 +10,12 @@ from sum_task.evaluate_library import LibraryMetric
 from sum_task.evaluation_metrics import mean_scores, per_example
 from sum_task.models import SummaryPolicy
 from sum_task.reward_trainer import pad_lengths
+from sum_task.sentences import lead
 from sum_task.settings import SummarizationSettings
+
+# What is said of the policy before training takes no longer than this, however many rows there are.
+COMPARED_ROWS = 200
+COMPARED_FIGURES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "length")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,37 @@ class Evaluation:
 def validation_score(rouge1: float, rouge2: float, rouge_lsum: float) -> float:
     """ROUGE-1 + 2 ROUGE-2 + ROUGE-Lsum, by which policies are compared in validation (the paper's reference code)."""
     return rouge1 + 2 * rouge2 + rouge_lsum
+
+
+def first_means(evaluation: Evaluation, rows: int) -> dict[str, float]:
+    """The means over the first `rows` rows."""
+    means = mean_scores(evaluation.scores[:rows])
+    return {name: means[name] for name in COMPARED_FIGURES}
+
+
+def without_training(
+    policy: SummaryPolicy,
+    data: TokenizedRows,
+    settings: SummarizationSettings,
+    processes: Processes,
+    precision: Precision,
+) -> dict[str, float]:
+    """What a run starts from, on the first `COMPARED_ROWS` rows: the policy as it is, and the first three sentences.
+
+    Returns:
+        Means as ``untrained_rougeL``, ``lead3_rougeL`` and so on.
+    """
+    some = data.first(COMPARED_ROWS)
+    untrained = first_means(evaluate(policy, some, settings, processes, precision, "untrained policy"), COMPARED_ROWS)
+
+    def measure() -> dict[str, float]:
+        articles, references = [row.source for row in some.rows], [row.reference for row in some.rows]
+        means = mean_scores(per_example([lead(article, 3) for article in articles], references, articles))
+        return {name: means[name] for name in COMPARED_FIGURES}
+
+    of_lead = processes.on_main(measure)
+    found = {f"untrained_{name}": value for name, value in untrained.items()}
+    return found | {f"lead3_{name}": value for name, value in of_lead.items()}
 
 
 def write_summaries(

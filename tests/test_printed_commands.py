@@ -191,8 +191,9 @@ def small_prompt_run(words: Sequence[str]) -> list[str]:
 def small_summary_run(words: Sequence[str]) -> list[str]:
     if "--help" in words:
         return []
-    own = BUILTIN_SUMMARIES if any("sum_builtin" in word for word in words) else [*SUMMARY_RUN, *SUMMARY_DATA]
-    if not any("sum_builtin" in word or "WARM/" in word for word in words):
+    is_builtin = any("builtin.yaml" in word for word in words)
+    own = BUILTIN_SUMMARIES if is_builtin else [*SUMMARY_RUN, *SUMMARY_DATA]
+    if not is_builtin and not any("WARM/" in word for word in words):
         own = [*own, *SUMMARY_MODELS]
     elif any("WARM/" in word for word in words):
         own = [*own, SUMMARY_MODELS[1]]
@@ -273,6 +274,14 @@ PROGRAMS: dict[str, Program] = {
     "scripts/lead_summaries.py": Program(
         flags_of("scripts.lead_summaries", read_summary_command),
         lambda words: [f"--{word}" for word in [*SUMMARY_DATA, "max_predict_samples=2"]],
+    ),
+    "scripts/make_noisy_references.py": Program(flags_of("scripts.make_noisy_references")),
+    "scripts/credit_accuracy.py": Program(
+        flags_of("scripts.credit_accuracy"),
+        lambda words: ["--reward_model", "RUN/reward_model", "--output", "DIR", "--device", "cpu"],
+    ),
+    "scripts/draw_credit.py": Program(
+        flags_of("scripts.draw_credit"), lambda words: ["--runs", "RUN", "--row", "0", "--output", "credit.png"]
     ),
     "scripts/prepare_fsc_data.py": Program(
         flags_of("scripts.prepare_fsc_data"),
@@ -366,6 +375,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shrink_builtin(place / "configs")
     tiny.write_rows(place / "XSUM.jsonl", 12, 0)
     (place / "file.txt").write_text("A storm hit the town.")
+    error = {"prompt": "a storm hit the town", "text": "the flood hit the town", "spans": [[4, 9]]}
+    (place / "errors.jsonl").write_text(json.dumps(error))
     for name in ("TOKENIZER", "google/flan-t5-small"):  # a sweep's model is none that could be given once more
         tiny.save_t5(place / name, tiny.word_tokenizer())
     tiny_models.save("gpt2", place / "POLICY")
@@ -389,8 +400,9 @@ def shrink_builtin(configs: Path) -> None:
     """Less work in the built-in configurations, for commands that pass no options on."""
     prompts = (configs / "builtin.yaml").read_text()
     (configs / "builtin.yaml").write_text(re.sub(r"(rew_num_train_epochs|rew_max_train_steps): .*", r"\1: 1", prompts))
-    with open(configs / "sum_builtin.yaml", "a") as file:
-        file.write("\nmax_train_samples: 8\nmax_eval_samples: 2\nmax_predict_samples: 2\n")
+    for name in ("sum_builtin.yaml", "sum_noisy_builtin.yaml"):
+        with open(configs / name, "a") as file:
+            file.write("\nmax_train_samples: 8\nmax_eval_samples: 2\nmax_predict_samples: 2\n")
 
 
 def run_in(place: Path, text: str, small: Sequence[str], codes: Sequence[int] = (0,)) -> str:

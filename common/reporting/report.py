@@ -109,16 +109,22 @@ class TokenRewards:
         rewards: one for each token.
         caption: what the sequence is.
         columns: figures or texts about the whole sequence, by name.
+        advantages: of each token, where they are known: its reward less what is expected in its place.
+        preferred: of each token, another one that the reward wrongly prefers in its place, or None.
     """
 
     tokens: Sequence[str]
     rewards: Sequence[float]
     caption: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
+    advantages: Sequence[float] | None = None
+    preferred: Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.tokens) != len(self.rewards):
-            raise ValueError(f"rewards: {len(self.rewards)} of them for {len(self.tokens)} tokens")
+        for name in ("rewards", "advantages", "preferred"):
+            values = getattr(self, name)
+            if values is not None and len(self.tokens) != len(values):
+                raise ValueError(f"{name}: {len(values)} of them for {len(self.tokens)} tokens")
 
 
 class Report:
@@ -201,6 +207,9 @@ class Report:
     ) -> None:
         """Add sequences whose tokens are coloured by their rewards, in the order given.
 
+        Where all of them have advantages the reader chooses between the two; those have a scale around 0. A token is
+        marked where another is wrongly preferred.
+
         Args:
             heading: heading of the section.
             sequences: the sequences; those of one section share a scale.
@@ -211,8 +220,10 @@ class Report:
         rewards = [r for sequence in sequences for r in sequence.rewards if math.isfinite(r)]
         low = min(rewards, default=0.0) if low is None else low
         high = max(rewards, default=1.0) if high is None else high
-        # Enough decimals to tell the colours of the scale apart, also where a fresh head gives all but equal rewards.
-        decimals = min(max(1 - math.floor(math.log10(high - low)), 2), 6) if high > low else 4
+        decimals = _decimals_of_scale(low, high)
+        advantages = [a for sequence in sequences for a in sequence.advantages or [] if math.isfinite(a)]
+        has_advantages = bool(advantages) and all(sequence.advantages is not None for sequence in sequences)
+        furthest = max(map(abs, advantages), default=0.0)
         names = list(dict.fromkeys(name for sequence in sequences for name in sequence.columns))
         columns = [_column([sequence.columns.get(name) for sequence in sequences]) for name in names]
         rows = [
@@ -221,14 +232,32 @@ class Report:
                 "right_to_left": _right_to_left("".join(sequence.tokens)),
                 "with_figures": len(sequence.tokens) <= MAX_TOKENS_WITH_FIGURES,
                 "tokens": [
-                    {"text": token, "reward": _fixed(reward, decimals), "level": _level(reward, low, high)}
-                    for token, reward in zip(sequence.tokens, sequence.rewards, strict=True)
+                    {
+                        "text": token,
+                        "reward": _fixed(reward, decimals),
+                        "level": _level(reward, low, high),
+                        "advantage": _fixed(advantage, _decimals_of_scale(-furthest, furthest)),
+                        "advantage_level": _level(advantage, -furthest, furthest),
+                        "preferred": preferred,
+                    }
+                    for token, reward, advantage, preferred in zip(
+                        sequence.tokens,
+                        sequence.rewards,
+                        sequence.advantages or [math.nan] * len(sequence.tokens),
+                        sequence.preferred or [None] * len(sequence.tokens),
+                        strict=True,
+                    )
                 ],
             }
             for sequence in sequences
         ]
         ends = [_fixed(low, decimals), _fixed(high, decimals)]
-        self._add("tokens", heading, note, names=names, columns=columns, rows=rows, ends=ends)
+        self._add(
+            "tokens", heading, note, names=names, columns=columns, rows=rows, ends=ends, number=len(self._sections),
+            advantage_ends=[_fixed(end, _decimals_of_scale(-furthest, furthest)) for end in (-furthest, furthest)],
+            has_advantages=has_advantages,
+            has_preferred=any(text is not None for sequence in sequences for text in sequence.preferred or ()),
+        )  # fmt: skip
 
     def html(self) -> str:
         """The page as text. Equal content gives equal text."""
@@ -394,6 +423,11 @@ def _level(reward: float, low: float, high: float) -> int | None:
         return None
     share = 0.5 if high <= low else min(max((reward - low) / (high - low), 0.0), 1.0)
     return round(share * (TOKEN_LEVELS - 1))
+
+
+def _decimals_of_scale(low: float, high: float) -> int:
+    """Enough to tell the colours of the scale apart, also where a fresh head gives all but equal rewards."""
+    return min(max(1 - math.floor(math.log10(high - low)), 2), 6) if high > low else 4
 
 
 def _mix(start: str, end: str, share: float) -> str:

@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     POLICY_SAMPLES = 8  # seed, step, batch
     POLICY_DROPOUT = 9  # seed, step, batch, process
     SWAPS = 16  # seed; the same places in every round
+    # Replies.
+    REPLY_SAMPLES = 18  # seed, step, process
     # Prompts: generators that run on, their state in the checkpoint.
     PROMPT_REWARD_STREAM = 10  # seed
     PROMPT_POLICY_STREAM = 11  # seed

@@ -83,14 +83,17 @@ def summary_command(*options: str, launcher: Sequence[str] = ()) -> Command:
 
 
 def soak_command(task: str, length: float) -> Command:
-    """A run `length` times as long as the built-in one, with as many rounds of reward learning."""
+    """A run `length` times as long as the built-in one, half of it with a round of reward learning twice an epoch."""
     if task == "prompt":
         return prompt_command(
             f"max_train_steps={math.ceil(500 * length)}", f"early_stop_count={math.ceil(10 * length)}",
             "checkpoint_steps=50",
         )  # fmt: skip
     return summary_command(
-        f"--num_train_epochs={2 * length}", f"--reward_retrain_epochs={length}", "--checkpoint_steps=50"
+        f"--num_train_epochs={2 * length}",
+        f"--reward_retrain_epochs={length}",
+        "--reward_retrain_period=0.5",
+        "--checkpoint_steps=50",
     )
 
 

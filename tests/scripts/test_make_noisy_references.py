@@ -19,20 +19,21 @@ REPORT = Row(
 
 def test_wrong_facts_of_a_report_are_the_first_of_their_slot():
     made = noisy(REPORT, report_facts, 1.0, 0.0, random.Random(0))
-    assert made == "anna keller won the science award in arden on monday ."
-    assert noisy(REPORT, report_facts, 0.0, 0.0, random.Random(0)) == REPORT.reference
+    assert made[0] == "anna keller won the science award in arden on monday ."
+    assert [made[0][start:end] for start, end in made[1]] == ["anna", "keller", "science", "arden", "monday"]
+    assert noisy(REPORT, report_facts, 0.0, 0.0, random.Random(0)) == (REPORT.reference, [])
 
 
 def test_a_copied_summary_is_one_or_two_sentences_of_the_report():
     sentences = [f"{part} ." for part in REPORT.source.split(" .")[:-1]]
-    made = {noisy(REPORT, report_facts, 0.5, 1.0, random.Random(seed)) for seed in range(20)}
+    made = {noisy(REPORT, report_facts, 0.5, 1.0, random.Random(seed))[0] for seed in range(20)}
     assert made == {REPORT.source, sentences[0], sentences[1].strip()}
 
 
 def test_wrong_facts_of_other_texts_are_the_commonest_of_their_kind():
     lazy = text_facts(["He met Ann on Monday, 3 May 1999.", "They saw Ann and Bob 1999 times.", "On Monday it rained."])
     row = Row("A. B.", "Bob paid 2,000 to Carl Smith-Jones on Friday. Never mind.")
-    assert noisy(row, lazy, 1.0, 0.0, random.Random(0)) == "Bob paid 1999 to Ann Ann on Monday. Never mind."
+    assert noisy(row, lazy, 1.0, 0.0, random.Random(0))[0] == "Bob paid 1999 to Ann Ann on Monday. Never mind."
 
 
 def test_the_builtin_noisy_data_are_what_the_script_makes(tmp_path, capsys):
@@ -44,6 +45,10 @@ def test_the_builtin_noisy_data_are_what_the_script_makes(tmp_path, capsys):
     rows = [json.loads(line) for line in made.splitlines()]
     copied = sum(row["summary"].split(" .")[0] in row["document"] for row in rows)
     assert 0.4 < copied / len(rows) < 0.6
+    words = ["--input", str(folder / "reports/test.jsonl"), "--output", str(tmp_path / "test.jsonl"), "--lead", "0"]
+    assert main([*words, "--marked", str(tmp_path / "errors.jsonl")]) == 0
+    for row in map(json.loads, (tmp_path / "errors.jsonl").read_text().splitlines()):
+        assert all(row["text"][start:end].isalpha() for start, end in row["spans"])
     splits = load_splits(dataset_name="builtin/noisy-data", preference_column="clean_summary")
     assert [row.reference for row in splits.train] == [row["summary"] for row in rows]
     assert [row.standard for row in splits.train] == [row["clean_summary"] for row in rows]

@@ -18,7 +18,7 @@ from common.training import random_keys
 from common.training.files import json_text
 from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics
-from sum_task import policy_trainer, run_sum
+from sum_task import policy_trainer, run_sum, summary_evaluation
 from sum_task.command_line import ROOT
 from sum_task.models import SummaryPolicy
 from sum_task.reward_trainer import RewardTrainer
@@ -78,6 +78,25 @@ def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
     AutoTokenizer.from_pretrained(out / "policy")
     AutoModelForSeq2SeqLM.from_pretrained(out / "best_policy")
     TokenRewardModel.from_pretrained(out / "reward_model")
+
+
+def test_a_run_says_what_there_was_before_it(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(summary_evaluation, "COMPARED_ROWS", 3)
+    monkeypatch.setattr(run_sum, "COMPARED_ROWS", 3)
+    out = tmp_path / "run"
+    found = run(tiny.settings(output_dir=out, guidance="none", num_train_epochs=0))
+    # Nothing was trained, and three of the four test rows are compared.
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    for name in ("rouge1", "rougeL", "meteor", "length"):
+        own = sum(row[name] for row in rows[:3]) / 3
+        assert found[f"untrained_{name}"] == found[f"compared_{name}"] == pytest.approx(own)
+    # An article of these is one sentence, its summary the beginning of it.
+    assert found["lead3_length"] == pytest.approx(sum(len(row["source"].split()) for row in rows[:3]) / 3)
+    assert found["lead3_rouge1"] > found["untrained_rouge1"] and found["compared_rows"] == 3
+    printed = capsys.readouterr().out
+    assert f"before training: rouge1 {found['untrained_rouge1']:.2f}" in printed and "the first 3 of them" in printed
+    trained = run(tiny.settings(output_dir=tmp_path / "trained", guidance="none"))
+    assert trained["untrained_rougeL"] == found["untrained_rougeL"]
 
 
 def test_saved_policy_writes_the_predictions_of_the_run(tiny, tmp_path):

@@ -211,6 +211,24 @@ class TestTokenRewards:
         assert [chip["attributes"]["class"] for chip in chips] == [middle, middle, "chip rx"]
         assert chips[2]["attributes"]["title"] == "reward \u2013"
 
+    def test_the_reader_chooses_rewards_or_advantages_and_wrong_preferences_are_marked(self):
+        report = Report("t")
+        sequence = TokenRewards(["good", "bad"], [0.9, 0.1], advantages=[0.05, -0.2], preferred=[None, "b<er"])
+        report.add_token_rewards("h", [sequence])
+        page = Page(report.html())
+        good, bad = (chip["attributes"] for chip in page.find("bdi", "chip"))
+        # Advantages have a scale around 0 from -0.2 to 0.2, rewards their own.
+        assert good["class"] == "chip r14 a9" and bad["class"] == "chip r0 a0 preferred"
+        assert (bad["data-reward"], bad["data-advantage"]) == ("0.10", "-0.20")
+        assert bad["title"] == "reward 0.10, advantage -0.20; the reward prefers: b<er"
+        kinds = [element["attributes"]["type"] for element in page.find("input")]
+        assert kinds == ["radio", "radio"]
+        plain = Report("t")
+        plain.add_token_rewards("h", [TokenRewards(["good"], [0.9])])
+        assert not Page(plain.html()).find("input") and "the reward prefers" not in plain.html()
+        with pytest.raises(ValueError, match="advantages: 1 of them for 2 tokens"):
+            TokenRewards(["a", "b"], [0.5, 0.5], advantages=[0.1])
+
     def test_tokens_without_a_visible_character_are_seen(self):
         assert [chip["text"] for chip in self.chips(["", "\n", "\u200d", "\u202e", " "], [0.5] * 5)] == [
             "empty",

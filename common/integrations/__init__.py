@@ -1,0 +1,1 @@
+"""Token rewards in trainers that other people wrote."""

@@ -1,0 +1,40 @@
+"""What the page of a run says of tokens."""
+
+import pytest
+import torch
+
+from sum_task.data import Row
+from sum_task.models import Summaries, load_policy, load_reward_model
+from sum_task.report import compared_tokens
+from sum_task.score_tokens import batches_of, token_texts
+
+
+@pytest.mark.parametrize("head", ["after", "likelihood"])
+def test_advantages_and_wrong_preferences(tiny, head):
+    settings = tiny.settings(rew_head=head)
+    policy = load_policy(settings)
+    torch.manual_seed(0)
+    reward = load_reward_model(settings, policy)
+    rows = [Row("the storm hit a town", "a storm"), Row("fire in the city", "the city on fire")]
+    found = compared_tokens(reward, policy, rows, likeliest=2)
+    marks = []
+    with torch.no_grad():
+        [(batch, targets)] = batches_of(reward, rows)
+        tokens, mask = batch.target_ids, batch.target_mask
+        logits = policy.logits(policy.encode(batch.source_ids, batch.source_mask), Summaries(tokens, mask))
+        rewards, expected = reward.judge(batch, Summaries(tokens, mask), logits, 2)
+        for row, ids in enumerate(targets):
+            advantages, preferred = found[row]
+            assert advantages is not None and preferred is not None
+            assert advantages == pytest.approx((rewards - expected)[row, : len(ids)].tolist())
+            assert len(preferred) == len(ids)
+            for place in range(len(ids)):
+                order = logits[row, place, : len(policy.tokenizer)].argsort(descending=True)
+                other = int(order[0] if order[0] != tokens[row, place] else order[1])
+                replaced = tokens.clone()
+                replaced[row, place] = other
+                swapped = reward.policy_rewards(batch, Summaries(replaced, mask))[row, place]
+                text = token_texts(policy.tokenizer, [other])[0]
+                assert preferred[place] == (text if swapped > rewards[row, place] else None)
+                marks.append(preferred[place])
+    assert set(marks) != {None}
