@@ -49,7 +49,7 @@ TITLES = {
 LOGGED = {
     "policy/loss": "loss",
     "policy/learning_rate": "learning_rate",
-    "policy/grad_norm": "grad_norm",
+    "policy/gradient_norm": "grad_norm",
     "policy/score": "dense/score",
     "policy/score_std": "dense/score_std",
     "policy/advantage_rms": "dense/advantage_rms",

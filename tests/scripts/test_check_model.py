@@ -44,8 +44,8 @@ def test_a_task_lm_is_asked_by_its_own_functions_and_a_backbone_needs_no_head(tm
     main(["builtin/masked-lm", "--as", "task_lm"])
     said = capsys.readouterr().out
     assert "' great' = Ġgreat" in said and "one column a class" in said
-    with pytest.raises(UserError, match=r"the verbalizer ' gre' is not one token"):
-        main(["builtin/masked-lm", "--as", "task_lm", "--verbalizers", " great", " gre"])
+    with pytest.raises(UserError, match=r"the verbalizer ' zzyzx' is not one token"):
+        main(["builtin/masked-lm", "--as", "task_lm", "--verbalizers", " great", " zzyzx"])
     config = hf.T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     hf.T5Model(config).save_pretrained(tmp_path)
     word_tokenizer().save_pretrained(tmp_path)
@@ -60,4 +60,7 @@ def test_an_error_is_one_line_and_exit_code_2():
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": "."},
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "error: 'builtin/masked-lm' (roberta) is masked; a policy must be decoder-only or encoder-decoder\n"
+    assert (
+        done.stderr
+        == "error: 'builtin/masked-lm' (roberta) is masked; a policy must be decoder-only or encoder-decoder\n"
+    )
