@@ -441,7 +441,7 @@ class SummaryPolicy:
 
     def texts(self, summaries: Summaries) -> list[str]:
         """The text of each summary."""
-        return [text.strip() for text in self.tokenizer.batch_decode(summaries.lists(), skip_special_tokens=True)]
+        return [_each_line_stripped(self.format.text(ids)) for ids in summaries.lists()]
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model, its tokenizer and the text format; the folder loads with `from_pretrained` alone."""
@@ -524,7 +524,7 @@ class SummaryRewardModel:
         if self.reads_policy_tokens:
             return self._rewards(batch.source_ids, batch.source_mask, summaries)
         tokenizer = self.policy_format.tokenizer
-        spans = [token_spans(tokenizer, ids) for ids in summaries.lists()]
+        spans = [token_spans(tokenizer, ids, self.policy_format.line_break) for ids in summaries.lists()]
         _, ended = self._policy_texts(summaries)
         own, own_spans = self._own_tokens([text for text, _ in spans], ended)
         rewards = self._rewards(*self._own_sources(batch), own).cpu()
@@ -616,7 +616,7 @@ class SummaryRewardModel:
     def _policy_texts(self, summaries: Summaries) -> tuple[list[str], list[bool]]:
         tokenizer = self.policy_format.tokenizer
         lists = summaries.lists()
-        texts = tokenizer.batch_decode(lists, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts = [self.policy_format.text(ids, clean_up_tokenization_spaces=False) for ids in lists]
         return texts, [tokenizer.eos_token_id in ids for ids in lists]
 
     def _own_tokens(self, texts: Sequence[str], ended: Sequence[bool]) -> tuple[Summaries, list[list[tuple[int, int]]]]:
@@ -625,12 +625,16 @@ class SummaryRewardModel:
         A text of no tokens gets the end token in any case: a sequence needs a token to have a reward.
         """
         tokenizer = self.format.tokenizer
-        encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        mark = self.format.line_break
+        marked = list(texts) if mark is None else [mark.mark(text) for text in texts]
+        encoded = tokenizer(marked, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         end = int(tokenizer.eos_token_id)
         lists, spans = [], []
         for text, has_ended, ids, offsets in zip(
             texts, ended, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
+            if mark is not None:
+                offsets = mark.unmarked(text, offsets)
             closes = has_ended or not ids
             lists.append([*ids, end] if closes else ids)
             # The end token stands for a character behind the last one.
@@ -643,6 +647,10 @@ class SummaryRewardModel:
             self.format.sources([row.source for row in batch.rows]), int(self.format.tokenizer.eos_token_id)
         )
         return ids.to(self.device), mask.to(self.device)
+
+
+def _each_line_stripped(text: str) -> str:
+    return "\n".join(line.strip() for line in text.strip().split("\n"))
 
 
 def same_tokens(one: Any, other: Any) -> bool:

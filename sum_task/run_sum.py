@@ -35,6 +35,7 @@ from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
 from sum_task.reward_trainer import RewardTrainer
+from sum_task.rouge import note_other_letters
 from sum_task.settings import NEUTRAL, SummarizationSettings
 from sum_task.summary_evaluation import (
     COMPARED_FIGURES,
@@ -76,7 +77,11 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     )  # fmt: skip
     rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes.count
     settings.check_rows(min(rows, len(splits.train)))
-    preference, metrics = make_preference(settings.preference), load_metrics(settings.eval_metrics)
+    note_other_letters([row.reference for row in (splits.test or splits.validation)], settings.rouge_words)
+    preference, metrics = (
+        make_preference(settings.preference, settings.rouge_words),
+        load_metrics(settings.eval_metrics),
+    )
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
     if reward is not None and settings.needs_expectation:

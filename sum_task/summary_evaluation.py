@@ -61,7 +61,11 @@ def without_training(
 
     def measure() -> dict[str, float]:
         articles, references = [row.source for row in some.rows], [row.reference for row in some.rows]
-        means = mean_scores(per_example([lead(article, 3) for article in articles], references, articles))
+        means = mean_scores(
+            per_example(
+                [lead(article, 3) for article in articles], references, articles, rouge_words=settings.rouge_words
+            )
+        )
         return {name: means[name] for name in COMPARED_FIGURES}
 
     of_lead = processes.on_main(measure)
@@ -112,7 +116,9 @@ def evaluate(
 
     def measure() -> Evaluation:
         references, articles = [row.reference for row in data.rows], [row.source for row in data.rows]
-        scores = per_example(predictions, references, articles, bertscore=bertscore, metrics=metrics)
+        scores = per_example(
+            predictions, references, articles, bertscore=bertscore, metrics=metrics, rouge_words=settings.rouge_words
+        )
         means = mean_scores(scores)
         means["score"] = validation_score(means["rouge1"], means["rouge2"], means["rougeLsum"])
         return Evaluation(predictions, scores, means)
