@@ -223,7 +223,9 @@ def reply_entropies(
         prompt_ids, completion_ids, masks: as of :meth:`TokenScorer.score_tokens`.
         batch_size: replies that are read at once.
     """
-    ids, real = torch.cat([prompt_ids, completion_ids], 1), torch.cat(masks, 1).bool()
+    home = completion_ids.device
+    ids = torch.cat([prompt_ids, completion_ids], 1).to(model.device)
+    real = torch.cat(masks, 1).to(model.device).bool()
     order = (~real).to(torch.uint8).argsort(dim=-1, stable=True)  # real tokens to the left: padding shifts no position
     ids, width = ids.masked_fill(~real, 0).gather(1, order), completion_ids.shape[1]
     packed = real.gather(1, order)
@@ -234,7 +236,7 @@ def reply_entropies(
         logits = model(input_ids=ids[rows, :longest], attention_mask=packed[rows, :longest].long()).logits
         entropies[rows, :longest] = next_token_entropies(logits).float()
     placed = torch.zeros_like(entropies).scatter(1, order, entropies)
-    return placed.masked_fill(~real, 0)[:, -width:]
+    return placed.masked_fill(~real, 0)[:, -width:].to(home)
 
 
 class TokenRewardScorer:
@@ -281,11 +283,14 @@ class TokenRewardScorer:
             UserError: two tokenizers, and a prompt with special tokens within, as chat templates put them: those of
                 one model say nothing to the other.
         """
-        if self.model.device != completion_ids.device:
-            self.model.to(completion_ids.device)
         read = self._through_text if self.other_tokenizer else self._directly
-        batches = zip(*(part.split(self.batch_size) for part in (prompt_ids, completion_ids, *masks)), strict=True)
-        return torch.cat([read(*batch) for batch in batches])
+        given = (part.to(self.model.device).split(self.batch_size) for part in (prompt_ids, completion_ids, *masks))
+        return torch.cat([read(*batch) for batch in zip(*given, strict=True)])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Let the reward model compute on `device`, wherever the tokens are."""
+        self.model.to(device)
+        return self
 
     def _directly(self, prompt_ids: Tensor, ids: Tensor, prompt_mask: Tensor, mask: Tensor) -> Tensor:
         rewards = self.model.reply_rewards(prompt_ids, prompt_mask, ids.unsqueeze(1), mask.unsqueeze(1).bool())

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
+from common.language_models.saved import check_saved, few_numbers
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree
 from common.training.launcher import honour_launcher
@@ -130,12 +132,31 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     results = _results(command, splits, trainer, best, empty) | cut | run.figures()
 
     def write_files() -> None:
-        policy.save_pretrained(run.folder.policy)
-        reward_model.save_pretrained(run.folder.reward_model)
+        save_models(run.folder, policy, reward_model)
         write_run_report(run.folder, results, best, untrained, empty, policy, reward_model)
 
     run.finish(results, write_files)
     return results
+
+
+@torch.no_grad()
+def save_models(folder: RunFolder, policy: PromptPolicy, reward_model: TokenRewardModel) -> None:
+    """Write both models, load them again and compare.
+
+    Raises:
+        UserError: what was saved is not what was trained.
+    """
+
+    def writes(policy: PromptPolicy) -> torch.Tensor:
+        return policy.logits(policy.source_ids.unsqueeze(0)).float().softmax(-1).cpu()
+
+    policy.save_pretrained(folder.policy)
+    check_saved("policy", folder.policy, writes(policy), lambda: writes(PromptPolicy.from_pretrained(folder.policy)))
+    reward_model.save_pretrained(folder.reward_model)
+    check_saved(
+        "reward model", folder.reward_model, few_numbers(reward_model),
+        lambda: few_numbers(TokenRewardModel.from_pretrained(folder.reward_model)),
+    )  # fmt: skip
 
 
 def run_options(command: Command) -> RunOptions:

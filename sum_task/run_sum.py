@@ -19,6 +19,7 @@ from common.cpu import use_kernels
 from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
+from common.language_models.saved import check_saved, few_numbers
 from common.training.command_line import read_yaml
 from common.training.files import write_jsonl_atomic
 from common.training.launcher import honour_launcher
@@ -31,7 +32,7 @@ from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluate_library import load_metrics
 from sum_task.evaluation_metrics import check_available
-from sum_task.models import load_policy, load_reward_model
+from sum_task.models import SummaryPolicy, SummaryRewardModel, load_policy, load_reward_model
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
@@ -128,14 +129,31 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         results |= {f"compared_{name}": mean for name, mean in first_means(evaluation, COMPARED_ROWS).items()}
 
     def write_files() -> None:
-        policy.save_pretrained(run.folder.policy)
-        if reward is not None:
-            reward.save_pretrained(run.folder.reward_model)
+        save_models(run.folder, policy, reward)
         _write_predictions(run.folder, tested, evaluation)
         write_run_report(run.folder, results, evaluation, tested.rows, reward, policy, settings.expectation_tokens)
 
     run.finish(results, write_files)
     return results
+
+
+def save_models(folder: RunFolder, policy: SummaryPolicy, reward: SummaryRewardModel | None) -> None:
+    """Write both models, load them again and compare.
+
+    Raises:
+        UserError: what was saved is not what was trained.
+    """
+    policy.save_pretrained(folder.policy)
+    check_saved(
+        "policy", folder.policy, few_numbers(policy.lm),
+        lambda: few_numbers(SummaryPolicy.from_pretrained(str(folder.policy)).lm),
+    )  # fmt: skip
+    if reward is not None:
+        reward.save_pretrained(folder.reward_model)
+        check_saved(
+            "reward model", folder.reward_model, few_numbers(reward.model),
+            lambda: few_numbers(SummaryRewardModel.from_pretrained(str(folder.reward_model)).model),
+        )  # fmt: skip
 
 
 def run_options(settings: SummarizationSettings) -> RunOptions:

@@ -2,7 +2,9 @@
 
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from common.builtin.report_grammar import FACTS, STORIES, join_patterns, write_sentences
 
@@ -76,3 +78,15 @@ def _with_errors(rng: random.Random, pattern: str, facts: dict[str, str], count:
             wrong.append((start, len(text)))
         after_gap = False
     return Reply(text, len(touched), tuple(wrong))
+
+
+def ranked_rows(count: int = 2400, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Ranking sets as the rows of a file: the score of a reply is minus the number of its errors."""
+    for number in range(count):
+        document, replies = write_ranked_replies(random.Random(f"{seed} planted errors {number}"))
+        yield {
+            "prompt": document,
+            "completions": [reply.text for reply in replies],
+            "scores": [-reply.errors for reply in replies],
+            "wrong": [[list(span) for span in reply.wrong] for reply in replies],
+        }

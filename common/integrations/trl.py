@@ -82,7 +82,7 @@ def scalar_reward(
     The number is the score of a reply as the reward model means it, see :class:`common.reply_rewards.Paid`.
 
     Args:
-        scorer, reading, entropy_model: as of :class:`ReplyRewards`.
+        scorer, reading, entropy_model: as of :class:`ReplyRewards`, where they are to compute.
         tokenizer: the policy's.
         end_token_ids: tokens that end a reply, beside the tokenizer's end token.
     """
@@ -114,7 +114,8 @@ class DenseGRPOTrainer(GRPOTrainer):
 
     Args:
         model: the policy, as TRL takes it.
-        scorer: where token rewards come from: any object with ``score_tokens(prompt_ids, completion_ids, masks)``.
+        scorer: where token rewards come from: any object with ``score_tokens(prompt_ids, completion_ids, masks)``;
+            one that has ``to(device)`` is moved to the policy's device.
         reading: by token, segment or sequence; None: by token, as they are. By sequence every token of a reply has
             the reply's advantage, which with the baseline ``group`` is plain GRPO.
         baseline: one of :data:`BASELINES`.
@@ -149,6 +150,8 @@ class DenseGRPOTrainer(GRPOTrainer):
         if options.get("tools") or options.get("environment_factory"):
             raise UserError("DenseGRPOTrainer takes no tools: their results are tokens that the policy did not choose")
         super().__init__(model, reward_funcs=_score if reward_funcs is None else reward_funcs, **options)
+        if hasattr(scorer, "to"):
+            scorer.to(self.accelerator.device)
         if entropy_model is not None:
             entropy_model.to(self.accelerator.device).eval()
 

@@ -1,14 +1,16 @@
 """Low-rank adapters (LoRA) inside a model, by the optional package peft."""
 
 import importlib.util
+import re
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import UserError
 
-_BASE = ".base_layer."
+_BASE = r"(\.base_layer)+\."
 
 
 def check_adapters(rank: int) -> None:
@@ -24,34 +26,61 @@ def check_adapters(rank: int) -> None:
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
     """Put adapters into all linear layers but the output layer, and freeze the rest; rank 0 does nothing.
 
+    In a mixture of experts peft adapts the fused weights of the experts too.
+
     Args:
         model: changed in place.
         rank: of the product B A that is added to a layer's weight.
         alpha: the product is scaled by ``alpha / rank``.
+
+    Raises:
+        UserError: its layers take none, or it cannot be read with them.
     """
     if rank == 0:
         return
     from peft import LoraConfig, inject_adapter_in_model  # an optional package
 
     options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": "all-linear"}
-    inject_adapter_in_model(LoraConfig(**options), model)
+    try:
+        inject_adapter_in_model(LoraConfig(**options), model)
+    except (ValueError, NotImplementedError) as error:  # peft knows families whose layers it cannot adapt
+        raise UserError(f"lora_rank: {type(model).__name__} takes no adapters: {error}") from None
+    _try(model)
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel) -> None:
+    """Read two tokens: an adapter does not know what some layers, such as routers of experts, give."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    targets = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    was_training = model.training
+    model.eval()
+    try:
+        model(input_ids=ids, use_cache=False, **targets)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        problem = str(error).split("\n")[0]
+        raise UserError(f"lora_rank: {type(model).__name__} cannot be read with adapters: {problem}") from None
+    finally:
+        model.train(was_training)
 
 
 def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor] | None:
     """The weights with the adapters added to those they belong to, under the names of a model without adapters.
 
-    The model stays as it is. None where it has no adapters.
+    An adapter belongs to the weight of a layer, or to a parameter of another module, such as the fused experts of a
+    mixture; a module with several of them has one wrapped around the other. The model stays as it is. None where it
+    has no adapters.
     """
-    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    adapted: list[Any] = [module for module in model.modules() if hasattr(module, "get_delta_weight")]
     if not adapted:
         return None
-    weights = {}
-    for name, value in model.state_dict().items():
-        owner, base, rest = name.rpartition(_BASE)
-        if base:
-            changed = rest == "weight"
-            delta = sum(adapted[owner].get_delta_weight(a) for a in adapted[owner].active_adapters) if changed else 0
-            weights[f"{owner}.{rest}"] = value + delta
-        elif ".lora_" not in name:
-            weights[name] = value
-    return weights
+    deltas: dict[int, Tensor] = {}
+    for module in adapted:
+        parameter = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"))
+        delta = sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+        deltas[id(parameter)] = deltas.get(id(parameter), 0) + delta
+    return {
+        re.sub(_BASE, ".", name): (value + deltas[id(value)] if id(value) in deltas else value).detach()
+        for name, value in model.state_dict(keep_vars=True).items()
+        if ".lora_" not in name
+    }

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
 
 from chat_task.policy_trainer import PolicySettings, PolicyTrainer, load_rewards
@@ -70,7 +71,9 @@ def train(
     rewards = ReplyRewards(more.get("scorer") or EvenIds(), RewardReading(granularity, cut, normalizer=UNIT), surprised)
     with open_run(options(folder, resume)) as run:
         run.begin()
-        trainer = PolicyTrainer(run, settings, model, tokenizer, rewards, PROMPTS, PROMPTS[:3], more.get("judge"))
+        tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }} {% endfor %}"
+        prompts = more.get("prompts", PROMPTS)
+        trainer = PolicyTrainer(run, settings, model, tokenizer, rewards, prompts, prompts[:3], more.get("judge"))
         run.restore(trainer.load_state)
         with run.checkpoints(trainer.save_state) as checkpointer:
             trainer.train(checkpointer)
@@ -95,6 +98,9 @@ def test_arms_share_their_first_samples_and_differ_behind(tmp_path):
         logs.append(events(tmp_path / granularity))
         assert [event["phase"] for event in logs[-1]] == ["eval", *["policy"] * 4, "eval"]
         assert {"policy/score", "policy/judge", "policy/reply_length", "policy/entropy"} <= logs[-1][1].keys()
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = {name for log in logs for event in log for name in event} - {"phase", "round", "step"}
+    assert [name for name in sorted(names) if f"`{name}`" not in documented] == []
     firsts = [(log[1]["policy/judge"], log[1]["policy/entropy"]) for log in logs]
     assert firsts[0] == firsts[1] == firsts[2]
     assert len({log[4]["policy/entropy"] for log in logs}) == 3
@@ -108,6 +114,13 @@ def test_the_planted_reward_is_learnt_with_adapters(tmp_path):
     assert saved.keys() == tiny_models.make("llama")[0].state_dict().keys()  # merged
 
 
+def test_a_policy_that_is_saved_without_what_it_learnt_is_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
+    with pytest.raises(UserError, match="is not what was trained"):
+        train(tmp_path / "run", replace(SETTINGS, policy_steps=2, policy_lora_rank=4, policy_learning_rate=0.1))
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_it_goes_on_to_the_bit_after_a_signal(tmp_path):
     whole, _ = train(tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -118,6 +131,16 @@ def test_it_goes_on_to_the_bit_after_a_signal(tmp_path):
     assert events(tmp_path / "cut") == events(tmp_path / "whole")
     saved = [load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "cut")]
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_prompts_may_be_messages(tmp_path):
+    messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    results, page = train(tmp_path / "run", replace(SETTINGS, policy_steps=1), prompts=messages, judge=judge)
+    as_text, _ = train(
+        tmp_path / "text", replace(SETTINGS, policy_steps=1), prompts=[f"{p} " for p in PROMPTS], judge=judge
+    )
+    assert results == as_text
+    assert "a great film" in page
 
 
 @pytest.mark.parametrize(

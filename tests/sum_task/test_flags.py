@@ -39,6 +39,7 @@ CHANGES_POLICY: dict[str, tuple[Any, dict[str, Any]]] = {
     "guidance": ("sequence", {}),
     "credit": ("product", {"rew_head": "likelihood"}),
     "weight_shares": ("batch", {}),
+    "expectation_tokens": (2, {"credit": "advantage"}),
     "sequence_score": ("preference", {"guidance": "sequence"}),
     "preference": ("tests.sum_task.tiny:brevity", {"rew_num_train_epochs": 3}),
     "agg_func": ("max", {}),

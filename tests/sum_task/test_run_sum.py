@@ -341,3 +341,20 @@ def test_a_checkpoint_that_is_not_whole_is_an_error_that_says_what_to_do(tiny, t
     (newest / "state.safetensors").write_bytes((newest / "state.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match=rf"{newest.name}' cannot be read: .* resuming takes the one before it"):
         run(tiny.settings(output_dir=tmp_path / "cut", resume="auto", **RESUMED))
+
+
+def test_a_saved_model_that_lost_something_leaves_the_run_incomplete(tiny, tmp_path, monkeypatch):
+    """Saved weights other than the trained ones: the run ends in one line, without results."""
+    save = SummaryPolicy.save_pretrained
+
+    def lossy(self, folder):
+        with torch.no_grad():
+            before = self.lm.shared.weight.clone()
+            self.lm.shared.weight.zero_()
+            save(self, folder)
+            self.lm.shared.weight.copy_(before)
+
+    monkeypatch.setattr(SummaryPolicy, "save_pretrained", lossy)
+    with pytest.raises(UserError, match=r"the policy in .* is not what was trained, so the run is not complete"):
+        run(tiny.settings(output_dir=tmp_path / "run", guidance="none"))
+    assert not (tmp_path / "run" / "results.json").exists()

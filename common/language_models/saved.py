@@ -1,0 +1,55 @@
+"""What was saved is loaded again and asked the same, before a run is called complete."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from common.errors import UserError
+from common.language_models.capabilities import agree, probe_ids
+from common.token_reward_model import TokenRewardModel
+
+
+@torch.no_grad()
+def few_numbers(model: PreTrainedModel) -> Tensor:
+    """What a model says of ten tokens, without dropout: logits of a language model, rewards of a reward model."""
+    backbone: PreTrainedModel = model.backbone if isinstance(model, TokenRewardModel) else model
+    ids = probe_ids(backbone)
+    inputs = {"input_ids": ids}
+    if backbone.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    was_training = model.training
+    model.eval()
+    try:
+        output = model(**inputs)
+    finally:
+        model.train(was_training)
+    return (output if isinstance(output, Tensor) else output.logits).float().cpu()
+
+
+def check_saved(name: str, folder: Path, trained: Tensor, load: Callable[[], Tensor]) -> None:
+    """Compare what a trained model says with what its folder says once loaded.
+
+    Args:
+        name: of the model, for the message.
+        folder: where it was saved.
+        trained: what the model in memory says of a few tokens, see `few_numbers`.
+        load: loads the folder and says the same of it.
+
+    Raises:
+        UserError: the folder cannot be loaded, or says something else than by rounding.
+    """
+    try:
+        again = load()
+    except UserError as error:
+        raise UserError(f"the saved {name} cannot be loaded again, so the run is not complete: {error}") from None
+    if not agree(again, trained):
+        what = "other shapes"
+        if again.shape == trained.shape:
+            what = f"numbers that differ by up to {float((again - trained).abs().max()):.3g}"
+        raise UserError(
+            f"the {name} in '{folder}' is not what was trained, so the run is not complete: loaded again it gives "
+            f"{what}"
+        )
