@@ -20,13 +20,15 @@ from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
 from common.language_models.saved import check_saved, few_numbers
+from common.training.command_line import read_yaml
 from common.training.files import write_jsonl_atomic
+from common.training.launcher import honour_launcher
 from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
 from sum_task.batching import TokenizedRows, tokenize
-from sum_task.command_line import read_command
+from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluate_library import load_metrics
 from sum_task.evaluation_metrics import check_available
@@ -56,6 +58,7 @@ def run(settings: SummarizationSettings) -> dict[str, Any]:
         UserError: for bad input and for what the machine refuses.
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
+    settings = honour_launcher(settings, read_yaml(DEFAULTS))
     check_available(bertscore=settings.bertscore)
     check_adapters(settings.lora_rank)
     use_kernels(settings.cpu_kernels)

@@ -26,6 +26,7 @@ def words_with(mark, special=False, anywhere=False):
 )
 def test_a_mark_is_a_line_break_in_both_directions(tokenizer):
     mark = line_break(tokenizer)
+    assert mark is not None
     text_format = TextFormat(tokenizer, True, "", "", 20)
     (ids,) = text_format.targets(["a .\nb ."], 10)
     assert mark.token_id in ids and tokenizer.unk_token_id not in ids
@@ -40,6 +41,7 @@ def test_a_mark_is_a_line_break_in_both_directions(tokenizer):
 
 def test_spans_of_a_marked_text_are_those_of_the_text():
     mark = line_break(words_with("<n>"))
+    assert mark is not None
     assert mark.mark("a .\nb") == "a . <n> b"
     assert mark.unmarked("a .\nb", [(0, 1), (2, 3), (4, 7), (8, 9)]) == [(0, 1), (2, 3), (3, 4), (4, 5)]
 
