@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl import GRPOConfig
 
 from common.errors import UserError
 from common.integrations.trl import BASELINES, SCALES, DenseGRPOTrainer, prompt_tokens
 from common.language_models.pretrained import load_pretrained
+from common.language_models.saved import check_saved, few_numbers
 from common.reply_rewards import ReplyRewards, RewardReading, TokenRewardScorer
 from common.reporting.report import Report, TokenRewards, curves_from_metrics
 from common.training.checkpoint import StateTree
@@ -319,12 +321,24 @@ class PolicyTrainer:
         }
 
     def save(self, folder: Path) -> None:
-        """The policy, adapters merged into it, and its tokenizer."""
+        """The policy, adapters merged into it, and its tokenizer; the policy is loaded again and compared.
+
+        Raises:
+            UserError: what was saved is not what was trained.
+        """
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        if self._settings.policy_lora_rank:
+        has_adapters = self._settings.policy_lora_rank > 0
+        trained = few_numbers(model.get_base_model() if has_adapters else model)
+        if has_adapters:
             model = model.merge_and_unload()
         model.save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
+
+        def load() -> Tensor:
+            saved = load_pretrained(AutoModelForCausalLM, str(folder), complete=True, dtype=model.dtype)
+            return few_numbers(saved.to(model.device))
+
+        check_saved("policy", folder, trained, load)
 
     def add_to_report(self, report: Report) -> None:
         """Curves of this stage, and replies before and after, coloured by what their tokens are paid."""

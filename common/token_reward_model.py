@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -31,7 +30,17 @@ from common.checks import at_least_float32, check_float, check_name, check_posit
 from common.errors import UserError
 from common.language_models.attention import share_sources
 from common.language_models.branches import can_branch, read_branches
-from common.language_models.capabilities import EncoderStates, capabilities, encode_alone, without_cache
+from common.language_models.capabilities import (
+    DECODER_ONLY,
+    ENCODER_DECODER,
+    EncoderStates,
+    capabilities,
+    check_trainable,
+    decoder_start_id,
+    encode_alone,
+    kind_of,
+    without_cache,
+)
 from common.language_models.pretrained import load_pretrained
 from common.language_models.shared_prompts import can_share_prompts, read_replies
 from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
@@ -226,16 +235,18 @@ class TokenRewardModel(PreTrainedModel):
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: transformers would leave out to make anew what a backbone computes and no file holds."""
+        return False
+
     def _ask_backbone(self) -> None:
         """Find out what the backbone can do; while a saved model is being loaded, what it said before holds."""
         if self.backbone.device.type == "meta":
             return
         can = capabilities(self.backbone, "the backbone of the token reward model")
-        if not can.left_to_right:
-            raise UserError(
-                f"a {self.backbone.config.model_type} reads in both directions; the reward of a token may not depend "
-                "on what is written after it"
-            )
+        check_trainable(self.backbone, "the backbone of the token reward model")
+        can.require_left_to_right(self.backbone.config.model_type, "reward model")
         self.config.states_width = can.width
         self.config.encodes_alone = self.is_encoder_decoder and not can.ignores_padding
 
@@ -267,12 +278,9 @@ class TokenRewardModel(PreTrainedModel):
         Raises:
             UserError: the backbone cannot be loaded completely, or is neither decoder-only nor encoder-decoder.
         """
-        auto_class: Any = AutoModel
-        if head == "likelihood":
-            fields = load_pretrained(AutoConfig, name_or_path)
-            _refuse_encoder_only(fields)
-            auto_class = _backbone_class(head, fields)
-        backbone = load_pretrained(auto_class, name_or_path, complete=True, dtype=dtype)
+        fields = load_pretrained(AutoConfig, name_or_path)
+        _refuse_encoder_only(fields)
+        backbone = load_pretrained(_backbone_class(head, fields), name_or_path, complete=True, dtype=dtype)
         config = TokenRewardConfig(
             backbone=backbone.config.to_diff_dict(),  # as its own config.json has it, without the local path
             bound=bound,
@@ -425,7 +433,7 @@ class TokenRewardModel(PreTrainedModel):
             states = self.encode(prompt_ids, prompt_mask)
             if not bool(there.all()):
                 states, prompt_mask = states[owners], prompt_mask[owners]
-            start = getattr(self.backbone.config, "decoder_start_token_id", None)
+            start = decoder_start_id(self.backbone.config)
             if start is None:
                 raise ValueError("reply_ids: the backbone's configuration names no decoder_start_token_id")
             decoder_ids, decoder_mask = with_start_token(ids, mask, start)
@@ -735,14 +743,16 @@ class _Read:
 def _backbone_class(head: str, config: PreTrainedConfig) -> Any:
     """With or without the LM head."""
     if head != "likelihood":
+        if type(config) not in MODEL_MAPPING:
+            raise UserError(
+                f"transformers has no {config.model_type} without its LM head; the reward head 'likelihood' uses that"
+            )
         return AutoModel
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _refuse_encoder_only(config: PreTrainedConfig) -> None:
-    # transformers lists BERT and its kin as causal too, as the decoders nobody uses them as.
-    decoder_only = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
-    if not (config.is_encoder_decoder or decoder_only):
+    if kind_of(config) not in (DECODER_ONLY, ENCODER_DECODER):
         raise UserError(
             f"a {config.model_type} model reads in both directions or is no language model; "
             "the backbone of a token reward model must be decoder-only or encoder-decoder"

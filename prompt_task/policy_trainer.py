@@ -53,7 +53,9 @@ class PolicyTrainer:
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_POLICY_STREAM)
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
-        self.stepper = Stepper("policy", settings.clip_norm, optimizer=self.optimizer)
+        self.stepper = Stepper(
+            "policy", settings.clip_norm, train_scorer.processes, optimizer=self.optimizer, alike=True
+        )
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
         self._rate = Rate()

@@ -11,12 +11,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from common.language_models.capabilities import (
+    DECODER_ONLY,
     capabilities,
     head_width,
+    require_kind,
     rows_with_token,
     states_before_head,
     without_cache,
@@ -91,6 +93,7 @@ class PromptPolicy(nn.Module):
     @classmethod
     def from_lm(cls, name: str, **options: Any) -> "PromptPolicy":
         """A fresh policy over the causal LM `name` (hub id, folder or ``builtin/...``)."""
+        require_kind(load_pretrained(AutoConfig, name), name, "prompt policy", DECODER_ONLY)
         lm = load_pretrained(AutoModelForCausalLM, name, dtype=torch.float32, complete=True)
         return cls(lm, load_tokenizer(AutoTokenizer, name), name, **options)
 
@@ -103,8 +106,7 @@ class PromptPolicy(nn.Module):
         if int(self.source_ids.max()) >= len(self.lm.get_input_embeddings().weight):
             raise UserError(f"source_str: {self.settings['source_str']!r} has tokens that {name} has no embedding of")
         found = capabilities(self.lm, name)
-        if not found.left_to_right:
-            raise UserError(f"{name} reads in both directions; a policy needs a left-to-right LM")
+        found.require_left_to_right(self.lm.config.model_type, "prompt policy")
         self.keeps_cache = found.cache_by_rows
         if not self.keeps_cache:
             logger.warning("%s keeps nothing that prompts could share; each beginning is read whole", name)

@@ -1,12 +1,15 @@
 """The sequence-level preference of prompts: how well each lets the task LM classify labelled examples."""
 
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from common.errors import UserError
+from common.training.processes import Processes
 from prompt_task.few_shot_data import Example
 from prompt_task.task_lm import TaskLM
 
@@ -59,13 +62,15 @@ class PromptScorer:
     """Scores prompts on one split and remembers the class probabilities of each (prompt, example).
 
     A random part of the examples, as reward learning takes at each step, is then a selection from what is known;
-    only what has not been asked before goes to the task LM.
+    only what has not been asked before goes to the task LM. Several processes ask for the same and each reads its share
+    of the examples.
 
     Args:
         task_lm: gives class probabilities.
         examples: the split.
         correct_coeff, incorrect_coeff: scale of positive and other gaps.
         memory_mib: memory for what is remembered; the prompt not asked for the longest time is forgotten first.
+        processes: of the run; by default one.
     """
 
     def __init__(
@@ -75,8 +80,10 @@ class PromptScorer:
         correct_coeff: float = 200.0,
         incorrect_coeff: float = 180.0,
         memory_mib: float = 32,
+        processes: Processes | None = None,
     ):
         self.task_lm = task_lm
+        self.processes = processes or Processes()
         self.examples = list(examples)
         self.labels = torch.tensor([example.label for example in examples])
         self.correct_coeff = correct_coeff
@@ -107,11 +114,10 @@ class PromptScorer:
             # In slices, so that a table over a large test file keeps a progress bar moving; by example, so that
             # a left-to-right task LM meets each sentence in one slice.
             missing.sort(key=lambda pair: pair[1])
-            slice_length = max(len(missing) if on_pairs is None else 8 * len(distinct), 1)
+            slice_length = max(len(missing) if on_pairs is None else 8 * self.processes.count * len(distinct), 1)
             for start in range(0, len(missing), slice_length):
                 part = missing[start : start + slice_length]
-                found = self.task_lm.class_probabilities([(self.examples[e].text, p) for p, e in part])
-                for (prompt, example), row in zip(part, found, strict=True):
+                for (prompt, example), row in self._ask(part):
                     self._known[prompt][example] = row
                 if on_pairs is not None:
                     on_pairs(len(part))
@@ -119,6 +125,35 @@ class PromptScorer:
         while len(self._known) > max(self.max_prompts, len(distinct)):
             self._known.popitem(last=False)
         return table
+
+    def _ask(self, pairs: Sequence[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], torch.Tensor]]:
+        """Each (prompt, example) with its class probabilities (C,), of all processes.
+
+        Raises:
+            UserError: a process cannot read its share; every process raises it.
+        """
+        # A share is whole examples, dealt in order of length: a left-to-right task LM reads each sentence in one place.
+        examples = sorted({e for _, e in pairs}, key=lambda e: (len(self.examples[e].text), e))
+        count = self.processes.count
+        dealt = {e: place % count for place, e in enumerate(examples)}
+        shares = [[pair for pair in pairs if dealt[pair[1]] == rank] for rank in range(count)]
+        mine, error = torch.empty(0, self.task_lm.num_classes), None
+        try:
+            own = shares[self.processes.rank]
+            if own:
+                mine = self.task_lm.class_probabilities([(self.examples[e].text, p) for p, e in own])
+        except UserError as caught:
+            error = str(caught)
+        if count > 1:
+            asked = zlib.crc32(repr(pairs).encode("utf-8", "surrogatepass"))
+            said = self.processes.gather((asked, error))
+            if any(other != asked for other, _ in said):
+                raise RuntimeError("the processes have come apart: they ask the task LM for different prompts")
+            error = next((text for _, text in said if text is not None), None)
+        if error is not None:
+            raise UserError(error)
+        for share, part in zip(shares, self.processes.gather_tensors({"found": mine}), strict=True):
+            yield from zip(share, part["found"], strict=True)
 
     def score(
         self,

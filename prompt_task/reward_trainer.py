@@ -107,7 +107,7 @@ class RewardTrainer:
         self.steps_done = 0  # optimizer steps over all rounds
         self.last_figures: dict[str, float] = {}  # on dev, of the weights that the last round chose
         self.steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
-        self.stepper = Stepper("reward", settings.clip_norm)
+        self.stepper = Stepper("reward", settings.clip_norm, train_scorer.processes, alike=True)
         self._round: _Round | None = None
         self._rate = Rate()
 

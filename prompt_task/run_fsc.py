@@ -20,6 +20,7 @@ from common.errors import Interrupted, UserError, exit_interrupted, exit_with, r
 from common.language_models.saved import check_saved, few_numbers
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree
+from common.training.launcher import honour_launcher
 from common.training.random_keys import Purpose, seed_global
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
@@ -50,9 +51,11 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         UserError: for bad input and for what the machine refuses.
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
+    honour_launcher(command.settings, {})  # nothing of it is an option here: it can but refuse
     with open_run(run_options(command)) as run:
         results = run.finished or _train_and_test(run, command, task_lm)
-        print_summary(run.folder, results)
+        if run.processes.is_main:
+            print_summary(run.folder, results)
         return results
 
 
@@ -97,7 +100,7 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     describe("policy", policy.adaptor, policy.lm)
     describe("reward model", reward_model)
     train_scorer, dev_scorer, test_scorer = (
-        PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff)
+        PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff, processes=run.processes)
         for examples in (splits.train, splits.dev, splits.test)
     )
 
@@ -123,8 +126,10 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         score_candidates(scorer, [empty], split)
     untrained = [Candidate(text, tuple(row)) for text, row in zip(policy.texts(start), start.tolist(), strict=True)]
     score_candidates(dev_scorer, untrained, "dev")
-    write_candidates(run.folder.path / "prompts.csv", [*best, *candidates.best()[len(best) :]])
-    results = _results(command, splits, trainer, best, empty) | {"sentences_cut": task_lm.sentences_cut} | run.figures()
+    table = [*best, *candidates.best()[len(best) :]]
+    run.processes.on_main(lambda: write_candidates(run.folder.path / "prompts.csv", table))
+    cut = {"sentences_cut": int(run.processes.total(task_lm.sentences_cut)[0])}
+    results = _results(command, splits, trainer, best, empty) | cut | run.figures()
 
     def write_files() -> None:
         save_models(run.folder, policy, reward_model)

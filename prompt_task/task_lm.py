@@ -24,7 +24,18 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicLayer
 
 from common.errors import UserError
-from common.language_models.capabilities import agree, appended_tokens, takes, without_cache
+from common.language_models.capabilities import (
+    DECODER_ONLY,
+    MASKED,
+    agree,
+    appended_tokens,
+    capabilities,
+    kind_of,
+    position_limits,
+    require_kind,
+    takes,
+    without_cache,
+)
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.training.runtime import DTYPES
 from prompt_task.few_shot_data import DatasetSpec, fill_template
@@ -62,6 +73,7 @@ def load_task_lm(
         UserError: the model cannot be loaded, lacks its LM head, or a verbalizer is not one token of it.
     """
     config = load_pretrained(AutoConfig, name)
+    require_kind(config, name, "task LM", MASKED, DECODER_ONLY)
     if is_mask_lm is None:
         is_mask_lm = looks_masked(config)
     elif not is_mask_lm and looks_masked(config) and not getattr(config, "is_decoder", False):
@@ -89,6 +101,7 @@ def make_task_lm(
     budget = tokens_per_batch or (1024 if device.type == "cpu" else 16384)
     if is_mask_lm:
         return MaskedTaskLM(model, tokenizer, spec, device, budget)
+    capabilities(model, "the task LM").require_left_to_right(model.config.model_type, "task LM without masks")
     return LeftToRightTaskLM(model, tokenizer, spec, device, budget, sentence_cache_mib)
 
 
@@ -97,9 +110,9 @@ def looks_masked(config: Any) -> bool:
     architectures = getattr(config, "architectures", None) or []
     if any("MaskedLM" in name for name in architectures):
         return True
-    if any("CausalLM" in name or "LMHead" in name for name in architectures):
+    if any("CausalLM" in name for name in architectures):
         return False
-    return "bert" in str(getattr(config, "model_type", "")).lower()
+    return kind_of(config) == MASKED
 
 
 class TaskLM(ABC):
@@ -129,6 +142,23 @@ class TaskLM(ABC):
     @property
     def num_classes(self) -> int:
         return len(self.verbalizer_ids)
+
+    def ways(self) -> list[tuple[str, str, str]]:
+        """How this task LM reads, as its probe chose: (question, answer, what is done) a row."""
+        tokens = self.tokenizer.convert_ids_to_tokens(self.verbalizer_ids)
+        words = [f"{word!r} = {token}" for word, token in zip(self.spec.verbalizers, tokens, strict=True)]
+        padding, alone = not self._equal_lengths, self.tokens_per_batch == 1
+        done = "each text is read alone" if alone else "" if padding else "texts of equal length are read together"
+        return [
+            ("positions", str(self.max_tokens), "longer texts are cut at the end of their sentence"),
+            ("classes", ", ".join(words), ""),
+            ("ignores its batch", "no" if alone else "yes", ""),
+            ("ignores padding", "yes" if padding else "no", done),
+            (
+                "head can be narrowed", "yes" if self._readout.narrowed else "no",
+                "one column a class" if self._readout.narrowed else "all columns are computed",
+            ),
+        ]  # fmt: skip
 
     @abstractmethod
     def fill(self, sentence: str, prompt: str) -> str:
@@ -330,6 +360,9 @@ class MaskedTaskLM(TaskLM):
     def fill(self, sentence: str, prompt: str) -> str:
         return fill_template(self.spec.masked_template, sentence, prompt, self._mask_token)
 
+    def ways(self) -> list[tuple[str, str, str]]:
+        return [("mask token", self._mask_token, "classes are read there"), *super().ways()]
+
     @property
     def _mask_token(self) -> str:
         if self.tokenizer.mask_token is None:
@@ -408,6 +441,15 @@ class LeftToRightTaskLM(TaskLM):
 
     def fill(self, sentence: str, prompt: str) -> str:
         return fill_template(self.spec.left_to_right_template, sentence, prompt, None)
+
+    def ways(self) -> list[tuple[str, str, str]]:
+        kept = "a sentence is read once for all prompts" if self.reuses_sentences else "each text is read whole"
+        appended = "left out before a class is read" if self._appended else ""
+        return [
+            ("tokens behind a text", str(self._appended), appended),
+            *super().ways(),
+            ("memory can be kept", "yes" if self.reuses_sentences else "no", kept),
+        ]
 
     @torch.no_grad()
     def read_ahead(self, sentences: Sequence[str]) -> None:
@@ -558,15 +600,7 @@ def verbalizer_ids(tokenizer: PreTrainedTokenizerBase, verbalizers: Sequence[str
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens the model can read at once."""
-    limits = [tokenizer.model_max_length]
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions:
-        # RoBERTa-like models number positions from behind the padding index and so lose that many.
-        embeddings = getattr(model.base_model, "embeddings", None)
-        table = getattr(embeddings, "position_embeddings", None)
-        offset = getattr(table, "padding_idx", None)
-        limits.append(positions - (0 if offset is None else offset + 1))
-    return int(min(limits))
+    return int(min(tokenizer.model_max_length, position_limits(model)[0] or tokenizer.model_max_length))
 
 
 def common_length(prefix: Sequence[int], ids: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from common.errors import UserError
+from common.language_models.line_breaks import LineBreak, decode_lines, line_break
 from common.training.files import write_folder_atomic
 from common.training.random_keys import Purpose, keyed_generator
 from common.training.runtime import upload
@@ -60,7 +61,7 @@ class TextFormat:
         if not articles:
             return []
         if self.is_encoder_decoder:
-            texts = [self.source_prefix + article for article in articles]
+            texts = self._marked([self.source_prefix + article for article in articles])
             return self.tokenizer(texts, truncation=True, max_length=self.max_source_length)["input_ids"]
         before, after = self._plain([self.source_prefix, self.separator])
         if self.tokenizer.bos_token_id is not None and self._adds_start():
@@ -79,9 +80,18 @@ class TextFormat:
             return []
         end = self.tokenizer.eos_token_id
         if self.is_encoder_decoder:  # what stands before a target is not written but given: see `decoder_start`
-            texts = {"text_target": list(summaries), "add_special_tokens": False, "verbose": False}
-            return [[*ids[: max_length - 1], end] for ids in self.tokenizer(**texts)["input_ids"]]
+            options = {"text_target": self._marked(summaries), "add_special_tokens": False, "verbose": False}
+            return [[*ids[: max_length - 1], end] for ids in self.tokenizer(**options)["input_ids"]]
         return [[*ids[: max_length - 1], end] for ids in self._plain(summaries)]
+
+    def text(self, ids: Sequence[int], **options: Any) -> str:
+        """The text of a summary's tokens, special ones left out; `options` are those of the tokenizer's ``decode``."""
+        return decode_lines(self.tokenizer, ids, self.line_break, skip_special_tokens=True, **options)
+
+    @cached_property
+    def line_break(self) -> LineBreak | None:
+        """How the vocabulary writes a line break, where it has only a mark for it."""
+        return line_break(self.tokenizer)
 
     def describe(self) -> dict[str, Any]:
         """The plain settings, as they are saved beside a model."""
@@ -93,8 +103,11 @@ class TextFormat:
             "target_language": self.target_language,
         }
 
+    def _marked(self, texts: Sequence[str]) -> list[str]:
+        return list(texts) if self.line_break is None else [self.line_break.mark(text) for text in texts]
+
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return self.tokenizer(self._marked(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
     def _adds_start(self) -> bool:
         return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
@@ -307,7 +320,8 @@ def _fingerprint(rows: Sequence[Row], text_format: TextFormat, max_target_length
     if backend is None:
         return None
     digest = hashlib.sha256()
-    settings = [text_format.describe(), text_format.is_encoder_decoder, max_target_length]
+    mark = None if text_format.line_break is None else text_format.line_break.text
+    settings = [text_format.describe(), text_format.is_encoder_decoder, max_target_length, mark]
     tokenizer = json.loads(backend.to_str())
     tokenizer |= {"truncation": None, "padding": None}  # as the last call left them
     for part in (settings, tokenizer):

@@ -54,10 +54,12 @@ def per_example(
     meteor: bool = True,
     bertscore: bool = False,
     metrics: Sequence[LibraryMetric] = (),
+    rouge_words: str = "ascii",
 ) -> list[dict[str, float | None]]:
     """Figures of each summary.
 
-    ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum``: F1 in percent, words stemmed, sentences split for the last.
+    ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum``: F1 in percent, words (see `rouge_f1`) stemmed, sentences split
+    for the last.
     ``meteor``: in percent. ``length``: words between blanks. ``novelty1``, ``novelty2``, ``novelty3``: share, in
     [0, 1], of the summary's n-grams (of words in lower case, repeated ones counted as often as they come) that the
     source does not hold; None for a summary of fewer than n words. ``bertscore``: F1 in percent, of the bert-score
@@ -72,7 +74,7 @@ def per_example(
     check_available(meteor=meteor, bertscore=bertscore)
     rows: list[dict[str, float | None]] = []
     for prediction, reference, source in zip(predictions, references, sources, strict=True):
-        rouge = rouge_f1(prediction, reference, ROUGE_NAMES)
+        rouge = rouge_f1(prediction, reference, ROUGE_NAMES, rouge_words)
         row: dict[str, float | None] = {name: 100 * value for name, value in rouge.items()}
         row["length"] = float(len(prediction.split()))
         rows.append(row | _novelty(prediction, source))

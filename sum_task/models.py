@@ -31,13 +31,20 @@ from common.errors import UserError, nearest
 from common.language_models.adapters import merged_state_dict
 from common.language_models.attention import SHARED_SOURCE, share_sources
 from common.language_models.capabilities import (
+    DECODER_ONLY,
+    ENCODER_DECODER,
     EncoderStates,
+    agree,
     can_read,
     capabilities,
+    check_trainable,
+    decoder_start_id,
     encode_alone,
     equal_lengths,
     pack_left,
     position_limits,
+    probe_ids,
+    require_kind,
     rows_with_token,
     without_cache,
 )
@@ -117,8 +124,7 @@ class SummaryPolicy:
         self.end_id = int(self.tokenizer.eos_token_id)
         self.is_encoder_decoder = text_format.is_encoder_decoder
         self.can = capabilities(lm, "the policy")
-        if not self.can.left_to_right:
-            raise UserError(f"a {lm.config.model_type} reads in both directions; a policy must write left to right")
+        self.can.require_left_to_right(lm.config.model_type, "policy")
         self.start = decoder_start(lm.config, self.tokenizer) if self.is_encoder_decoder else ()
         self._no_cache = without_cache(lm)
         self._has_token = rows_with_token(self.tokenizer, self.can.vocabulary)
@@ -154,7 +160,7 @@ class SummaryPolicy:
     def encode(self, source_ids: Tensor, source_mask: Tensor) -> Sources:
         """Read the sources (B, S); an encoder-decoder's encoder runs here and nowhere else."""
         if not self.is_encoder_decoder:
-            return Sources(source_ids, source_mask)
+            return Sources(self._unlike_padding(source_ids, source_mask), source_mask)
         encoder = self.lm.get_encoder()
         if not self.can.ignores_padding:
             return Sources(source_ids, source_mask, encode_alone(encoder, source_ids, source_mask))
@@ -192,7 +198,7 @@ class SummaryPolicy:
             inputs = torch.cat([self._starts(len(tokens)), tokens[:, :-1]], 1)
             logits = self.lm(**self._encoded(sources), decoder_input_ids=inputs, **self._no_cache).logits
             return logits[:, len(self.start) - 1 :]
-        ids = torch.cat([sources.ids, tokens[:, :-1]], 1)
+        ids = torch.cat([sources.ids, self._unlike_padding(tokens, summaries.mask)[:, :-1]], 1)
         mask = torch.cat([sources.mask, torch.ones_like(summaries.mask[:, :-1])], 1)
         first = sources.ids.shape[1] - 1  # the last token of a source predicts the first of its summary
         if self._reads_whole:
@@ -203,6 +209,10 @@ class SummaryPolicy:
             **self._positions(mask.long().cumsum(-1) - 1), **self._kept(positions),
         ).logits  # fmt: skip
         return output if self.can.keeps_logits else output[:, first:]
+
+    def _unlike_padding(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids with the end token for padding: the state of a padding token may be 0, and its gradient nothing."""
+        return ids.masked_fill(~mask, self.end_id)
 
     def _packed_logits(self, ids: Tensor, mask: Tensor, first: int) -> Tensor:
         """Logits (N, T, V) after each column of `ids` from `first` on, padding wherever it stands left out."""
@@ -397,6 +407,28 @@ class SummaryPolicy:
         generate: Any = self.lm.generate
         return generate(**given, **inputs, generation_config=options, logits_processor=processors)[:, begun.shape[1] :]
 
+    @torch.no_grad()
+    def check_search(self) -> None:
+        """See that transformers' search reads texts as training does; some families' puts more into them.
+
+        Raises:
+            UserError: it writes what is not most probable.
+        """
+        ids = probe_ids(self.lm)[:, :5]
+        was_training, kept = self.lm.training, self.lm.generation_config
+        self.lm.eval()
+        self.lm.generation_config = GenerationConfig()
+        try:
+            sources = self.encode(ids, torch.ones_like(ids, dtype=torch.bool))
+            found = self.search(sources, 3)
+            logits = self._possible(self.logits(sources, found)[0])
+        finally:
+            self.lm.train(was_training)
+            self.lm.generation_config = kept
+        chosen = logits.gather(1, found.tokens[0, : len(logits), None])[:, 0][found.mask[0]]
+        if not agree(chosen, logits.amax(-1)[found.mask[0]]):
+            raise UserError(f"a {self.lm.config.model_type} reads other texts in transformers' search than in training")
+
     def _without_tokenless(self, ids: Tensor, scores: Tensor) -> Tensor:
         """What search asks of every row of logits (N, V)."""
         possible = self._possible(scores)
@@ -409,7 +441,7 @@ class SummaryPolicy:
 
     def texts(self, summaries: Summaries) -> list[str]:
         """The text of each summary."""
-        return [text.strip() for text in self.tokenizer.batch_decode(summaries.lists(), skip_special_tokens=True)]
+        return [_each_line_stripped(self.format.text(ids)) for ids in summaries.lists()]
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the model, its tokenizer and the text format; the folder loads with `from_pretrained` alone."""
@@ -492,7 +524,7 @@ class SummaryRewardModel:
         if self.reads_policy_tokens:
             return self._rewards(batch.source_ids, batch.source_mask, summaries)
         tokenizer = self.policy_format.tokenizer
-        spans = [token_spans(tokenizer, ids) for ids in summaries.lists()]
+        spans = [token_spans(tokenizer, ids, self.policy_format.line_break) for ids in summaries.lists()]
         _, ended = self._policy_texts(summaries)
         own, own_spans = self._own_tokens([text for text, _ in spans], ended)
         rewards = self._rewards(*self._own_sources(batch), own).cpu()
@@ -584,7 +616,7 @@ class SummaryRewardModel:
     def _policy_texts(self, summaries: Summaries) -> tuple[list[str], list[bool]]:
         tokenizer = self.policy_format.tokenizer
         lists = summaries.lists()
-        texts = tokenizer.batch_decode(lists, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts = [self.policy_format.text(ids, clean_up_tokenization_spaces=False) for ids in lists]
         return texts, [tokenizer.eos_token_id in ids for ids in lists]
 
     def _own_tokens(self, texts: Sequence[str], ended: Sequence[bool]) -> tuple[Summaries, list[list[tuple[int, int]]]]:
@@ -593,12 +625,16 @@ class SummaryRewardModel:
         A text of no tokens gets the end token in any case: a sequence needs a token to have a reward.
         """
         tokenizer = self.format.tokenizer
-        encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        mark = self.format.line_break
+        marked = list(texts) if mark is None else [mark.mark(text) for text in texts]
+        encoded = tokenizer(marked, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         end = int(tokenizer.eos_token_id)
         lists, spans = [], []
         for text, has_ended, ids, offsets in zip(
             texts, ended, encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
+            if mark is not None:
+                offsets = mark.unmarked(text, offsets)
             closes = has_ended or not ids
             lists.append([*ids, end] if closes else ids)
             # The end token stands for a character behind the last one.
@@ -611,6 +647,10 @@ class SummaryRewardModel:
             self.format.sources([row.source for row in batch.rows]), int(self.format.tokenizer.eos_token_id)
         )
         return ids.to(self.device), mask.to(self.device)
+
+
+def _each_line_stripped(text: str) -> str:
+    return "\n".join(line.strip() for line in text.strip().split("\n"))
 
 
 def same_tokens(one: Any, other: Any) -> bool:
@@ -630,6 +670,9 @@ def load_policy(settings: SummarizationSettings) -> SummaryPolicy:
         logger.warning("use_slow_tokenizer: transformers has one tokenizer a model today; the flag changes nothing")
     name = settings.policy_checkpoint_path or settings.model_name_or_path
     config = _policy_config(settings, name)
+    require_kind(
+        config, str(name or settings.config_name or settings.model_type), "policy", DECODER_ONLY, ENCODER_DECODER
+    )
     tokenizer_name = settings.tokenizer_name or name or settings.config_name
     if tokenizer_name is None:
         raise UserError("tokenizer_name: needed for a policy of random weights that is given by model_type")
@@ -647,11 +690,14 @@ def load_policy(settings: SummarizationSettings) -> SummaryPolicy:
         tokenizer, bool(config.is_encoder_decoder), settings.source_prefix, settings.separator,
         settings.max_source_length, *languages,
     )  # fmt: skip
-    if text_format.is_encoder_decoder and lm.config.decoder_start_token_id is None:
+    if text_format.is_encoder_decoder and decoder_start_id(lm.config) is None:
         lm.config.decoder_start_token_id = decoder_start(lm.config, tokenizer)[0]  # for whoever loads what is saved
     fit_positions(lm, text_format, settings)
     _set_generation(lm, settings)
-    return SummaryPolicy(lm, text_format)
+    policy = SummaryPolicy(lm, text_format)
+    check_trainable(lm, "the policy")
+    policy.check_search()
+    return policy
 
 
 def load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) -> SummaryRewardModel:
@@ -698,7 +744,7 @@ def load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) ->
         *languages,
     )  # fmt: skip
     fit_positions(model.backbone, text_format, settings)
-    if text_format.is_encoder_decoder and model.backbone.config.decoder_start_token_id is None:
+    if text_format.is_encoder_decoder and decoder_start_id(model.backbone.config) is None:
         model.backbone.config.decoder_start_token_id = decoder_start(model.backbone.config, tokenizer)[0]
     model.config.backbone = model.backbone.config.to_diff_dict()  # with what was fitted
     return SummaryRewardModel(model, text_format, policy.format)
@@ -759,7 +805,7 @@ def decoder_start(config: Any, tokenizer: Any) -> tuple[int, ...]:
     codes = behind[behind.index(tokenizer.eos_token_id) + 1 :] if tokenizer.eos_token_id in behind else []
     if codes:
         return tuple(codes[-1:])
-    start = config.decoder_start_token_id
+    start = decoder_start_id(config)
     if start is None and not before:
         start = tokenizer.pad_token_id
         if start is None:

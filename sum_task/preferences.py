@@ -66,11 +66,12 @@ class Preference:
         return torch.tensor(_checked(self.name, scores, len(predictions)), dtype=torch.float64)
 
 
-def make_preference(spec: str) -> Preference:
+def make_preference(spec: str, rouge_words: str = "ascii") -> Preference:
     """Make the preference that `spec` describes.
 
     Args:
         spec: a metric, a weighted sum of metrics, ``evaluate:NAME?...``, or ``package.module:function``.
+        rouge_words: what a word is to ROUGE, see `rouge_f1`.
 
     Raises:
         UserError: `spec` is none of these, the function cannot be imported, the metric cannot be loaded, or METEOR is
@@ -90,7 +91,7 @@ def make_preference(spec: str) -> Preference:
             totals = [weights["meteor"] * value for value in meteor(predictions, references)]
         if rouge_names:
             for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-                values = rouge_f1(prediction, reference, rouge_names)
+                values = rouge_f1(prediction, reference, rouge_names, rouge_words)
                 totals[i] += sum(weights[name] * value for name, value in values.items())
         return totals
 

@@ -49,11 +49,9 @@ class ReferenceRewards:
     def exchange(self, processes: Processes) -> None:
         """Let every process know what the others have put since the last call."""
         if processes.count > 1:
-            flat = np.concatenate([np.zeros(0, np.float32), *(self._of(row).numpy() for row in self._new)])
-            for rows, values in processes.gather((self._new, flat)):
-                parts = torch.from_numpy(values.copy()).split([len(self._of(row)) for row in rows])
-                for row, rewards in zip(rows, parts, strict=True):
-                    self._of(row).copy_(rewards)
+            for part in processes.gather_tensors({str(row): self._of(row) for row in self._new}):
+                for row, rewards in part.items():
+                    self._of(int(row)).copy_(rewards)
         self._new = []
 
     def lack(self, rows: Iterable[int]) -> bool:

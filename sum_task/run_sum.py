@@ -20,13 +20,15 @@ from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
 from common.language_models.saved import check_saved, few_numbers
+from common.training.command_line import read_yaml
 from common.training.files import write_jsonl_atomic
+from common.training.launcher import honour_launcher
 from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
 from sum_task.batching import TokenizedRows, tokenize
-from sum_task.command_line import read_command
+from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluate_library import load_metrics
 from sum_task.evaluation_metrics import check_available
@@ -35,6 +37,7 @@ from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
 from sum_task.reward_trainer import RewardTrainer
+from sum_task.rouge import note_other_letters
 from sum_task.settings import NEUTRAL, SummarizationSettings
 from sum_task.summary_evaluation import (
     COMPARED_FIGURES,
@@ -55,6 +58,7 @@ def run(settings: SummarizationSettings) -> dict[str, Any]:
         UserError: for bad input and for what the machine refuses.
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
+    settings = honour_launcher(settings, read_yaml(DEFAULTS))
     check_available(bertscore=settings.bertscore)
     check_adapters(settings.lora_rank)
     use_kernels(settings.cpu_kernels)
@@ -76,7 +80,11 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     )  # fmt: skip
     rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes.count
     settings.check_rows(min(rows, len(splits.train)))
-    preference, metrics = make_preference(settings.preference), load_metrics(settings.eval_metrics)
+    note_other_letters([row.reference for row in (splits.test or splits.validation)], settings.rouge_words)
+    preference, metrics = (
+        make_preference(settings.preference, settings.rouge_words),
+        load_metrics(settings.eval_metrics),
+    )
     policy = load_policy(settings)
     reward = load_reward_model(settings, policy) if settings.uses_rewards else None
     if reward is not None and settings.needs_expectation:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.errors import UserError, run_command
+from common.language_models.line_breaks import line_break
 from common.language_models.token_carry import token_spans
 from common.reporting.report import Report, TokenRewards
 from common.training.files import json_text
@@ -65,7 +66,7 @@ def batches_of(
 
 def token_texts(tokenizer: object, ids: Sequence[int]) -> list[str]:
     """What each token adds to the text; the end token as it is called."""
-    text, spans = token_spans(tokenizer, ids)
+    text, spans = token_spans(tokenizer, ids, line_break(tokenizer))
     texts, shown = [], 0
     for start, end in spans:
         if start >= len(text):

@@ -11,6 +11,7 @@ from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
 from common.training.runtime import MATMUL_PRECISIONS
 from common.training.settings import build_settings, setting
+from sum_task.rouge import WORDS
 
 GUIDANCES = ("token", "sequence", "none")
 
@@ -114,6 +115,7 @@ class SummarizationSettings:
     min_length: int | None = setting(minimum=0)
     no_repeat_ngram_size: int | None = setting(minimum=0)
     length_penalty: float | None = setting()
+    rouge_words: str = setting(choices=tuple(WORDS))
     bertscore: bool = setting()
     eval_metrics: tuple[str, ...] = setting()
 

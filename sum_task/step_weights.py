@@ -1,7 +1,7 @@
 """Weights of all tokens of a step against each other, whichever process or accumulated batch they stand in."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ def weigh_together(
         This process's part of each batch, weighed.
     """
     own = [batch for batch in batches if batch is not None]
-    everyone = processes.gather([_on_cpu(batch) for batch in own])
+    named = {f"{i}.{name}": t for i, batch in enumerate(own) for name, t in vars(batch).items() if t is not None}
+    everyone = [_batches(tensors) for tensors in processes.gather_tensors(named)]
     together = [batch for part in everyone for batch in part]
     width = max(batch.mask.shape[1] for batch in together)
     weights = weigh(_joined(together, width))
@@ -57,8 +58,11 @@ def weigh_together(
     return weighed
 
 
-def _on_cpu(batch: Judged) -> Judged:
-    return Judged(*(None if value is None else value.detach().cpu() for value in vars(batch).values()))  # type: ignore[arg-type]
+def _batches(tensors: dict[str, Tensor]) -> list[Judged]:
+    """The batches whose parts are named ``0.mask`` and so on."""
+    count = sum(name.endswith(".mask") for name in tensors)
+    names = [field.name for field in fields(Judged)]
+    return [Judged(*(tensors.get(f"{i}.{name}") for name in names)) for i in range(count)]  # type: ignore[arg-type]
 
 
 def _joined(batches: Sequence[Judged], width: int) -> Judged:

@@ -61,7 +61,11 @@ def without_training(
 
     def measure() -> dict[str, float]:
         articles, references = [row.source for row in some.rows], [row.reference for row in some.rows]
-        means = mean_scores(per_example([lead(article, 3) for article in articles], references, articles))
+        means = mean_scores(
+            per_example(
+                [lead(article, 3) for article in articles], references, articles, rouge_words=settings.rouge_words
+            )
+        )
         return {name: means[name] for name in COMPARED_FIGURES}
 
     of_lead = processes.on_main(measure)
@@ -110,11 +114,13 @@ def evaluate(
     """Write the summaries of a split and measure them (in the main process; all get the result)."""
     predictions = write_summaries(policy, data, settings, processes, precision, title)
 
-    def measure() -> Evaluation:
+    def measure() -> tuple[list[dict[str, float | None]], dict[str, float]]:
         references, articles = [row.reference for row in data.rows], [row.source for row in data.rows]
-        scores = per_example(predictions, references, articles, bertscore=bertscore, metrics=metrics)
+        scores = per_example(
+            predictions, references, articles, bertscore=bertscore, metrics=metrics, rouge_words=settings.rouge_words
+        )
         means = mean_scores(scores)
         means["score"] = validation_score(means["rouge1"], means["rouge2"], means["rougeLsum"])
-        return Evaluation(predictions, scores, means)
+        return scores, means
 
-    return processes.on_main(measure)
+    return Evaluation(predictions, *processes.on_main(measure))

@@ -1,5 +1,6 @@
 """Runs on the built-in models that are killed (SIGKILL) again and again end as if nothing had happened."""
 
+import dataclasses
 import random
 import subprocess
 import time
@@ -26,13 +27,18 @@ LAUNCH = (
 COMMANDS = {
     "prompt": prompt_command(*PROMPT),
     "summary": summary_command(*SUMMARY),
+    "prompt, two processes": dataclasses.replace(
+        prompt_command(*PROMPT), words=(*LAUNCH, *prompt_command(*PROMPT).words)
+    ),
     "two processes": summary_command(*SUMMARY, launcher=LAUNCH),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("kind", "kills"), [("prompt", 20), ("summary", 20), ("two processes", 5)])
+@pytest.mark.parametrize(
+    ("kind", "kills"), [("prompt", 20), ("summary", 20), ("two processes", 5), ("prompt, two processes", 5)]
+)
 def test_a_run_killed_at_random_instants_ends_as_one_that_was_not(kind, kills, tmp_path):
     command = COMMANDS[kind]
     log = tmp_path / "log"

@@ -287,6 +287,8 @@ PROGRAMS: dict[str, Program] = {
         flags_of("scripts.prepare_fsc_data"),
         lambda words: ["--train_file", "TOPICS", "--test_file", "TOPICS", "--text_column", "text", "--num_shots", "2"],
     ),
+    "scripts/check_model.py": Program(flags_of("scripts.check_model"), not_run="it has tests"),
+    "scripts/try_families.py": Program(flags_of("scripts.try_families"), not_run="it has tests"),
     "scripts/install_wordnet.py": Program(flags_of("scripts.install_wordnet")),
     "scripts/sweep_fsc.sh": Program(read_sweep("fsc"), small_sweep(small_prompt_run)),
     "scripts/sweep_sum.sh": Program(read_sweep("sum"), small_sweep(small_summary_run)),

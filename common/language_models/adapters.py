@@ -4,6 +4,7 @@ import importlib.util
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -33,7 +34,7 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
         alpha: the product is scaled by ``alpha / rank``.
 
     Raises:
-        UserError: its layers take none.
+        UserError: its layers take none, or it cannot be read with them.
     """
     if rank == 0:
         return
@@ -44,6 +45,23 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
         inject_adapter_in_model(LoraConfig(**options), model)
     except (ValueError, NotImplementedError) as error:  # peft knows families whose layers it cannot adapt
         raise UserError(f"lora_rank: {type(model).__name__} takes no adapters: {error}") from None
+    _try(model)
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel) -> None:
+    """Read two tokens: an adapter does not know what some layers, such as routers of experts, give."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    targets = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    was_training = model.training
+    model.eval()
+    try:
+        model(input_ids=ids, use_cache=False, **targets)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        problem = str(error).split("\n")[0]
+        raise UserError(f"lora_rank: {type(model).__name__} cannot be read with adapters: {problem}") from None
+    finally:
+        model.train(was_training)
 
 
 def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor] | None:
@@ -53,7 +71,7 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor] | None:
     mixture; a module with several of them has one wrapped around the other. The model stays as it is. None where it
     has no adapters.
     """
-    adapted = [module for module in model.modules() if hasattr(module, "get_delta_weight")]
+    adapted: list[Any] = [module for module in model.modules() if hasattr(module, "get_delta_weight")]
     if not adapted:
         return None
     deltas: dict[int, Tensor] = {}

@@ -45,7 +45,8 @@ class Capabilities:
         cache_by_rows: what it has read can be kept, chosen by rows and read on from, with the numbers of a whole pass.
         ignores_padding: numbers do not change with padding that the mask hides: before a text for a decoder-only model,
             behind a source for an encoder-decoder.
-        left_to_right: no token changes the numbers before it.
+        left_to_right: no token changes the numbers before it, nor how many there are.
+        looks_ahead: what a token is changes the numbers before it.
     """
 
     kind: str
@@ -58,6 +59,17 @@ class Capabilities:
     cache_by_rows: bool
     ignores_padding: bool
     left_to_right: bool
+    looks_ahead: bool
+
+    def require_left_to_right(self, model_type: str, role: str) -> None:
+        """Refuse a model for a role in which a token may not depend on what is written after it.
+
+        Raises:
+            UserError: it does.
+        """
+        if not self.left_to_right:
+            how = "reads in both directions" if self.looks_ahead else "gives other numbers where more tokens follow"
+            raise UserError(f"a {model_type} {how}; a {role} must read left to right")
 
 
 def kind_of(config: PreTrainedConfig) -> str:
@@ -65,9 +77,30 @@ def kind_of(config: PreTrainedConfig) -> str:
     if config.is_encoder_decoder:
         return ENCODER_DECODER
     # transformers lists BERT and its kin as causal too, as the decoders nobody uses them as.
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+    writes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not writes:
         return MASKED
     return DECODER_ONLY if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else ENCODER_ONLY
+
+
+def require_kind(config: PreTrainedConfig, name: str, role: str, *allowed: str) -> str:
+    """The kind of a model that is to be loaded for a role, before its weights are.
+
+    Raises:
+        UserError: the role needs another.
+    """
+    kind = kind_of(config)
+    if kind not in allowed:
+        raise UserError(f"'{name}' ({config.model_type}) is {kind}; a {role} must be {' or '.join(allowed)}")
+    return kind
+
+
+def decoder_start_id(config: PreTrainedConfig) -> int | None:
+    """The token that an encoder-decoder's decoder reads first, as far as the configuration says it."""
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None and (decoder := getattr(config, "decoder", None)) is not None:
+        start = getattr(decoder, "bos_token_id", None)
+    return start
 
 
 def takes(model: nn.Module, name: str) -> bool:
@@ -107,6 +140,7 @@ def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
         vocabulary = whole[0].shape[-1]
         width = states_width(lm)
         left_to_right = probe.left_to_right(whole)
+        looks_ahead = not left_to_right and probe.looks_ahead()
     source, target = position_limits(lm)
     return Capabilities(
         kind=kind,
@@ -119,6 +153,7 @@ def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
         cache_by_rows=_holds(lambda: probe.reads_on_from_rows(whole)),
         ignores_padding=_holds(lambda: probe.ignores_padding(whole)),
         left_to_right=left_to_right,
+        looks_ahead=looks_ahead,
     )
 
 
@@ -201,7 +236,10 @@ def position_limits(model: PreTrainedModel) -> tuple[int | None, int | None]:
         "decoder": ("max_position_embeddings", "max_decoder_position_embeddings", "max_target_positions"),
     }
     sides = {side: [getattr(config, name, None) for name in names[side]] for side in names}
-    for path, module in model.named_modules():
+    body: Any = model
+    if not model.config.is_encoder_decoder and isinstance(model.get_decoder(), nn.Module):
+        body = model.get_decoder()  # what reads images beside it has positions of its own
+    for path, module in body.named_modules():
         if isinstance(module, nn.Embedding) and any(mark in path.split(".")[-1] for mark in ("position", "wpe")):
             # Some tables begin with rows that no token reads.
             unread = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
@@ -211,6 +249,20 @@ def position_limits(model: PreTrainedModel) -> tuple[int | None, int | None]:
     if not model.config.is_encoder_decoder:
         source = target = min((n for n in (source, target) if n), default=None)
     return source, target
+
+
+def check_trainable(model: PreTrainedModel, name: str) -> None:
+    """Read a few tokens as training does, where some families ask for more than in evaluation.
+
+    Raises:
+        UserError: the model cannot.
+    """
+    ids = probe_ids(model)[:, :7]
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices), _asked(model, name):
+        model.train()
+        model(**inputs, **without_cache(model))
 
 
 def can_read(model: PreTrainedModel, tokens: int) -> bool:
@@ -326,6 +378,9 @@ class _Probe:
     def left_to_right(self, whole: list[Tensor]) -> bool:
         raise NotImplementedError
 
+    def looks_ahead(self) -> bool:
+        raise NotImplementedError
+
     def ignores_padding(self, whole: list[Tensor]) -> bool:
         raise NotImplementedError
 
@@ -338,10 +393,17 @@ class _DecoderOnly(_Probe):
         return [self._read(torch.cat([text, self.next])[None])[0] for text in self.texts]
 
     def left_to_right(self, whole: list[Tensor]) -> bool:
+        holding = self.texts[0].clone()
+        holding[2] = getattr(self.lm.config.get_text_config(), "pad_token_id", None) or 0  # a token like any other
         return all(
             agree(self._read(text[None])[0], logits[: len(text)])
             for text, logits in zip(self.texts, whole, strict=True)
-        )
+        ) and agree(self._read(holding[None, :4]), self._read(holding[None])[:, :4])
+
+    def looks_ahead(self) -> bool:
+        text, other = self.texts[0][None], self.texts[0][None].clone()
+        other[:, -1] = self.next[0]
+        return not agree(self._read(other)[:, :-1], self._read(text)[:, :-1])
 
     def ignores_padding(self, whole: list[Tensor]) -> bool:
         ids, mask = self._padded()
@@ -394,15 +456,29 @@ class _EncoderDecoder(_Probe):
         self.written = torch.cat([self.next, self.texts[1]])  # what the decoder reads
 
     def whole(self) -> list[Tensor]:
-        return [
-            _said(self.lm(input_ids=text[None], decoder_input_ids=self.written[None], **without_cache(self.lm)))[0]
-            for text in self.texts
-        ]
+        encoder, found = self.lm.get_encoder(), []
+        for text in self.texts:
+            inputs = {"input_ids": text[None], "decoder_input_ids": self.written[None]}
+            found.append(_said(self.lm(**inputs, **without_cache(self.lm)))[0])
+            mask = torch.ones_like(text[None])
+            states = encoder(input_ids=text[None], attention_mask=mask).last_hidden_state
+            if not agree(self._decoded(states, mask)[0], found[-1]):
+                raise ValueError("it writes something else from the states of its encoder than from the source")
+        return found
 
     def left_to_right(self, whole: list[Tensor]) -> bool:
         source, first = self.texts[0][None], self.written[None, :2]
         logits = _said(self.lm(input_ids=source, decoder_input_ids=first, **without_cache(self.lm)))[0]
         return agree(logits, whole[0][:2])
+
+    def looks_ahead(self) -> bool:
+        source, other = self.texts[0][None], self.written[None].clone()
+        other[:, -1] = source[:, 0]
+        one, two = (
+            _said(self.lm(input_ids=source, decoder_input_ids=written, **without_cache(self.lm)))[:, :-1]
+            for written in (self.written[None], other)
+        )
+        return not agree(two, one)
 
     def ignores_padding(self, whole: list[Tensor]) -> bool:
         ids, mask = self._padded()

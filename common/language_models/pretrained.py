@@ -11,6 +11,8 @@ from transformers.utils import logging as transformers_logging
 from common.builtin import resolve
 from common.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 def load_pretrained(auto_class: Any, name: str, complete: bool = False, **options: Any) -> Any:
     """``auto_class.from_pretrained`` for a hub id, a folder or a ``builtin/...`` name.
@@ -43,6 +45,7 @@ def load_pretrained(auto_class: Any, name: str, complete: bool = False, **option
     if not is_model:
         return loaded
     model, info = loaded
+    _settle_attention(model, name)
     missing = sorted(key for key in info["missing_keys"] if not (complete and _is_computed(model, key)))
     if complete and (missing or info["mismatched_keys"]):
         missing = missing or sorted(key for key, *_ in info["mismatched_keys"])
@@ -76,6 +79,18 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise UserError(f"gradient_checkpointing: {type(model).__name__} does not support it; leave it false")
     model.activation_checkpointing_enable()
+
+
+def _settle_attention(model: PreTrainedModel, name: str) -> None:
+    """BigBird's kin leave sparse attention for good at the first short text: what was read would change the numbers."""
+    switches: list[Any] = [module for module in model.modules() if hasattr(module, "set_attention_type")]
+    if not switches:
+        return
+    if getattr(model.config, "attention_type", "") == "block_sparse":
+        logger.warning("'%s': all attention is full; short texts would turn off its sparse attention for good", name)
+    model.config.attention_type = "original_full"
+    for module in switches:
+        module.set_attention_type("original_full")
 
 
 def _first_line(error: Exception) -> str:

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.language_models.line_breaks import LineBreak, decode_lines
+
 Span = tuple[int, int]
 
 
-def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
+def token_spans(tokenizer: Any, ids: Sequence[int], mark: LineBreak | None = None) -> tuple[str, list[Span]]:
     """The text of some tokens and the characters (start, end) of each.
 
     A span ends where the text of the tokens so far ceases to agree with the whole text, so tokens that hold only a
@@ -19,11 +21,12 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
     Args:
         tokenizer: of transformers.
         ids: (T,) with at most one end token, at the end.
+        mark: of the line break, where the vocabulary has one.
     """
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     has_end = bool(ids) and ids[-1] == tokenizer.eos_token_id
     inner = list(ids[:-1] if has_end else ids)
-    prefixes = [tokenizer.decode(inner[:n], **options) for n in range(1, len(inner) + 1)]
+    prefixes = [decode_lines(tokenizer, inner[:n], mark, **options) for n in range(1, len(inner) + 1)]
     text = prefixes[-1] if prefixes else ""
     ends: list[int] = []
     for prefix in prefixes:

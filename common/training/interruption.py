@@ -102,8 +102,8 @@ class Checkpointer:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._stop.number is not None
+        """Whether any process was asked to stop. As in `after_step`, all of them have to ask."""
+        return self._agree(self._stop.number or 0) > 0
 
     def after_step(self, steps: int, due: bool = False) -> None:
         """To be called when a step is finished and the run's state can be saved.

@@ -5,13 +5,15 @@ It works on its rows of each batch, divides its losses by the size of the whole 
 So the number of processes changes nothing but rounding, and a process without a row simply adds nothing.
 """
 
+import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import safetensors.torch
 import torch
 from torch import distributed
 
@@ -55,20 +57,36 @@ class Processes:
         return max(self.gather(value))
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, by rank."""
+        """The value of every process, by rank: plain data, of which JSON makes tuples lists and keys of dicts texts."""
         if self.count == 1:
             return [value]
-        gathered: list[Any] = [None] * self.count
-        distributed.all_gather_object(gathered, value)
-        return gathered
+        return [json.loads(data) for data in self._exchange(json.dumps(value).encode())]
+
+    def gather_tensors(self, tensors: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The named tensors of every process, by rank, on the CPU. Names and shapes may differ between processes."""
+        if self.count == 1:
+            return [{name: tensor.detach().cpu() for name, tensor in tensors.items()}]
+        plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        return [safetensors.torch.load(data) for data in self._exchange(safetensors.torch.save(plain))]
+
+    def _exchange(self, data: bytes) -> list[bytes]:
+        """The bytes of every process, by rank. They travel as they are: nothing that is received is unpickled."""
+        from accelerate import PartialState
+
+        device = PartialState().device
+        length = torch.tensor([len(data)], device=device)
+        lengths = [torch.empty_like(length) for _ in range(self.count)]
+        distributed.all_gather(lengths, length)
+        counts = [int(n) for n in torch.cat(lengths).tolist()]
+        padded = torch.zeros(max(counts), dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        everyone = [torch.empty(max(counts), dtype=torch.uint8, device=device) for _ in range(self.count)]
+        distributed.all_gather(everyone, padded.to(device))
+        return [part[:n].cpu().numpy().tobytes() for part, n in zip(everyone, counts, strict=True)]
 
     def from_main(self, value: T | None) -> T:
-        """The main process's value."""
-        if self.count > 1:
-            box = [value]
-            distributed.broadcast_object_list(box, src=0)
-            value = box[0]
-        return value  # type: ignore[return-value]
+        """The main process's value, plain data as in `gather`."""
+        return self.gather(value)[0]  # type: ignore[return-value]
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Let the main process do something for all; where it finds a user's mistake, every process raises it."""
@@ -82,6 +100,19 @@ class Processes:
         if error_text is not None:
             raise UserError(error_text)
         return value  # type: ignore[return-value]
+
+    def gradients_of_main(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace each gradient by the main process's, where all compute the same: models trained alike stay alike.
+
+        On a GPU sums may come in another order in each process, and weights that differ by rounding would in time
+        sample other tokens.
+        """
+        there = [p.grad for p in parameters if p.grad is not None] if self.count > 1 else []
+        if there:
+            flat = torch.cat([gradient.flatten() for gradient in there])
+            distributed.broadcast(flat, src=0)
+            for gradient, part in zip(there, flat.split([g.numel() for g in there]), strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes; None only where no process has one."""

@@ -105,7 +105,8 @@ class Run:
         set_verbose(options.verbose and processes.is_main)
         self.runtime: Runtime = start_runtime(options.seed, device, options.num_threads, options.matmul_precision)
         self.precision = Precision(options.mixed_precision, self.runtime.device)
-        self.folder: RunFolder = processes.on_main(self._open_folder)
+        going_on = processes.on_main(self._open_folder)
+        self.folder = RunFolder(options.folder, None if going_on is None else Path(going_on))
         self.finished: dict[str, Any] | None = None
         self.same_options = True
         self._checkpoint: StateTree | None = None
@@ -121,11 +122,13 @@ class Run:
             self.same_options = check_resumable(before, options.all, options.neutral, where, options.resume)
             logger.info("going on from %s", where)
 
-    def _open_folder(self) -> RunFolder:
+    def _open_folder(self) -> str | None:
+        """The checkpoint in the run's folder from which it goes on."""
         if self.options.folder.is_dir():
             self._lock()
         resume = self.options.resume != "none"
-        return open_run_folder(self.options.folder, overwrite=self.options.overwrite, resume=resume)
+        checkpoint = open_run_folder(self.options.folder, overwrite=self.options.overwrite, resume=resume).checkpoint
+        return None if checkpoint is None else str(checkpoint)
 
     def _lock(self) -> None:
         if not self._locked:

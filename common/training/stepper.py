@@ -29,6 +29,7 @@ class Stepper:
         clip_norm: largest gradient norm, or None.
         processes, precision: of the run; by default one process in float32.
         optimizer: over the trained parameters; may be replaced.
+        alike: every process computes the whole step, and its gradients are those of the main one instead of a sum.
 
     Attributes:
         skipped: steps that were left out so far.
@@ -41,10 +42,12 @@ class Stepper:
         processes: Processes | None = None,
         precision: Precision | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        alike: bool = False,
     ):
         self.name = name
         self.clip_norm = clip_norm
         self.processes = processes or Processes()
+        self.alike = alike
         self.scaler: torch.amp.GradScaler | None = None
         if precision is not None and precision.scaled:
             self.scaler = torch.amp.GradScaler(precision.device.type)
@@ -59,14 +62,17 @@ class Stepper:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self) -> float:
-        """Sum the gradients over the processes, clip and step. Returns the norm before clipping.
+        """Bring the gradients of the processes together, clip and step. Returns the norm before clipping.
 
         Raises:
             UserError: the gradient was not finite for too many steps in a row.
         """
         assert self.optimizer is not None
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.processes.sum_gradients(parameters)
+        if self.alike:
+            self.processes.gradients_of_main(parameters)
+        else:
+            self.processes.sum_gradients(parameters)
         scale = 1.0
         if self.scaler is not None:
             scale = self.scaler.get_scale()

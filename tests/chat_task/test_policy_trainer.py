@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
 
 from chat_task.policy_trainer import PolicySettings, PolicyTrainer, load_rewards
@@ -111,6 +112,13 @@ def test_the_planted_reward_is_learnt_with_adapters(tmp_path):
     assert results["after"]["score"] > results["before"]["score"] + 0.2
     saved = load_file(tmp_path / "run" / "policy" / "model.safetensors")
     assert saved.keys() == tiny_models.make("llama")[0].state_dict().keys()  # merged
+
+
+def test_a_policy_that_is_saved_without_what_it_learnt_is_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
+    with pytest.raises(UserError, match="is not what was trained"):
+        train(tmp_path / "run", replace(SETTINGS, policy_steps=2, policy_lora_rank=4, policy_learning_rate=0.1))
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_it_goes_on_to_the_bit_after_a_signal(tmp_path):

@@ -231,7 +231,7 @@ def test_a_row_of_the_head_that_no_token_belongs_to_is_never_written(holes):
 
 
 def test_a_model_that_reads_in_both_directions_is_no_policy():
-    with pytest.raises(UserError, match=r"policy_lm: 'lm' reads in both directions"):
+    with pytest.raises(UserError, match="a bert reads in both directions; a prompt policy must"):
         policy_of_family(hf.BertConfig)
 
 

@@ -274,17 +274,15 @@ def test_a_masked_model_cannot_be_taken_for_a_left_to_right_one(tmp_path):
         load_task_lm(name, SPEC, CPU, is_mask_lm=False)
 
 
-def test_the_kind_of_a_model_is_read_off_its_architecture_or_its_name():
-    class Config:
-        def __init__(self, architectures, model_type):
-            self.architectures, self.model_type = architectures, model_type
-
-    assert looks_masked(Config(["RobertaForMaskedLM"], "roberta"))
-    assert looks_masked(Config(["BertForPreTraining"], "bert"))
-    assert looks_masked(Config(None, "roberta"))
-    assert not looks_masked(Config(["GPT2LMHeadModel"], "gpt2"))
-    assert not looks_masked(Config(["LlamaForCausalLM"], "llama"))
-    assert not looks_masked(Config(None, "gpt2"))
+def test_the_kind_of_a_model_is_read_off_its_architecture_or_its_family():
+    assert looks_masked(hf.RobertaConfig(architectures=["RobertaForMaskedLM"]))
+    assert looks_masked(hf.BertConfig(architectures=["BertForPreTraining"]))
+    assert looks_masked(hf.RobertaConfig())
+    assert looks_masked(hf.XLMConfig(architectures=["XLMWithLMHeadModel"]))
+    assert not looks_masked(hf.XLMConfig(architectures=["XLMWithLMHeadModel"], causal=True))
+    assert not looks_masked(hf.GPT2Config(architectures=["GPT2LMHeadModel"]))
+    assert not looks_masked(hf.BertGenerationConfig(architectures=["BertGenerationDecoder"], is_decoder=True))
+    assert not looks_masked(hf.GPT2Config())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -117,6 +117,7 @@ ELSEWHERE = {
     "matmul_precision": "here",
     "cpu_kernels": "here",
     "device": "here",
+    "rouge_words": "here",
     "bertscore": "here",
     "eval_metrics": "test_evaluate_library",
     "num_beams": "here",
@@ -215,6 +216,19 @@ def test_checkpoint_flags(plain_run):
     assert len(list((folder / "checkpoints").iterdir())) == 2
     folder, _ = plain_run(checkpoint_minutes=0)
     assert not (folder / "checkpoints").exists()
+
+
+def test_rouge_words(plain_run, tmp_path, caplog):
+    """References of one word with an accent, of which ASCII words see two halves."""
+    file = tmp_path / "accents.jsonl"
+    rows = [{"document": "storm hit town", "summary": "élève"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows * 2), encoding="utf-8")
+    said = []
+    for words in ("ascii", "unicode"):
+        plain_run(test_file=file, rouge_words=words, guidance="none")
+        said.append("letters other than a-z, such as 'é'" in caplog.text)
+        caplog.clear()
+    assert said == [True, False]
 
 
 def test_overwrite(plain_run, tmp_path):

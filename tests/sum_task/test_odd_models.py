@@ -132,17 +132,17 @@ def test_limits_of_source_and_target_have_lines_of_their_own(tiny, tmp_path, cap
 
 
 def test_a_language_code_starts_summaries_and_nothing_stands_behind_their_end(tiny, tmp_path):
-    words = vocabulary() | {"en_XX": 23}
+    words = vocabulary() | {"en_XX": 24}
     tokenizer = tokenizer_of(words, "</s> en_XX", additional_special_tokens=["en_XX"])
-    name = saved(tmp_path / "mbart", hf.MBartConfig(vocab_size=24, **BART), tokenizer)
+    name = saved(tmp_path / "mbart", hf.MBartConfig(vocab_size=25, **BART), tokenizer)
     policy = load_policy(tiny.settings(model_name_or_path=name))
-    assert policy.start == (23,)
+    assert policy.start == (24,)
     assert policy.format.targets(["storm hit city"], 6)[0][-1] == 1
-    assert 23 not in policy.format.targets(["storm hit city"], 6)[0]
+    assert 24 not in policy.format.targets(["storm hit city"], 6)[0]
     policy.lm.generation_config.forced_eos_token_id = None
     check_policy(policy)
     policy.save_pretrained(tmp_path / "policy")
-    assert SummaryPolicy.from_pretrained(str(tmp_path / "policy")).start == (23,)
+    assert SummaryPolicy.from_pretrained(str(tmp_path / "policy")).start == (24,)
     with pytest.raises(UserError, match=r"^target_language: .* does not tell languages apart"):
         load_policy(tiny.settings(model_name_or_path=name, target_language="de_DE"))
 
@@ -164,10 +164,10 @@ class TwoLanguages(hf.PreTrainedTokenizerFast):
 
 
 def test_multilingual_tokenizers_are_told_the_languages(tiny, tmp_path, monkeypatch):
-    words = vocabulary() | {"en_XX": 23, "de_DE": 24}
+    words = vocabulary() | {"en_XX": 24, "de_DE": 25}
     plain = tokenizer_of(words)
     made = TwoLanguages(tokenizer_object=plain._tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    config = hf.MBartConfig(vocab_size=25, decoder_start_token_id=1, **BART)
+    config = hf.MBartConfig(vocab_size=26, decoder_start_token_id=1, **BART)
     name = saved(tmp_path / "nllb", config, plain)
     monkeypatch.setattr("sum_task.models.load_tokenizer", lambda *_: made)
     with pytest.raises(UserError, match=r"^target_language: needed by the multilingual tokenizer of '.*nllb'"):
@@ -175,8 +175,8 @@ def test_multilingual_tokenizers_are_told_the_languages(tiny, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"^target_language: .* knows no language 'xx'"):
         load_policy(tiny.settings(model_name_or_path=name, target_language="xx"))
     policy = load_policy(tiny.settings(model_name_or_path=name, source_language="de_DE", target_language="en_XX"))
-    assert policy.start == (1, 23)  # the decoder's own start token, then the language
-    assert policy.format.sources(["storm"])[0][0] == 24
+    assert policy.start == (1, 24)  # the decoder's own start token, then the language
+    assert policy.format.sources(["storm"])[0][0] == 25
     assert policy.format.targets(["storm hit"], 6) == [[words["storm"], words["hit"], 1]]
 
 

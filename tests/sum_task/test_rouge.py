@@ -63,3 +63,13 @@ def test_only_the_names_asked_for():
     assert list(rouge_f1("a", "a", ["rougeLsum"])) == ["rougeLsum"]
     with pytest.raises(ValueError, match="rouge3"):
         rouge_f1("a", "a", ["rouge3"])
+
+
+def test_words_with_accents():
+    assert rouge_f1("élève", "relève", ["rouge1"])["rouge1"] == 0.5  # "l ve" against "rel ve", as published
+    assert rouge_f1("élève", "relève", ["rouge1"], words="unicode")["rouge1"] == 0
+    assert rouge_f1("une élève", "une e\u0301le\u0300ve", ["rouge1"], words="unicode")["rouge1"] == 1  # composed or not
+    assert rouge_f1("नमस्ते दुनिया", "नमस्ते जग", ["rouge1"], words="unicode")["rouge1"] == 0.5
+    assert rouge_f1("the cat_sat", "the cat sat", ["rouge1"], words="unicode")["rouge1"] == 1
+    with pytest.raises(ValueError, match="words: 'latin' is not one of ascii, unicode"):
+        rouge_f1("a", "a", words="latin")

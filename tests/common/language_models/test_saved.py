@@ -35,7 +35,7 @@ def test_what_adapters_changed_is_in_the_folder(family, tmp_path):
     names = set(model.state_dict())
     trained_adapters(model)
     merged = merged_state_dict(model)
-    assert set(merged) == names
+    assert set(merged or {}) == names
     model.save_pretrained(tmp_path, state_dict=merged)
     again = few_numbers(type(model).from_pretrained(tmp_path))
     assert not torch.allclose(before, again, atol=1e-3)
