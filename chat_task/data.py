@@ -170,11 +170,11 @@ def ranking_set(row: Mapping[str, Any], columns: Columns, where: str = "row") ->
 
 
 def _ranking_set(row: Mapping[str, Any], columns: Columns, where: str) -> RankingSet:
-    prompt = _text_or_messages(row[columns.prompt], columns.prompt) if row.get(columns.prompt) is not None else None
+    prompt = text_or_messages(row[columns.prompt], columns.prompt) if row.get(columns.prompt) is not None else None
     replies: list[Text]
     row = {name: value for name, value in row.items() if value is not None}
     if columns.chosen in row or columns.rejected in row:
-        pair = [_text_or_messages(_cell(row, name), name) for name in (columns.chosen, columns.rejected)]
+        pair = [text_or_messages(_cell(row, name), name) for name in (columns.chosen, columns.rejected)]
         if prompt is None:
             prompt, pair = _split_pair(pair[0], pair[1], columns)
         elif not isinstance(prompt, str) and not any(isinstance(reply, str) for reply in pair):
@@ -184,7 +184,7 @@ def _ranking_set(row: Mapping[str, Any], columns: Columns, where: str) -> Rankin
         found = row[columns.completions]
         if not isinstance(found, list | tuple):
             raise UserError(f"'{columns.completions}' is {type(found).__name__}, not a list of replies")
-        replies = [_text_or_messages(reply, columns.completions) for reply in found]
+        replies = [text_or_messages(reply, columns.completions) for reply in found]
         scores = _scores(row, columns, len(replies))
         if prompt is None:
             prompt = ""
@@ -272,7 +272,12 @@ def _without_prompt(prompt: Messages, reply: Text) -> Text:
     return reply[len(prompt) :] if list(reply[: len(prompt)]) == list(prompt) else reply
 
 
-def _text_or_messages(value: Any, name: str) -> Text:
+def text_or_messages(value: Any, name: str) -> Text:
+    """A cell as text or messages; `name` is the column's.
+
+    Raises:
+        UserError: it is neither.
+    """
     if isinstance(value, str):
         try:
             value.encode()

@@ -18,6 +18,7 @@ from common.errors import UserError, run_command
 from common.language_models.line_breaks import line_break
 from common.language_models.token_carry import token_spans
 from common.reporting.report import Report, TokenRewards
+from common.reporting.terminal import coloured, printable
 from common.training.files import json_text
 from common.training.runtime import choose_device
 from sum_task.batching import Batch, pad
@@ -120,19 +121,9 @@ def main(words: Sequence[str] | None = None) -> int:
 def _shown(form: str, tokens: list[str], rewards: list[float], low: float, high: float) -> str:
     if form == "json":
         return json_text({"tokens": tokens, "rewards": rewards})
-    # A control character that a model wrote must not reach the terminal.
-    printable = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in token) for token in tokens]
     if form == "text":
-        return "\n".join(f"{r:.6f}\t{token}" for token, r in zip(printable, rewards, strict=True)) + "\n"
-    parts = []
-    for token, r in zip(printable, rewards, strict=True):
-        share = (r - low) / (high - low) if high > low else 0.5
-        # From orange over white to blue, as on the pages of runs.
-        ends = ((240, 160, 75), (244, 242, 238)) if share < 0.5 else ((244, 242, 238), (98, 176, 232))
-        place = 2 * share - (share >= 0.5)
-        color = ";".join(str(round(a + (b - a) * place)) for a, b in zip(*ends, strict=True))
-        parts.append(f"\033[48;2;{color}m\033[30m{token}\033[0m")
-    return "".join(parts) + f"   (from {min(rewards):.4f} to {max(rewards):.4f})"
+        return "\n".join(f"{r:.6f}\t{printable(token)}" for token, r in zip(tokens, rewards, strict=True)) + "\n"
+    return coloured(tokens, rewards, low, high)
 
 
 def _rows(options: argparse.Namespace) -> list[Row]:

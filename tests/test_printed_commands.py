@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
+from chat_task.command_line import read_command as read_chat_command
 from common.errors import UserError
 from prompt_task import evaluate_prompts
 from prompt_task.command_line import read_command as read_prompt_command
@@ -35,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "configs" / "xsum_cpu.yaml"]
 COMMAND = re.compile(r"([A-Z_]+=\S+ +)*(cd \S+ && )?(python|bash|accelerate|torchrun) ")
 STAMPED = ("requirements.txt", "setup.py", "pyproject.toml")  # what install_packages.sh installs from
-COPIED = ("common", "configs", "prompt_task", "scripts", "sum_task", "install_packages.sh", *STAMPED)
+COPIED = ("chat_task", "common", "configs", "prompt_task", "scripts", "sum_task", "install_packages.sh", *STAMPED)
 
 Reader = Callable[[list[str]], Any]
 
@@ -200,6 +201,13 @@ def small_summary_run(words: Sequence[str]) -> list[str]:
     return [f"--{word}" for word in own]
 
 
+def small_chat_run(words: Sequence[str]) -> list[str]:
+    small = ["--max_train_samples=4", "--max_eval_samples=2", "--device=cpu", "--quiet"]
+    if any("builtin.yaml" in word for word in words):
+        return small
+    return [*small, "--model_name_or_path=POLICY", "--max_prompt_length=16", "--max_reply_length=8"]
+
+
 def small_sweep(runner: Callable[[Sequence[str]], list[str]]) -> Callable[[Sequence[str]], list[str]]:
     """One seed of one data set; what is printed is not given twice."""
 
@@ -256,6 +264,8 @@ PROGRAMS: dict[str, Program] = {
     "sum_task/run_sum.py": Program(
         lambda words: read_summary_command([word for word in words if word != "--help"]), small_summary_run
     ),
+    "chat_task/run_chat.py": Program(read_chat_command, small_chat_run),
+    "chat_task/score_tokens.py": Program(flags_of("chat_task.score_tokens"), lambda words: ["--device", "cpu"]),
     "sum_task/generate.py": Program(
         flags_of("sum_task.generate"), lambda words: ["--max_length", "4", "--device", "cpu"]
     ),
@@ -379,6 +389,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "file.txt").write_text("A storm hit the town.")
     error = {"prompt": "a storm hit the town", "text": "the flood hit the town", "spans": [[4, 9]]}
     (place / "errors.jsonl").write_text(json.dumps(error))
+    pair = {"chosen": "a great film", "rejected": "dull"}
+    (place / "prefs.jsonl").write_text("".join(json.dumps({"prompt": f"{n}", **pair}) + "\n" for n in range(8)))
     for name in ("TOKENIZER", "google/flan-t5-small"):  # a sweep's model is none that could be given once more
         tiny.save_t5(place / name, tiny.word_tokenizer())
     tiny_models.save("gpt2", place / "POLICY")
@@ -394,6 +406,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written_runs.summary_run(place / "outputs" / "sweep" / "sum" / "xsum" / "seed-0", 20.0)
     for folder in ("RUN", "WARM"):
         run_in(place, "python sum_task/run_sum.py", [*small_summary_run([]), f"--output_dir={place / folder}"])
+    small = ["--train_file=prefs.jsonl", *small_chat_run([]), "--output_dir=CHAT"]
+    run_in(place, "python chat_task/run_chat.py", small)
     pretend_installed(place)
     return place
 

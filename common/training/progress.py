@@ -26,7 +26,7 @@ def set_quiet(quiet: bool) -> None:
 
 def set_verbose(verbose: bool) -> None:
     """Log what the program does (data, models, checkpoints, validations) as lines of level INFO, or only warnings."""
-    for package in ("common", "prompt_task", "sum_task"):
+    for package in ("chat_task", "common", "prompt_task", "sum_task"):
         logging.getLogger(package).setLevel(logging.INFO if verbose else logging.NOTSET)
 
 

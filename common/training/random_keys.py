@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     SWAPS = 16  # seed; the same places in every round
     # Replies.
     REPLY_SAMPLES = 18  # seed, step, process
+    REPLY_REWARD_DROPOUT = 19  # seed, step, process
     # Prompts: generators that run on, their state in the checkpoint.
     PROMPT_REWARD_STREAM = 10  # seed
     PROMPT_POLICY_STREAM = 11  # seed

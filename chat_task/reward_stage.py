@@ -1,0 +1,379 @@
+"""Reward learning on ranked replies as a stage of a run: its log, checkpoints, signals, and what it found out."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+
+from chat_task.evaluation import (
+    area_under_curve,
+    by_length_difference,
+    by_set_size,
+    calibration,
+    pairs_of,
+    ranking_figures,
+)
+from chat_task.ranked_sets import EncodedSet, EncodedSets, collate
+from chat_task.reward_trainer import TokenRewardTrainer
+from chat_task.settings import ChatSettings
+from common.errors import UserError, nearest
+from common.grounding_loss import rank_accuracy
+from common.language_models.replies import ReplyFormat
+from common.reply_rewards import RewardReading, padded
+from common.segments import fit_location_normalizer, spread_segments
+from common.swaps import draw_places, swap_tokens
+from common.token_reward_model import TokenRewardModel, with_start_token
+from common.training.checkpoint import StateTree
+from common.training.interruption import Checkpointer
+from common.training.progress import Progress
+from common.training.random_keys import Purpose, keyed_generator, seed_global
+from common.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+# What the Trainer calls what is logged here.
+LOGGED = {
+    "reward/loss": "loss",
+    "reward/rank_accuracy": "rank_accuracy",
+    "reward/learning_rate": "learning_rate",
+    "reward/gradient_norm": "grad_norm",
+    "reward/dev_loss": "eval_loss",
+    "reward/dev_rank_accuracy": "eval_rank_accuracy",
+    "reward/dev_kendall_tau": "eval_kendall_tau",
+    "reward/dev_length_correlation": "eval_length_correlation",
+    "reward/dev_token_mean": "eval_token_mean",
+    "reward/dev_token_std": "eval_token_std",
+    "reward/dev_saturation_share": "eval_saturation_share",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a reward model says of the held-out sets.
+
+    Attributes:
+        figures: means, for ``results.json``.
+        table: of :mod:`chat_task.evaluation`.
+        rewards: for each set and reply the reward of each token, a segment's at each of its tokens.
+    """
+
+    figures: dict[str, Any]
+    table: np.ndarray
+    rewards: list[list[list[float]]]
+
+
+class RewardStage:
+    """Trains a reward model within a run. What is left in the run is for its runner to write.
+
+    Args:
+        run: which has begun.
+        settings: of the run.
+        model, reply_format, reading: see `load_reward_model`.
+        train, validation: ranking sets in the model's tokens.
+        arguments: of `training_arguments`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: ChatSettings,
+        model: TokenRewardModel,
+        reply_format: ReplyFormat,
+        reading: RewardReading,
+        train: EncodedSets,
+        validation: EncodedSets,
+        arguments: TrainingArguments,
+    ):
+        self._run, self._settings, self._validation = run, settings, validation
+        self.reading = reading
+        self._checkpoints = Path(str(arguments.output_dir))
+        self.trainer = _Trainer(
+            model,
+            arguments,
+            train_dataset=train,
+            eval_dataset=validation,
+            reply_format=reply_format,
+            reading=reading,
+            agg_func=settings.agg_func,
+            agg_temperature=settings.soft_maxmin_temp,
+        )
+        self.trainer.remove_callback(PrinterCallback)
+        self._resume_from: Path | None = None
+
+    @property
+    def model(self) -> TokenRewardModel:
+        model: TokenRewardModel = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return model
+
+    @property
+    def steps_done(self) -> int:
+        return int(self.trainer.state.global_step)
+
+    def save_state(self, state: StateTree) -> None:
+        """Write the Trainer's own checkpoint and note which one it is."""
+        model: Any = self.trainer.model
+        self.trainer._save_checkpoint(model, None)
+        state.put("reward", {}, {"steps": self.steps_done})
+
+    def load_state(self, state: StateTree) -> None:
+        """Go on from what `save_state` noted."""
+        _, values = state.get("reward")
+        folder = self._checkpoints / f"checkpoint-{values['steps']}"
+        if not folder.is_dir():
+            raise ValueError(f"'{folder}' is gone")
+        self._resume_from = folder
+
+    def train(self, checkpointer: Checkpointer) -> None:
+        """All steps.
+
+        Raises:
+            Interrupted: a signal came; the checkpoint is written.
+        """
+        self.trainer.add_callback(_RunCallback(self._run, checkpointer))
+        self.trainer.train(resume_from_checkpoint=None if self._resume_from is None else str(self._resume_from))
+
+    def evaluate(self) -> Found:
+        """Everything about the held-out sets; every process finds the same."""
+        output = self.trainer.predict(self._validation)  # type: ignore[arg-type]
+        table = np.asarray(output.predictions)
+        rewards, ends = token_rewards(self.model, self._validation, self._settings.per_device_eval_batch_size)
+        per_set = self._shown(rewards, ends)
+        try:
+            padded_rewards, padded_ends = (pad_sequence(rows, batch_first=True) for rows in (rewards, ends))
+            normalizer = fit_location_normalizer(padded_rewards, padded_ends)
+            self.reading = dataclasses.replace(self.reading, normalizer=normalizer)
+        except ValueError as error:
+            logger.warning("no normaliser could be fitted: %s", error)
+        figures = ranking_figures(table)
+        prefers_longer = self._training_prefers_longer()
+        bins, calibration_error = calibration(table)
+        by_length = by_length_difference(table, prefers_longer)
+        figures |= {
+            "loss": output.metrics["test_loss"],  # type: ignore[index]
+            "length_only_accuracy": by_length[0]["length alone"],
+            "calibration_error": calibration_error,
+        }
+        found: dict[str, Any] = {f"reward_{name}": value for name, value in figures.items()}
+        found |= {"by_set_size": by_set_size(table), "by_length_difference": by_length, "calibration": bins}
+        return Found(found | self._span_figures(per_set), table, per_set)
+
+    def figures_before(self) -> dict[str, float]:
+        """What the model says before it has learnt; of a likelihood head: what the likelihood alone knows."""
+        table = np.asarray(self.trainer.predict(self._validation).predictions)  # type: ignore[arg-type]
+        rewards, ends = token_rewards(self.model, self._validation, self._settings.per_device_eval_batch_size)
+        spans = self._span_figures(self._shown(rewards, ends))
+        figures = {"reward_rank_accuracy_before": ranking_figures(table)["rank_accuracy"]}
+        return figures | ({"span_auc_before": spans["span_auc"]} if spans else {})
+
+    @torch.no_grad()
+    def swap_accuracy(self, lm: PreTrainedModel) -> float:
+        """How often a token of the best reply has a higher reward than the LM's likeliest other one in its place."""
+        sets = list(self._validation)
+        noise = torch.rand(len(sets), generator=keyed_generator(Purpose.SWAPS, self._settings.seed))
+        size, device = self._settings.per_device_eval_batch_size, self.model.device
+        pairs = []
+        self.model.eval()
+        for first in range(0, len(sets), size):
+            part = sets[first : first + size]
+            best = [item.reply_ids[int(np.argmax(item.source.scores))] for item in part]
+            ids, mask = padded(best, device)
+            prompt_ids, prompt_mask = padded([item.prompt_ids[::-1] for item in part], device)
+            prompt_ids, prompt_mask = prompt_ids.flip(1), prompt_mask.flip(1)
+            places = draw_places(mask, noise[first : first + size])
+            logits = _logits_before(lm, prompt_ids, prompt_mask, ids, mask, places)
+            both = torch.stack([ids, swap_tokens(ids, places, logits)], 1)  # (B, 2, R)
+            rewards = self.model.reply_rewards(prompt_ids, prompt_mask, both, mask.unsqueeze(1).expand_as(both).bool())
+            pairs.append(rewards.gather(2, places.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2))
+        scores = torch.cat(pairs)
+        return float(rank_accuracy(scores, torch.tensor([1.0, 0.0]).expand(len(scores), 2)))
+
+    def _shown(self, rewards: Sequence[Tensor], ends: Sequence[Tensor]) -> list[list[list[float]]]:
+        """For each set and reply the reward of each token, a segment's at each of its tokens."""
+        each = iter(
+            spread_segments(r, e, torch.ones_like(e), "repeat").tolist() for r, e in zip(rewards, ends, strict=True)
+        )
+        return [[next(each) for _ in item.reply_ids] for item in self._validation]
+
+    def _training_prefers_longer(self) -> bool:
+        """Which way length alone decides best on the training sets."""
+        sets: Any = self.trainer.train_dataset
+        longer: list[float] = []
+        for item in sets:
+            lengths, scores = [len(ids) for ids in item.reply_ids], item.source.scores
+            longer += [
+                float(np.sign(lengths[i] - lengths[j]))
+                for i in range(len(scores)) for j in range(len(scores)) if scores[i] > scores[j]
+            ]  # fmt: skip
+        return sum(longer) >= 0
+
+    def _span_figures(self, rewards: Sequence[Sequence[Sequence[float]]]) -> dict[str, float]:
+        """Area under the curve of marked errors: over all tokens, and within replies that have both kinds."""
+        wrong: list[float] = []
+        right: list[float] = []
+        within = []
+        reply_format = self.trainer.reply_format
+        assert reply_format is not None
+        for item, of_replies in zip(self._validation, rewards, strict=True):
+            if item.source.spans is None:
+                continue
+            for reply, marked, values, ends in zip(
+                item.source.replies, item.source.spans, of_replies, item.ends, strict=True
+            ):
+                spans = reply_format.encode_reply(item.source.prompt, reply, with_spans=True).spans
+                inside = len(values) if self.reading.granularity == "sequence" else ends[-1] + 1
+                kinds: tuple[list[float], list[float]] = ([], [])
+                for value, (start, end) in list(zip(values, spans, strict=True))[:inside]:
+                    is_wrong = any(start < stop and begin < end for begin, stop in marked)
+                    kinds[0 if is_wrong else 1].append(value)
+                wrong += kinds[0]
+                right += kinds[1]
+                within.append(area_under_curve(*kinds))
+        if not wrong:
+            return {}
+        known = [value for value in within if not math.isnan(value)]
+        return {
+            "span_auc": area_under_curve(wrong, right),
+            "span_auc_within": sum(known) / len(known) if known else math.nan,
+            "wrong_tokens": len(wrong),
+            "right_tokens": len(right),
+        }
+
+
+@torch.no_grad()
+def token_rewards(
+    model: TokenRewardModel, sets: Sequence[EncodedSet], batch_size: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Rewards (T,) of the tokens of all replies, one set after the other, and where they are read (T,)."""
+    was_training = model.training
+    model.eval()
+    rewards, ends = [], []
+    for first in range(0, len(sets), batch_size):
+        batch = collate(sets[first : first + batch_size])
+        inputs = {
+            name: batch[name].to(model.device) for name in ("prompt_ids", "prompt_mask", "reply_ids", "reply_mask")
+        }
+        found = model.reply_rewards(**inputs).float().cpu()
+        for b, k in batch["reply_mask"].any(-1).nonzero().tolist():
+            length = int(batch["reply_mask"][b, k].sum())
+            rewards.append(found[b, k, :length])
+            ends.append(batch["ends"][b, k, :length])
+    model.train(was_training)
+    return rewards, ends
+
+
+def _logits_before(
+    lm: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor, places: Tensor
+) -> Tensor:
+    """Logits (B, V) of the token at each place of the replies."""
+    if lm.config.is_encoder_decoder:
+        decoder_ids, _ = with_start_token(ids, mask, lm.config.decoder_start_token_id)
+        logits = lm(input_ids=prompt_ids, attention_mask=prompt_mask, decoder_input_ids=decoder_ids).logits
+        return logits[torch.arange(len(ids)), places]
+    rows = []  # one by one: of padding on the left not every LM thinks nothing
+    for row, place in enumerate(places.tolist()):
+        whole = torch.cat([prompt_ids[row][prompt_mask[row].bool()], ids[row, :place]])[None]
+        rows.append(lm(input_ids=whole).logits[0, -1])
+    return torch.stack(rows)
+
+
+def training_arguments(settings: ChatSettings, run: Run) -> TrainingArguments:
+    """The Trainer's own options.
+
+    Raises:
+        UserError: trainer_options are no YAML mapping, name what there is not or what has an option of its own.
+    """
+    precision = settings.mixed_precision
+    options: dict[str, Any] = {
+        "output_dir": str(run.folder.path / "trainer"),
+        "num_train_epochs": settings.num_train_epochs,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "per_device_eval_batch_size": settings.per_device_eval_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler_type,
+        "warmup_steps": settings.warmup_share,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "logging_steps": settings.log_every,
+        "eval_strategy": "steps" if settings.eval_steps else "no",
+        "eval_steps": settings.eval_steps or None,
+        "seed": settings.seed,
+        "use_cpu": run.runtime.device.type == "cpu",
+        "save_strategy": "no",  # checkpoints are the run's, see _RunCallback
+        "save_total_limit": settings.keep_checkpoints + 1,
+        "report_to": "none",
+        "disable_tqdm": True,  # progress is shown as in all runs
+    }
+    if settings.lr_scheduler_type == "cosine_with_min_lr":
+        options["lr_scheduler_kwargs"] = {"min_lr_rate": 0.1}
+    try:
+        more = yaml.safe_load(settings.trainer_options or "{}")
+    except yaml.YAMLError:
+        more = None
+    if not isinstance(more, dict):
+        raise UserError("trainer_options: must be a YAML mapping, such as '{fsdp: full_shard}'")
+    known = [field.name for field in dataclasses.fields(TrainingArguments)]
+    for name in more:
+        if name in options:
+            raise UserError(f"trainer_options: '{name}' is decided by an option of the run itself")
+        if name not in known:
+            raise UserError(
+                f"trainer_options: transformers.TrainingArguments has no '{name}'{nearest(str(name), known)}"
+            )
+    try:
+        return TrainingArguments(**options | more)
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(f"the Trainer refuses its options: {str(error).strip().splitlines()[0]}") from None
+
+
+class _Trainer(TokenRewardTrainer):
+    def store_flos(self) -> None:
+        """Nothing: it would wait for all processes, and the main one alone writes a run's checkpoints."""
+
+
+class _RunCallback(TrainerCallback):
+    """The Trainer's steps as those of a run: its log, its checkpoints, its signals."""
+
+    def __init__(self, run: Run, checkpointer: Checkpointer) -> None:
+        self._run, self._checkpointer = run, checkpointer
+        self._progress: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._progress = Progress(state.max_steps, "reward learning", initial=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._progress is not None:
+            self._progress.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._progress is not None:
+            self._progress.close()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Not at the end of the step before, whose figures are logged after it.
+        if state.global_step:
+            self._checkpointer.after_step(state.global_step)
+        seed_global(Purpose.REPLY_REWARD_DROPOUT, self._run.options.seed, state.global_step, self._run.processes.rank)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        found = {name: logs[theirs] for name, theirs in LOGGED.items() if logs and logs.get(theirs) is not None}
+        if found:
+            self._run.log.log("reward", 0, state.global_step, **found)
+
+
+def pairs_count(table: np.ndarray) -> int:
+    """Pairs of different preference, which accuracies are shares of."""
+    return len(pairs_of(table).margins)

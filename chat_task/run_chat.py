@@ -1,0 +1,199 @@
+"""Replies of language models: learn token, segment or sequence rewards from a file of preferences.
+
+python chat_task/run_chat.py --train_file=prefs.jsonl --model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct
+python chat_task/run_chat.py --config=configs/chat_builtin.yaml
+accelerate launch --num_processes=2 chat_task/run_chat.py --train_file=prefs.jsonl
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from chat_task.command_line import read_command
+from chat_task.data import Preferences, load_preferences
+from chat_task.models import load_reward_model
+from chat_task.ranked_sets import encode_sets
+from chat_task.report import write_run_report
+from chat_task.reward_stage import Found, RewardStage, pairs_count, training_arguments
+from chat_task.settings import NEUTRAL, ChatSettings
+from common.errors import UserError, run_command
+from common.language_models.adapters import check_adapters
+from common.language_models.saved import check_saved, few_numbers
+from common.text_scores import load_entropy_model, load_lm
+from common.token_reward_model import TokenRewardModel
+from common.training.files import write_folder_atomic
+from common.training.run import Run, RunOptions, open_run
+from common.training.run_folder import RunFolder
+from common.training.runtime import describe
+
+logger = logging.getLogger("chat_task.run_chat")  # not __name__, which is __main__ for a command
+
+
+def run(settings: ChatSettings) -> dict[str, Any]:
+    """One run: data, model, training, evaluation, files. Returns the content of ``results.json``.
+
+    Raises:
+        UserError: for bad input and for what the machine refuses.
+        Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
+    """
+    check_adapters(settings.lora_rank)
+    with open_run(run_options(settings)) as run:
+        results = run.finished or _learn(run, settings)
+        if run.processes.is_main:
+            print_summary(run.folder, results)
+        return results
+
+
+def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
+    arguments = training_arguments(settings, run)
+    # Data and models.
+    preferences = load_preferences(columns=settings.columns, **{name: getattr(settings, name) for name in DATA_OPTIONS})
+    logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
+    model, reply_format, reading = load_reward_model(settings)
+    device: Any = run.runtime.device
+    model.to(device)
+    describe("reward model", model)
+    entropy_model = load_entropy_model(reading, model.is_encoder_decoder, run.runtime.device)
+    train, validation = (
+        encode_sets(sets, reply_format, reading, entropy_model, settings.long_rows)
+        for sets in (preferences.train, preferences.validation)
+    )
+    del entropy_model
+
+    run.begin()
+    # Reward learning.
+    stage = RewardStage(run, settings, model, reply_format, reading, train, validation, arguments)
+    before = stage.figures_before()
+    run.restore(stage.load_state)
+    with run.checkpoints(stage.save_state) as checkpointer:
+        stage.train(checkpointer)
+
+    # What it knows of the held-out sets.
+    found = stage.evaluate()
+    swap_accuracy = None
+    if settings.swap_test and settings.granularity == "token":
+        try:
+            lm = load_lm(settings.reference_model, model.is_encoder_decoder, run.runtime.device)
+            swap_accuracy = stage.swap_accuracy(lm)
+        except UserError as error:
+            logger.warning("no swap test: %s", error)
+    results = _results(settings, stage, preferences, found) | before | run.figures()
+    results |= {"reward_swap_accuracy": swap_accuracy, "cut": train.counts, "validation_cut": validation.counts}
+
+    def write_files() -> None:
+        with write_folder_atomic(run.folder.reward_model) as temporary:
+            stage.trainer.save_reward_model(temporary, stage.reading)
+        check_saved(
+            "reward model", run.folder.reward_model, few_numbers(stage.model),
+            lambda: few_numbers(TokenRewardModel.from_pretrained(run.folder.reward_model)),
+        )  # fmt: skip
+        write_run_report(run.folder, results, found, validation, reply_format)
+
+    run.finish(results, write_files)
+    return results
+
+
+def run_options(settings: ChatSettings) -> RunOptions:
+    """The part of the options that concerns the run as such."""
+    return RunOptions(
+        task="chat",
+        folder=output_folder(settings),
+        all=plain_options(settings),
+        neutral=NEUTRAL,
+        seed=settings.seed,
+        device=settings.device,
+        num_threads=settings.num_threads,
+        matmul_precision=settings.matmul_precision,
+        mixed_precision=settings.mixed_precision,
+        overwrite=settings.overwrite,
+        resume=settings.resume,
+        how_to_resume="the same command and --resume",
+        checkpoint_path=None,
+        checkpoint_minutes=settings.checkpoint_minutes,
+        checkpoint_steps=settings.checkpoint_steps,
+        keep_checkpoints=settings.keep_checkpoints,
+        trackers=settings.report_to,
+        quiet=settings.quiet,
+        verbose=settings.verbose,
+    )
+
+
+DATA_OPTIONS = (
+    "dataset_name", "dataset_config", "dataset_split", "train_file", "validation_file", "validation_share",
+    "max_train_samples", "max_eval_samples", "bad_rows", "seed",
+)  # fmt: skip
+
+
+def plain_options(settings: ChatSettings) -> dict[str, Any]:
+    """The options as plain data."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+
+
+def output_folder(settings: ChatSettings) -> Path:
+    """The run's folder; by default named after what distinguishes runs."""
+    if settings.output_dir is not None:
+        return Path(settings.output_dir)
+    data = settings.dataset_name or Path(str(settings.train_file)).stem
+    name = f"{settings.granularity}-{settings.agg_func}-{settings.seed}"
+    if settings.expid is not None:
+        name += f"-{settings.expid}"
+    return Path("outputs", "chat", data.replace("/", "-"), name)
+
+
+def _results(settings: ChatSettings, stage: RewardStage, preferences: Preferences, found: Found) -> dict[str, Any]:
+    """Final figures and counts."""
+    return {
+        "status": "complete",
+        "task": "chat",
+        "stage": settings.stage,
+        "dataset": settings.dataset_name or settings.train_file,
+        "seed": settings.seed,
+        "granularity": settings.granularity,
+        "agg_func": settings.agg_func,
+        "rew_head": stage.model.config.head,
+        "model": settings.rew_checkpoint_path or settings.model_name_or_path,
+        **found.figures,
+        "reward_steps": stage.steps_done,
+        "train_sets": len(preferences.train),
+        "validation_sets": len(preferences.validation),
+        "validation_pairs": pairs_count(found.table),
+        "bad_rows": len(preferences.bad_rows),
+    }
+
+
+def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
+    """The last lines of a run: what came out and where it lies."""
+    print(
+        f"\nrank accuracy on {results['validation_pairs']} held-out pairs: {results['reward_rank_accuracy']:.3f} "
+        f"(before training {results['reward_rank_accuracy_before']:.3f}, by length alone "
+        f"{results['reward_length_only_accuracy']:.3f}, chance 0.5)"
+    )
+    if results["reward_swap_accuracy"] is not None:
+        print(f"swap accuracy, a token against the LM's likeliest other one: {results['reward_swap_accuracy']:.3f}")
+    if "span_auc" in results:
+        print(
+            f"area under the curve of marked errors: {results['span_auc']:.3f} "
+            f"(before training {results['span_auc_before']:.3f}, chance 0.5)"
+        )
+    if results["bad_rows"]:
+        print(f"rows left out: {results['bad_rows']}")
+    print(f"{results['reward_steps']} steps in {results['wall_seconds']:.0f} s")
+    for path in (folder.results, folder.report, folder.reward_model):
+        print(f"  {path}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Read the command line and run."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    transformers_logging.disable_progress_bar()
+    run(read_command(sys.argv[1:] if words is None else words))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

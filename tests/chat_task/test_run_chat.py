@@ -1,0 +1,154 @@
+"""Whole runs of the reward stage on tiny models."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from chat_task import run_chat, score_tokens
+from chat_task.command_line import COMMAND, DEFAULTS, read_command
+from chat_task.settings import ChatSettings
+from common.errors import Interrupted, UserError
+from common.reply_rewards import RewardReading
+from common.token_reward_model import TokenRewardModel
+from common.training.command_line import ROOT
+from common.training.tracking import read_metrics
+from tests.chat_task.tiny import ranking_sets
+from tests.sum_task.tiny import save_llama, word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """The words of a command that takes a second."""
+    folder = tmp_path_factory.mktemp("chat")
+    model = save_llama(folder / "lm", word_tokenizer())
+    rows = [
+        {"prompt": s.prompt, "completions": s.replies, "scores": s.scores, "wrong": s.spans} for s in ranking_sets(60)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        f"--train_file={folder / 'rows.jsonl'}", f"--model_name_or_path={model}", "--spans_column=wrong",
+        "--validation_share=0.2", "--max_prompt_length=16", "--max_reply_length=16", "--agg_func=sum",
+        "--head_hidden_size=16", "--learning_rate=1e-2", "--per_device_train_batch_size=8",
+        "--gradient_accumulation_steps=1", "--num_train_epochs=2", "--log_every=2", "--device=cpu", "--quiet",
+    ]  # fmt: skip
+
+
+def results_of(words, folder, *more):
+    return run_chat.run(read_command([*words, f"--output_dir={folder}", *more]))
+
+
+@pytest.mark.parametrize("granularity", ["token", "segment", "sequence"])
+def test_a_run_leaves_what_it_promises(words, tmp_path, granularity):
+    results = results_of(words, tmp_path / "run", f"--granularity={granularity}", "--segment_cut=2.9", "--eval_steps=6")
+    folder = tmp_path / "run"
+    assert json.loads((folder / "results.json").read_text()).keys() == results.keys()
+    assert results["status"] == "complete" and results["train_sets"] + results["validation_sets"] == 60
+    assert results["reward_rank_accuracy"] > 0.6
+    assert (results["reward_swap_accuracy"] is not None) == (granularity == "token")
+    if granularity == "token":
+        assert results["span_auc"] > max(0.8, results["span_auc_before"])
+    names = {name for event in read_metrics(folder / "metrics.jsonl") for name in event}
+    assert {"reward/loss", "reward/rank_accuracy", "reward/dev_loss", "reward/dev_rank_accuracy"} <= names
+    assert "Held-out sets" in (folder / "report.html").read_text()
+    reading = RewardReading.load(folder / "reward_model")
+    assert reading.granularity == granularity and reading.normalizer is not None
+    # What another process makes of the saved folder is what this one has in memory.
+    row = {"prompt": "the", "completions": ["town fire", "city"], "reply": "river"}
+    (tmp_path / "replies.jsonl").write_text(json.dumps(row) + "\n")
+    command = [sys.executable, str(ROOT / "chat_task" / "score_tokens.py"), f"--model={folder / 'reward_model'}",
+               f"--input={tmp_path / 'replies.jsonl'}", "--device=cpu"]  # fmt: skip
+    found = [json.loads(line) for line in subprocess.run(command, capture_output=True, check=True).stdout.splitlines()]
+    assert [item["column"] for item in found] == ["completions 1", "completions 2", "reply"]
+    model = TokenRewardModel.from_pretrained(folder / "reward_model")
+    scored = model.score_texts(["town fire", "city", "river"], sources=["the"] * 3)
+    for item, here in zip(found, scored, strict=True):
+        assert item["tokens"] == here.tokens and item["offsets"] == [list(span) for span in here.offsets]
+        assert item["rewards"] == pytest.approx(here.rewards, abs=1e-6)
+        assert len(here.rewards) == len(here.tokens) == len(here.offsets)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, monkeypatch):
+    results_of(words, tmp_path / "whole")
+    real = run_chat.RewardStage.train
+
+    def stopped(stage, checkpointer):
+        def after_step(steps):
+            if steps == 6:  # where figures have just been logged; the Trainer keeps none of those since
+                os.kill(os.getpid(), signal.SIGTERM)
+            return once(steps)
+
+        once, checkpointer.after_step = checkpointer.after_step, after_step
+        real(stage, checkpointer)
+
+    monkeypatch.setattr(run_chat.RewardStage, "train", stopped)
+    with pytest.raises(Interrupted, match="the same command and --resume"):
+        results_of(words, tmp_path / "cut")
+    monkeypatch.setattr(run_chat.RewardStage, "train", real)
+    results_of(words, tmp_path / "cut", "--resume")
+    one, other = (load_file(tmp_path / n / "reward_model" / "model.safetensors") for n in ("whole", "cut"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    events = [[{k: v for k, v in e.items() if k != "seconds"} for e in read_metrics(tmp_path / n / "metrics.jsonl")]
+              for n in ("whole", "cut")]  # fmt: skip
+    assert events[0] == events[1]
+
+
+def test_adapters_are_merged_into_what_is_saved(words, tmp_path):
+    pytest.importorskip("peft")
+    results = results_of(words, tmp_path / "run", "--lora_rank=2", "--swap_test=false")
+    assert results["reward_swap_accuracy"] is None
+    assert not [n for n in load_file(tmp_path / "run" / "reward_model" / "model.safetensors") if "lora" in n]
+
+
+def test_scores_are_shown_in_colour_and_on_a_page(words, tmp_path, capsys):
+    results_of(words, tmp_path / "run", "--num_train_epochs=0.2", "--swap_test=false")
+    file = tmp_path / "pairs.csv"
+    file.write_text('prompt,chosen,rejected\nthe,town,"fire \x1b[2J"\n')
+    common = [f"--model={tmp_path / 'run' / 'reward_model'}", f"--input={file}", "--device=cpu"]
+    capsys.readouterr()
+    score_tokens.main([*common, "--form=color"])
+    shown = capsys.readouterr().out
+    assert "row 1, chosen: \033[48;2;" in shown and "town" in shown and "\x1b[2J" not in shown
+    score_tokens.main([*common, f"--html={tmp_path / 'page.html'}", "--normalized", "--spread=even"])
+    assert "row 1, rejected" in (tmp_path / "page.html").read_text()
+    for flags, line in ((["--limit=0"], "at least 1"), (["--reply_columns=answer"], "no reply in answer")):
+        with pytest.raises(UserError, match=line):
+            score_tokens.main([*common, *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--granularty=token"], "unknown flag '--granularty'; did you mean '--granularity'?"),
+        (["--granularity=word"], "'word' is not one of token, segment, sequence"),
+        (["--stage=policy"], "stage: 'policy' is not one of reward"),
+        (["--dataset_name=x"], "give either dataset_name or train_file"),
+        (["--prompt_template=Q:"], "has no {prompt}"),
+        (["--completions_column=answers"], "neither 'chosen' and 'rejected' nor 'answers'"),
+        (["--chat_template=/nowhere"], "cannot read /nowhere"),
+        (["--max_reply_length=4096"], "the backbone reads at most 128 tokens"),
+        (["--trainer_options={fdsp: full_shard}"], "TrainingArguments has no 'fdsp'; did you mean 'fsdp'?"),
+        (["--trainer_options={seed: 3}"], "'seed' is decided by an option of the run itself"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(words, tmp_path, flags, line):
+    with pytest.raises(UserError) as error:
+        results_of(words, tmp_path / "run", *flags)
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_option_has_a_default_and_an_explanation():
+    names = [field.name for field in dataclasses.fields(ChatSettings)]
+    assert list(yaml.safe_load(Path(DEFAULTS).read_text())) == [option.name for option in COMMAND.explained_options]
+    assert sorted(names) == sorted(option.name for option in COMMAND.explained_options)
+    assert all(option.group and len(option.help) > 8 for option in COMMAND.explained_options)
+    assert read_command([f"--config={ROOT / 'configs' / 'chat_builtin.yaml'}"]).dataset_name == "builtin/planted-errors"
