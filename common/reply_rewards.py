@@ -25,7 +25,7 @@ from common.segments import (
     segment_ends,
     spread_segments,
 )
-from common.token_reward_model import TokenRewardModel
+from common.token_reward_model import TokenRewardModel, with_start_token
 
 READING_FILE = "reward_reading.json"
 Masks = tuple[Tensor, Tensor]
@@ -216,7 +216,7 @@ def fit_reading(
 def reply_entropies(
     model: PreTrainedModel, prompt_ids: Tensor, completion_ids: Tensor, masks: Masks, batch_size: int = 16
 ) -> Tensor:
-    """How surprised a decoder-only LM is after each token of replies: entropies in nats, (B, T); 0 at padding.
+    """How surprised an LM is after each token of replies: entropies in nats, (B, T); 0 at padding.
 
     Args:
         model: the frozen LM.
@@ -224,6 +224,15 @@ def reply_entropies(
         batch_size: replies that are read at once.
     """
     home = completion_ids.device
+    if model.config.is_encoder_decoder:
+        found = []
+        for part in zip(
+            *(x.to(model.device).split(batch_size) for x in (prompt_ids, completion_ids, *masks)), strict=True
+        ):
+            decoder_ids, _ = with_start_token(part[1], part[3], model.config.decoder_start_token_id)
+            logits = model(input_ids=part[0], attention_mask=part[2].long(), decoder_input_ids=decoder_ids).logits
+            found.append(next_token_entropies(logits[:, 1:]).float().masked_fill(~part[3].bool(), 0))
+        return torch.cat(found).to(home)
     ids = torch.cat([prompt_ids, completion_ids], 1).to(model.device)
     real = torch.cat(masks, 1).to(model.device).bool()
     order = (~real).to(torch.uint8).argsort(dim=-1, stable=True)  # real tokens to the left: padding shifts no position

@@ -99,11 +99,16 @@ def saturation_share(rewards: Tensor, bound: str) -> Tensor:
     Raises:
         ValueError: another bound.
     """
+    return saturated(rewards, bound).float().mean()
+
+
+def saturated(rewards: Tensor, bound: str) -> Tensor:
+    """True where a reward lies at an end of its range; of the same shape. See :func:`saturation_share`."""
     check_name(bound, "bound", BOUNDS)
     if bound == "none":
-        return torch.zeros((), device=rewards.device)
+        return torch.zeros_like(rewards, dtype=torch.bool)
     top = math.log1p(math.e) if bound == "softplus" else 1.0
-    return ((rewards < SATURATED * top) | (rewards > (1 - SATURATED) * top)).float().mean()
+    return (rewards < SATURATED * top) | (rewards > (1 - SATURATED) * top)
 
 
 def with_start_token(token_ids: Tensor, mask: Tensor, start_token_id: int | Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -356,6 +361,7 @@ class TokenRewardModel(PreTrainedModel):
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | Tensor | None = None,
         targets_from: int = 0,
+        replies: "dict[str, Tensor] | None" = None,
     ) -> Tensor:
         """Reward of each token.
 
@@ -373,6 +379,8 @@ class TokenRewardModel(PreTrainedModel):
                 ``attention_mask`` is still needed where sources are padded.
             targets_from: the first column whose rewards are wanted, for example behind the source in a sequence of
                 both: the head ``likelihood`` computes no logits for what stands before.
+            replies: the arguments of :meth:`reply_rewards`, which is then what this call gives: what wraps a model for
+                several processes knows no other call.
 
         Returns:
             Rewards, (N, T), float32 (float64 for a float64 model); 0 at masked positions and before ``targets_from``.
@@ -380,6 +388,8 @@ class TokenRewardModel(PreTrainedModel):
         Raises:
             ValueError: naming the argument with a wrong shape or mask, or one the backbone has no use for.
         """
+        if replies is not None:
+            return self.reply_rewards(**replies)
         read = self._read(
             input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, targets_from
         )
@@ -431,7 +441,7 @@ class TokenRewardModel(PreTrainedModel):
                 attention_mask=prompt_mask, decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask,
                 encoder_outputs=states, targets_from=1,
             )[:, 1:]  # fmt: skip
-        elif self.shares_prompts and not (self.training and self.backbone.is_gradient_checkpointing):
+        elif self.shares_prompts and not (self.training and self.backbone.is_activation_checkpointing):
             rewards = self._rewards_behind(prompt_ids, prompt_mask, ids, mask, owners)
         else:
             whole = torch.cat([prompt_ids[owners], ids], 1)
@@ -439,6 +449,16 @@ class TokenRewardModel(PreTrainedModel):
             width = prompt_ids.shape[1]
             rewards = self(input_ids=whole, attention_mask=real, targets_from=width)[:, width:]
         return rewards.new_zeros(reply_ids.shape).masked_scatter(there.unsqueeze(-1), rewards)
+
+    def score_texts(self, texts: Sequence[Any], sources: Sequence[Any] | None = None, **options: Any) -> list[Any]:
+        """Tokens, characters and rewards of replies that are text or messages; see `common.text_scores.score_texts`.
+
+        Raises:
+            UserError: the model was loaded from a folder without a tokenizer; or see there.
+        """
+        from common.text_scores import score_texts  # which reads this module
+
+        return score_texts(self, texts, sources, **options)
 
     @property
     def shares_prompts(self) -> bool:

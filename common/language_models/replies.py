@@ -1,17 +1,23 @@
 """Prompts and replies as the token ids of one model: text or messages, where each is cut, where a reply ends."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
+
+from transformers import AutoTokenizer
 
 from common.errors import UserError
+from common.language_models.pretrained import load_tokenizer
 from common.language_models.token_carry import Span, token_spans
 
 Messages = Sequence[Mapping[str, Any]]
 Text = str | Messages
 
 PLACE = "{prompt}"
+FORMAT_FILE = "reply_format.json"
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,26 @@ class ReplyFormat:
             "max_prompt_length": self.max_prompt_length,
             "max_reply_length": self.max_reply_length,
         }
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer and settings beside a model."""
+        self.tokenizer.save_pretrained(folder)
+        (Path(folder) / FORMAT_FILE).write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, is_encoder_decoder: bool) -> Self:
+        """Read what `save` wrote; prompts and replies of a folder without settings are taken as they are.
+
+        Raises:
+            UserError: the tokenizer or the file cannot be read.
+        """
+        tokenizer = load_tokenizer(AutoTokenizer, str(folder))
+        path = Path(folder) / FORMAT_FILE
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            return cls(tokenizer, is_encoder_decoder, **fields)
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
 
     def _templated_reply(self, prompt: Messages, reply: Text) -> tuple[str, int]:
         """What the chat template puts behind the prompt for a reply, and where in it the reply's own text begins."""

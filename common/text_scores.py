@@ -1,0 +1,118 @@
+"""Token rewards of replies as they are written: text or messages in, tokens with characters and rewards out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from common.errors import UserError
+from common.language_models.pretrained import load_pretrained
+from common.language_models.replies import ReplyFormat, Text
+from common.language_models.token_carry import Span
+from common.reply_rewards import RewardReading, padded, reply_entropies
+from common.segments import segment_ends, spread_segments
+from common.token_reward_model import TokenRewardModel
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A reply in a reward model's tokens.
+
+    Attributes:
+        tokens: what each token adds to the text; the end token as it is called.
+        offsets: characters (start, end) of the text that each holds; those of an end token lie behind the text.
+        rewards: one for each token; 0 at tokens that belong to no segment.
+        score: of the whole reply: the mean of the rewards that are read.
+    """
+
+    tokens: list[str]
+    offsets: list[Span]
+    rewards: list[float]
+    score: float
+
+
+@torch.no_grad()
+def score_texts(
+    model: TokenRewardModel,
+    texts: Sequence[Text],
+    sources: Sequence[Text] | None = None,
+    *,
+    spread: str = "repeat",
+    normalized: bool = False,
+    batch_size: int = 16,
+) -> list[ScoredText]:
+    """Rewards of replies as they are written; start tokens, templates and limits are the saved model's own business.
+
+    Args:
+        model: loaded by ``from_pretrained`` from a folder with a tokenizer; its reading says where rewards are read.
+        texts: replies, text or messages.
+        sources: their prompts; none where not given.
+        spread: how a segment's reward is shown at its tokens, see :func:`common.segments.spread_segments`.
+        normalized: by the fitted normaliser of the reading.
+        batch_size: replies that are read at once.
+
+    Raises:
+        UserError: the folder has no tokenizer; or see :class:`ReplyFormat`.
+        ValueError: ``sources`` of another number; ``normalized`` without a fitted normaliser.
+    """
+    sources = [""] * len(texts) if sources is None else sources
+    if len(sources) != len(texts):
+        raise ValueError(f"sources: {len(sources)} of them for {len(texts)} texts")
+    folder, was_training = model.name_or_path, model.training
+    if not folder:
+        raise UserError("texts need a tokenizer: save the reward model with its own, and load that folder")
+    reply_format = ReplyFormat.load(folder, model.is_encoder_decoder)
+    reading = RewardReading.load(folder)
+    if normalized and reading.normalizer is None:
+        raise ValueError("normalized: the reward model has no fitted normaliser")
+    entropy_model = load_entropy_model(reading, model.is_encoder_decoder, model.device)
+    model.eval()
+    scored: list[ScoredText] = []
+    for first in range(0, len(texts), batch_size):
+        rows = range(first, min(first + batch_size, len(texts)))
+        replies = [reply_format.encode_reply(sources[i], texts[i], with_spans=True) for i in rows]
+        prompt_ids, prompt_mask = padded([reply_format.encode_prompt(sources[i])[0] for i in rows], model.device)
+        ids, mask = padded([reply.ids for reply in replies], model.device)
+        raw = model.reply_rewards(prompt_ids, prompt_mask, ids.unsqueeze(1), mask.unsqueeze(1).bool()).squeeze(1)
+        entropies = None
+        if entropy_model is not None:
+            entropies = reply_entropies(entropy_model, prompt_ids, ids, (prompt_mask, mask))
+        last = torch.tensor([len(reply.ids) - 1 if reply.has_end else -1 for reply in replies], device=ids.device)
+        is_end = torch.arange(ids.shape[1], device=ids.device) == last.unsqueeze(1)
+        ends = segment_ends(reading.granularity, mask, is_end, entropies, reading.cut)
+        scores = raw.masked_fill(~ends, 0).sum(-1) / ends.sum(-1)
+        if normalized and reading.normalizer is not None:
+            raw = reading.normalizer(raw, ends)
+        shown = spread_segments(raw, ends, mask.bool(), spread)
+        for reply, rewards, score in zip(replies, shown.tolist(), scores.tolist(), strict=True):
+            tokens = [reply_format.tokenizer.decode([token]) for token in reply.ids]
+            scored.append(ScoredText(tokens, list(reply.spans), rewards[: len(reply.ids)], score))
+    model.train(was_training)
+    return scored
+
+
+def load_entropy_model(
+    reading: RewardReading, is_encoder_decoder: bool, device: torch.device | str = "cpu"
+) -> PreTrainedModel | None:
+    """The frozen LM whose surprise ends segments; None where rewards are read otherwise.
+
+    Raises:
+        UserError: it cannot be loaded, or the reading names none.
+    """
+    if reading.granularity != "segment":
+        return None
+    if reading.entropy_model is None:
+        raise UserError("granularity 'segment' needs entropy_model, the frozen LM whose surprise ends a segment")
+    return load_lm(reading.entropy_model, is_encoder_decoder, device)
+
+
+def load_lm(name: str, is_encoder_decoder: bool, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A pretrained LM with its head, in evaluation mode.
+
+    Raises:
+        UserError: it cannot be loaded, or has no LM head.
+    """
+    auto_class = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    model: PreTrainedModel = load_pretrained(auto_class, name, complete=True, dtype=torch.float32)
+    return model.eval().to(device)
