@@ -48,6 +48,12 @@ _PARQUET_BRANCH = "refs/convert/parquet"
 _EVALUATION_SEED = 0
 
 
+def article_column(found: Collection[str]) -> str:
+    """The column of articles among those found: ``source``, as runs write it, or a usual name."""
+    names = dict.fromkeys(("source", *(text for text, _ in _USUAL_COLUMNS)))
+    return next((name for name in names if name in found), "source")
+
+
 class Row(NamedTuple):
     """An article and its human summary.
 

@@ -16,6 +16,7 @@ from common.training.files import check_output, write_jsonl_atomic
 from common.training.progress import progress
 from common.training.runtime import choose_device
 from sum_task.batching import pad
+from sum_task.data import article_column
 from sum_task.models import SummaryPolicy
 
 
@@ -53,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--input", required=True, metavar="FILE",
         help=f"a text file with one article (- is the standard input), or a file of rows: {', '.join(FILE_TYPES)}",
     )  # fmt: skip
-    parser.add_argument("--text_column", metavar="NAME", help="its column of articles (source)")
+    parser.add_argument("--text_column", metavar="NAME", help="its column of articles; else source, or a usual name")
     parser.add_argument("--output", metavar="FILE", help="jsonl file to write; else a summary a line is printed")
     parser.add_argument("--max_length", type=int, default=128, metavar="N", help="tokens of a summary (128)")
     parser.add_argument("--num_beams", type=int, default=1, metavar="N", help="beams of the search (1: greedy)")
@@ -67,8 +68,10 @@ def main(words: Sequence[str] | None = None) -> int:
         check_output("--output", options.output, options.input)
     device = choose_device(options.device)
     if is_table(options.input):
-        column = options.text_column or "source"
-        articles = [text_cell(where, cells, column) for where, cells in read_rows(options.input)]
+        articles = [
+            text_cell(where, cells, options.text_column or article_column(cells))
+            for where, cells in read_rows(options.input)
+        ]
     elif options.text_column is not None:
         raise UserError(f"--text_column: '{options.input}' is a text file, which has no columns")
     else:

@@ -134,6 +134,7 @@ def test_shares_by_hand():
     })  # fmt: skip
 
 
+@pytest.mark.slow
 def test_report_of_a_whole_run(data, tmp_path, monkeypatch, capsys):
     def in_this_process(case, arguments, profiled=False):
         setting = tiny_setting(data, case.length, case.filled, case.batch_size)

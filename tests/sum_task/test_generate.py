@@ -34,7 +34,14 @@ def test_summary_of_a_text_file_is_one_line(trained, tmp_path, capsys):
 
 def test_jsonl_in_and_out_keeps_the_order(trained, tiny, tmp_path):
     out = tmp_path / "out.jsonl"
-    words = ["--model", str(trained / "policy"), "--input", tiny.test, "--text_column=document", "--output", str(out)]
+    words = [
+        "--model",
+        str(trained / "policy"),
+        "--input",
+        tiny.test,
+        "--output",
+        str(out),
+    ]  # its column is a usual one
     generate.main([*words, "--max_length=6", "--batch_size=2"])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     expected = [json.loads(line) for line in (trained / "predictions.jsonl").read_text().splitlines()]

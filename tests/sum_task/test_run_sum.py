@@ -36,8 +36,8 @@ def test_no_two_draws_of_a_run_share_their_random_numbers(tiny, tmp_path, monkey
     # The articles by which every round validates are the same ones; nothing else is drawn twice.
     once = [key for key in keys if key[0] != Purpose.VALIDATION_BATCHES]
     assert len(set(once)) == len(once)
-    prompts = {purpose for purpose in Purpose if purpose.name.startswith("PROMPT")}
-    assert {key[0] for key in keys} == set(Purpose) - prompts
+    others = {purpose for purpose in Purpose if purpose.name.startswith(("PROMPT", "REPLY"))}
+    assert {key[0] for key in keys} == set(Purpose) - others
 
 
 def test_guidance_that_can_have_no_effect_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):

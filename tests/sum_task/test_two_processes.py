@@ -33,7 +33,11 @@ def test_rows_are_shared_without_rest_or_overlap():
 
 @pytest.mark.parametrize(
     ("guidance", "device"),
-    [("token", "cpu"), pytest.param("credit", "cpu", marks=pytest.mark.slow), ("none", "auto")],
+    [
+        ("token", "cpu"),
+        pytest.param("credit", "cpu", marks=pytest.mark.slow),
+        pytest.param("none", "auto", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("without_wordnet")
 def test_two_processes_equal_one(tiny, tmp_path, guidance, device):
