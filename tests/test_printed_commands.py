@@ -202,7 +202,7 @@ def small_summary_run(words: Sequence[str]) -> list[str]:
 
 
 def small_chat_run(words: Sequence[str]) -> list[str]:
-    small = ["--max_train_samples=4", "--max_eval_samples=2", "--device=cpu", "--quiet"]
+    small = ["--max_train_samples=4", "--max_eval_samples=2", "--device=cpu", "--quiet", "--overwrite"]
     if any("builtin.yaml" in word for word in words):
         return small
     return [*small, "--model_name_or_path=POLICY", "--max_prompt_length=16", "--max_reply_length=8"]
