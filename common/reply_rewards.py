@@ -4,7 +4,7 @@ A source is any object with ``score_tokens``; :class:`TokenRewardScorer` makes o
 """
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -17,6 +17,7 @@ from common.checks import check_name, check_shape
 from common.errors import UserError
 from common.language_models.pretrained import load_pretrained
 from common.language_models.token_carry import carry_over, token_spans
+from common.likelihood_head import chosen_log_probabilities
 from common.segments import (
     GRANULARITIES,
     LocationNormalizer,
@@ -212,7 +213,6 @@ def fit_reading(
     return RewardReading(**fields | {"normalizer": fit_location_normalizer(all_rewards, all_ends)})
 
 
-@torch.no_grad()
 def reply_entropies(
     model: PreTrainedModel, prompt_ids: Tensor, completion_ids: Tensor, masks: Masks, batch_size: int = 16
 ) -> Tensor:
@@ -223,28 +223,56 @@ def reply_entropies(
         prompt_ids, completion_ids, masks: as of :meth:`TokenScorer.score_tokens`.
         batch_size: replies that are read at once.
     """
+
+    def entropies(logits: Tensor, ids: Tensor) -> Tensor:
+        return next_token_entropies(logits)
+
+    return _of_reply_tokens(entropies, model, prompt_ids, completion_ids, masks, batch_size)
+
+
+def reply_log_probabilities(
+    model: PreTrainedModel, prompt_ids: Tensor, completion_ids: Tensor, masks: Masks, batch_size: int = 16
+) -> Tensor:
+    """Log-probability of each token of replies by an LM, (B, T); 0 at padding. See :func:`reply_entropies`."""
+
+    def chosen(logits: Tensor, ids: Tensor) -> Tensor:
+        return torch.nn.functional.pad(chosen_log_probabilities(logits[:, :-1].contiguous(), ids[:, 1:]), (1, 0))
+
+    return _of_reply_tokens(chosen, model, prompt_ids, completion_ids, masks, batch_size)
+
+
+@torch.no_grad()
+def _of_reply_tokens(
+    figure: Callable[[Tensor, Tensor], Tensor],
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    completion_ids: Tensor,
+    masks: Masks,
+    batch_size: int,
+) -> Tensor:
+    """What `figure` makes of logits (N, L, V) and token ids (N, L), at the tokens of replies: (B, T), float32."""
     home = completion_ids.device
     if model.config.is_encoder_decoder:
         found = []
-        for part in zip(
-            *(x.to(model.device).split(batch_size) for x in (prompt_ids, completion_ids, *masks)), strict=True
-        ):
-            decoder_ids, _ = with_start_token(part[1], part[3], model.config.decoder_start_token_id)
-            logits = model(input_ids=part[0], attention_mask=part[2].long(), decoder_input_ids=decoder_ids).logits
-            found.append(next_token_entropies(logits[:, 1:]).float().masked_fill(~part[3].bool(), 0))
+        inputs = (x.to(model.device).split(batch_size) for x in (prompt_ids, completion_ids, *masks))
+        for prompts, replies, prompt_mask, mask in zip(*inputs, strict=True):
+            decoder_ids, _ = with_start_token(replies, mask, model.config.decoder_start_token_id)
+            decoder_ids[:, 1:].masked_fill_(~mask.bool(), 0)
+            logits = model(input_ids=prompts, attention_mask=prompt_mask.long(), decoder_input_ids=decoder_ids).logits
+            found.append(figure(logits, decoder_ids)[:, 1:].float().masked_fill(~mask.bool(), 0))
         return torch.cat(found).to(home)
     ids = torch.cat([prompt_ids, completion_ids], 1).to(model.device)
     real = torch.cat(masks, 1).to(model.device).bool()
     order = (~real).to(torch.uint8).argsort(dim=-1, stable=True)  # real tokens to the left: padding shifts no position
     ids, width = ids.masked_fill(~real, 0).gather(1, order), completion_ids.shape[1]
     packed = real.gather(1, order)
-    entropies = torch.zeros(ids.shape, device=ids.device)
+    figures = torch.zeros(ids.shape, device=ids.device)
     for start in range(0, len(ids), batch_size):
         rows = slice(start, start + batch_size)
         longest = int(packed[rows].sum(-1).max())
         logits = model(input_ids=ids[rows, :longest], attention_mask=packed[rows, :longest].long()).logits
-        entropies[rows, :longest] = next_token_entropies(logits).float()
-    placed = torch.zeros_like(entropies).scatter(1, order, entropies)
+        figures[rows, :longest] = figure(logits, ids[rows, :longest]).float()
+    placed = torch.zeros_like(figures).scatter(1, order, figures)
     return placed.masked_fill(~real, 0)[:, -width:].to(home)
 
 
