@@ -17,8 +17,16 @@ LLAMA: dict[str, Any] = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
 }
-T5: dict[str, Any] = {"vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-CONFIGS = {"llama": lambda: LlamaConfig(**LLAMA), "t5": lambda: T5Config(**T5, decoder_start_token_id=0)}
+T5: dict[str, Any] = {
+    "vocab_size": 12,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
+CONFIGS = {"llama": lambda: LlamaConfig(**LLAMA), "t5": lambda: T5Config(**T5)}
 
 
 def lm(kind, seed):
