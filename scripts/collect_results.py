@@ -31,6 +31,7 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from chat_task import settings as chat_settings
 from common.errors import UserError, run_command
 from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, printable_text, spread
 from common.reporting.run_table import (
@@ -74,9 +75,23 @@ SUMMARIES = TaskTable(
         Metric("BERTScore", "test_bertscore"),
     ),
 )
-TASKS = (PROMPTS, SUMMARIES)
+REPLIES = TaskTable(
+    name="chat",
+    title="Rewards of replies",
+    dataset="dataset_name",
+    seeds=("seed",),
+    ignored=frozenset(chat_settings.NEUTRAL | {"expid"}),
+    metrics=(
+        Metric("rank accuracy", "reward_rank_accuracy", 100.0),
+        Metric("length alone", "reward_length_only_accuracy", 100.0),
+        Metric("swap accuracy", "reward_swap_accuracy", 100.0),
+        Metric("errors, area under the curve", "span_auc", 100.0),
+    ),
+)
+TASKS = (PROMPTS, SUMMARIES, REPLIES)
 CURVES = {
     "prompt": ("eval/dev_accuracy", "eval/dev_score", "reward/dev_rank_accuracy", "reward/dev_swap_accuracy"),
+    "chat": ("reward/dev_rank_accuracy", "reward/rank_accuracy", "reward/loss"),
     "summarization": ("eval/rougeL", "eval/meteor", "reward/dev_rank_accuracy", "reward/dev_swap_accuracy"),
 }
 PUBLISHED = Path(__file__).with_name("published_results.yaml")

@@ -1,4 +1,4 @@
-# What sweep_fsc.sh and sweep_sum.sh share; they source it with the task and their words. --help is their first comment.
+# What sweep_fsc.sh, sweep_sum.sh and sweep_chat.sh share; they source it with the task and their words. --help is their first comment.
 set -euo pipefail
 
 for word in "$@"; do

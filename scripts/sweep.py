@@ -1,4 +1,4 @@
-"""Runs of one task over data sets, seeds and options; see scripts/sweep_fsc.sh and scripts/sweep_sum.sh.
+"""Runs of one task over data sets, seeds and options; see scripts/sweep_fsc.sh, sweep_sum.sh and sweep_chat.sh.
 
 The steps: the words become combinations, each is checked as the runner would check it, what is complete is left out,
 and a plan of the rest is written. Hydra's multirun then hands the numbers of the planned runs to one of its launchers
@@ -34,6 +34,8 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from chat_task import run_chat
+from chat_task import settings as chat_settings
 from common.errors import Interrupted, UserError, nearest, run_command
 from common.training.checkpoint import latest_checkpoint
 from common.training.run_folder import RunFolder, check_same_options
@@ -77,7 +79,7 @@ class Task:
     """What a sweep must know of a task.
 
     Attributes:
-        name: "fsc" or "sum".
+        name: "fsc", "sum" or "chat".
         program: the runner.
         dataset: the option that names the data set.
         seeds: the options that hold seeds, each with the word for it in a folder's name.
@@ -97,6 +99,11 @@ class Task:
     word: Callable[[str, Any], str]
     options: Callable[[Sequence[str]], dict[str, Any]]
     dataset_name: Callable[[dict[str, Any]], str]
+
+
+def dataset_or_file(options: dict[str, Any]) -> str:
+    """The data set's name, or that of the file of training rows."""
+    return str(options["dataset_name"] or Path(str(options["train_file"])).stem)
 
 
 TASKS = {
@@ -120,7 +127,18 @@ TASKS = {
         neutral=sum_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
         options=lambda words: run_sum.plain_options(run_sum.read_command(words)),
-        dataset_name=lambda options: str(options["dataset_name"] or Path(str(options["train_file"])).stem),
+        dataset_name=dataset_or_file,
+    ),
+    "chat": Task(
+        name="chat",
+        program=ROOT / "chat_task" / "run_chat.py",
+        dataset="dataset_name",
+        seeds={"seed": "seed"},
+        own=("output_dir", "overwrite", "resume"),
+        neutral=chat_settings.NEUTRAL,
+        word=lambda name, value: f"--{name}={plain_word(value)}",
+        options=lambda words: run_chat.plain_options(run_chat.read_command(words)),
+        dataset_name=dataset_or_file,
     ),
 }
 
@@ -129,7 +147,7 @@ def main() -> int:
     """Plan the sweep, run it and say what came of it."""
     words = sys.argv[1:]
     if not words or words[0] not in TASKS:
-        raise UserError("the first word says which task: fsc or sum (scripts/sweep_fsc.sh, scripts/sweep_sum.sh)")
+        raise UserError("the first word says which task: fsc, sum or chat (as in scripts/sweep_fsc.sh)")
     task = TASKS[words[0]]
     if any(word in ("--help", "-h") for word in words):
         print(help_text(ROOT / "scripts" / f"sweep_{task.name}.sh"))
@@ -181,7 +199,7 @@ def _flags(words: Sequence[str], task: Task) -> tuple[argparse.Namespace, list[s
     flags, rest = parser.parse_known_args(list(words))
     known = ["--datasets", "--seeds", "--output", "--launcher", "--jobs", "--dry_run", "--help", *configs]
     for i, word in enumerate(rest):
-        if word.startswith("--") and "=" in word and task.name == "sum":
+        if word.startswith("--") and "=" in word and task.name != "fsc":
             rest[i] = word[2:]  # as run_sum.py itself takes its options
         elif word.startswith("-") or "=" not in word:
             raise UserError(f"'{word}' is neither a flag nor of the form key=value{nearest(word, known)}")
@@ -292,7 +310,7 @@ def _dataset_axis(task: Task, typed: str | None, values: dict[str, list[Any]]) -
         raise UserError(f"--datasets: '{typed}' is no list such as A,B")
     axis = []
     for name in names:
-        name, colon, config = name.partition(":") if task.name == "sum" else (name, "", "")
+        name, colon, config = name.partition(":") if task.name != "fsc" else (name, "", "")
         words = [task.word(task.dataset, name), *([task.word("dataset_config", config)] if colon else [])]
         axis.append(Choice(tuple(words), f"{name}-{config}" if colon else name))
     return axis
@@ -395,7 +413,7 @@ def state_of(folder: Path, options: dict[str, Any], task: Task) -> State:
 
 def command(task: Task, words: Sequence[str], folder: Path) -> list[str]:
     """The command of one run, as a list of words: no shell comes between."""
-    output = {"fsc": "output_folder", "sum": "output_dir"}[task.name]
+    output = "output_folder" if task.name == "fsc" else "output_dir"
     own = [task.word("resume", "auto"), task.word(output, str(folder))]
     return [sys.executable, str(task.program), *words, *own]
 

@@ -301,6 +301,7 @@ PROGRAMS: dict[str, Program] = {
     "scripts/try_families.py": Program(flags_of("scripts.try_families"), not_run="it has tests"),
     "scripts/install_wordnet.py": Program(flags_of("scripts.install_wordnet")),
     "scripts/sweep_fsc.sh": Program(read_sweep("fsc"), small_sweep(small_prompt_run)),
+    "scripts/sweep_chat.sh": Program(read_sweep("chat"), small_sweep(small_chat_run)),
     "scripts/sweep_sum.sh": Program(read_sweep("sum"), small_sweep(small_summary_run)),
     "scripts/quickstart.sh": Program(builtin_prompt_options, lambda words: PROMPT_RUN),
     "scripts/test.sh": Program(read_nothing, not_run="it runs these very tests"),

@@ -11,21 +11,12 @@ PROMPTS = torch.tensor([[0, 0, 5], [3, 4, 5]])
 REPLIES = torch.tensor([[6, 7, 8, 1], [6, 1, 0, 0]])
 MASKS = torch.tensor([[0, 0, 1], [1, 1, 1]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 LLAMA: dict[str, Any] = {
-    "vocab_size": 12,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
+    "vocab_size": 12, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
 T5: dict[str, Any] = {
-    "vocab_size": 12,
-    "d_model": 16,
-    "d_kv": 8,
-    "d_ff": 16,
-    "num_layers": 1,
-    "num_heads": 2,
+    "vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2,
     "decoder_start_token_id": 0,
-}
+}  # fmt: skip
 CONFIGS = {"llama": lambda: LlamaConfig(**LLAMA), "t5": lambda: T5Config(**T5)}
 
 

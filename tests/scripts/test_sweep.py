@@ -88,6 +88,11 @@ class TestCombinations:
         (found,) = runs_of("fsc", "--config-name", "builtin", "--seeds", "0")
         assert found == ("reviews/builtin/seed-0", ["--config-name=builtin", "dataset_seed=0", "random_seed=0"])
 
+    def test_replies_take_a_file_of_preferences(self):
+        words = ("train_file=prefs.jsonl", "--seeds", "4", "granularity=token,sequence", "--agg_func=mean")
+        names = [name for name, _ in runs_of("chat", *words)]
+        assert [name.split("/")[0] for name in names] == ["prefs", "prefs"] and "granularity=sequence" in names[1]
+
     def test_summaries_take_their_options_in_both_forms(self):
         words = ("--datasets", "xsum,cnn_dailymail:3.0.0", "--seeds", "4", "--agg_func=avg", "guidance=none")
         one, other = runs_of("sum", *words)
@@ -254,7 +259,7 @@ def test_the_command_of_a_run_is_what_the_runner_reads(tmp_path):
     assert settings.resume == "auto"
 
 
-@pytest.mark.parametrize("task", ["fsc", "sum"])
+@pytest.mark.parametrize("task", ["fsc", "sum", "chat"])
 def test_the_scripts_explain_themselves_without_installing_anything(task, tmp_path):
     shutil.copy(ROOT / "scripts" / "start_sweep.sh", tmp_path)
     script = shutil.copy(ROOT / "scripts" / f"sweep_{task}.sh", tmp_path)  # where there is nothing to install from
@@ -275,7 +280,7 @@ def test_the_scripts_explain_themselves_without_installing_anything(task, tmp_pa
         assert done.stdout.strip() == sweep.help_text(Path(script)).strip()
 
 
-@pytest.mark.parametrize("task", ["fsc", "sum"])
+@pytest.mark.parametrize("task", ["fsc", "sum", "chat"])
 def test_the_scripts_install_and_hand_on_every_word_as_it_is(task, tmp_path):
     checkout, bin_folder = tmp_path / "check out", tmp_path / "check out" / ".venv" / "bin"
     (checkout / "scripts").mkdir(parents=True)
