@@ -5,7 +5,6 @@ python chat_task/run_chat.py --config=configs/chat_builtin.yaml
 accelerate launch --num_processes=2 chat_task/run_chat.py --train_file=prefs.jsonl
 """
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from common.training.files import write_folder_atomic
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
+from common.training.settings import plain_options
 
 logger = logging.getLogger("chat_task.run_chat")  # not __name__, which is __main__ for a command
 
@@ -100,26 +100,15 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
 
 def run_options(settings: ChatSettings) -> RunOptions:
     """The part of the options that concerns the run as such."""
-    return RunOptions(
+    return RunOptions.of(
+        settings,
         task="chat",
         folder=output_folder(settings),
         all=plain_options(settings),
         neutral=NEUTRAL,
-        seed=settings.seed,
-        device=settings.device,
-        num_threads=settings.num_threads,
-        matmul_precision=settings.matmul_precision,
-        mixed_precision=settings.mixed_precision,
-        overwrite=settings.overwrite,
-        resume=settings.resume,
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
-        checkpoint_minutes=settings.checkpoint_minutes,
-        checkpoint_steps=settings.checkpoint_steps,
-        keep_checkpoints=settings.keep_checkpoints,
         trackers=settings.report_to,
-        quiet=settings.quiet,
-        verbose=settings.verbose,
     )
 
 
@@ -127,11 +116,6 @@ DATA_OPTIONS = (
     "dataset_name", "dataset_config", "dataset_split", "train_file", "validation_file", "validation_share",
     "max_train_samples", "max_eval_samples", "bad_rows", "seed",
 )  # fmt: skip
-
-
-def plain_options(settings: ChatSettings) -> dict[str, Any]:
-    """The options as plain data."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
 
 
 def output_folder(settings: ChatSettings) -> Path:

@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.language_models.replies import PLACE
 from common.segments import GRANULARITIES
 from common.token_reward_model import BOUNDS, HEADS
-from common.training.settings import build_settings, setting
+from common.training.settings import build_settings, check_run_switches, setting
 
 STAGES = ("reward",)
 
@@ -112,10 +112,7 @@ class ChatSettings:
             raise UserError("no data: give either dataset_name or train_file")
         if PLACE not in settings.prompt_template:
             raise UserError(f"prompt_template: {settings.prompt_template!r} has no {PLACE}, where the prompt belongs")
-        if settings.resume != "none" and settings.overwrite:
-            raise UserError(f"resume={settings.resume} keeps the run there is and overwrite=true replaces it; set one")
-        if settings.quiet and settings.verbose:
-            raise UserError("quiet and verbose contradict each other; set one")
+        check_run_switches(settings)
         return settings
 
     @property

@@ -61,12 +61,7 @@ def reinforce_loss(logits: Tensor, actions: Tensor, weights: Tensor, mask: Tenso
         ValueError: naming the argument with a wrong shape, a token id outside of the vocabulary, or a sequence
             without a real token.
     """
-    check_float(logits, "logits", "(N, T, V)")
-    check_float(weights, "weights", "(N, T)")
-    check_shape(weights, "weights", logits.shape[:2])
-    real = real_tokens(mask, logits.shape[:2])
-    losses = _negative_log_likelihood(logits, actions, real, "actions")
-    return (weights.detach()[real].to(losses.dtype) * losses).mean()
+    return _weighted(logits, actions, weights, mask, ("actions", "weights")).mean()
 
 
 def negative_entropy(logits: Tensor, mask: Tensor) -> Tensor:
@@ -164,12 +159,17 @@ def shared_likelihood_loss(logits: Tensor, labels: Tensor, shares: Tensor, mask:
         ValueError: naming the argument with a wrong shape, a token id outside of the vocabulary, or a sequence
             without a real token.
     """
+    return _weighted(logits, labels, shares, mask, ("labels", "shares")).sum()
+
+
+def _weighted(logits: Tensor, token_ids: Tensor, weights: Tensor, mask: Tensor, names: tuple[str, str]) -> Tensor:
+    """Weight times -log p of the M real tokens, (M,); `names` are those of ids and weights in the caller."""
     check_float(logits, "logits", "(N, T, V)")
-    check_float(shares, "shares", "(N, T)")
-    check_shape(shares, "shares", logits.shape[:2])
+    check_float(weights, names[1], "(N, T)")
+    check_shape(weights, names[1], logits.shape[:2])
     real = real_tokens(mask, logits.shape[:2])
-    losses = _negative_log_likelihood(logits, labels, real, "labels")
-    return (shares.detach()[real].to(losses.dtype) * losses).sum()
+    losses = _negative_log_likelihood(logits, token_ids, real, names[0])
+    return weights.detach()[real].to(losses.dtype) * losses
 
 
 def _negative_log_likelihood(logits: Tensor, token_ids: Tensor, real: Tensor, name: str) -> Tensor:

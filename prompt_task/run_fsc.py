@@ -162,26 +162,15 @@ def save_models(folder: RunFolder, policy: PromptPolicy, reward_model: TokenRewa
 def run_options(command: Command) -> RunOptions:
     """The part of a command that concerns the run as such."""
     settings = command.settings
-    return RunOptions(
+    return RunOptions.of(
+        settings,
         task="fsc",
         folder=output_folder(command),
         all=plain_options(command.options),
         neutral=NEUTRAL,
         seed=settings.random_seed,
-        device=settings.device,
-        num_threads=settings.num_threads,
-        matmul_precision=settings.matmul_precision,
         mixed_precision="no",
-        overwrite=settings.overwrite,
-        resume=settings.resume,
         how_to_resume="the same command and resume=auto",
-        checkpoint_path=settings.checkpoint_path,
-        checkpoint_minutes=settings.checkpoint_minutes,
-        checkpoint_steps=settings.checkpoint_steps,
-        keep_checkpoints=settings.keep_checkpoints,
-        trackers=settings.trackers,
-        quiet=settings.quiet,
-        verbose=settings.verbose,
     )
 
 

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
 from common.training.runtime import DTYPES, MATMUL_PRECISIONS
-from common.training.settings import build_settings, setting
+from common.training.settings import build_settings, check_run_switches, setting
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = {
@@ -141,12 +141,7 @@ class FewShotSettings:
             raise UserError(
                 f"resume={settings.resume} and checkpoint_path both say where to go on from; set one of them"
             )
-        if settings.resume != "none" and settings.overwrite:
-            raise UserError(
-                f"resume={settings.resume} keeps the run in the output folder and overwrite=true replaces it; set one"
-            )
-        if settings.quiet and settings.verbose:
-            raise UserError("quiet and verbose contradict each other; set one")
+        check_run_switches(settings)
         return settings
 
     @property

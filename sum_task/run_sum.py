@@ -5,7 +5,6 @@ python sum_task/run_sum.py --config=configs/sum_builtin.yaml --seed=1
 accelerate launch --num_processes=2 sum_task/run_sum.py --dataset_name=xsum
 """
 
-import dataclasses
 import logging
 import math
 import sys
@@ -27,6 +26,7 @@ from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
+from common.training.settings import plain_options
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
@@ -163,26 +163,15 @@ def save_models(folder: RunFolder, policy: SummaryPolicy, reward: SummaryRewardM
 
 def run_options(settings: SummarizationSettings) -> RunOptions:
     """The part of the options that concerns the run as such."""
-    return RunOptions(
+    return RunOptions.of(
+        settings,
         task="sum",
         folder=output_folder(settings),
         all=plain_options(settings),
         neutral=NEUTRAL,
-        seed=settings.seed,
-        device=settings.device,
-        num_threads=settings.num_threads,
-        matmul_precision=settings.matmul_precision,
-        mixed_precision=settings.mixed_precision,
-        overwrite=settings.overwrite,
-        resume=settings.resume,
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
-        checkpoint_minutes=settings.checkpoint_minutes,
-        checkpoint_steps=settings.checkpoint_steps,
-        keep_checkpoints=settings.keep_checkpoints,
         trackers=settings.report_to,
-        quiet=settings.quiet,
-        verbose=settings.verbose,
     )
 
 
@@ -191,11 +180,6 @@ DATA_OPTIONS = (
     "preference_column",
     "max_train_samples", "max_eval_samples", "max_predict_samples", "seed",
 )  # fmt: skip
-
-
-def plain_options(settings: SummarizationSettings) -> dict[str, Any]:
-    """The options as plain data."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
 
 
 def output_folder(settings: SummarizationSettings) -> Path:

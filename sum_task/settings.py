@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
 from common.training.runtime import MATMUL_PRECISIONS
-from common.training.settings import build_settings, setting
+from common.training.settings import build_settings, check_run_switches, setting
 from sum_task.rouge import WORDS
 
 GUIDANCES = ("token", "sequence", "none")
@@ -164,10 +164,7 @@ class SummarizationSettings:
         if settings.guidance != "token" and settings.use_q_for_weight:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
         settings._check_credit()
-        if settings.resume != "none" and settings.overwrite:
-            raise UserError(f"resume={settings.resume} keeps the run there is and overwrite=true replaces it; set one")
-        if settings.quiet and settings.verbose:
-            raise UserError("quiet and verbose contradict each other; set one")
+        check_run_switches(settings)
         return settings
 
     def check_rows(self, rows: int) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,12 @@ class RunOptions:
     trackers: tuple[str, ...]
     quiet: bool
     verbose: bool
+
+    @classmethod
+    def of(cls, settings: Any, **own: Any) -> "RunOptions":
+        """From a task's settings, whose fields have these names; `own` are those that it calls otherwise or lacks."""
+        shared = {f.name: getattr(settings, f.name) for f in fields(cls) if f.name not in own}
+        return cls(**shared, **own)
 
 
 class Run:

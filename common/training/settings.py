@@ -23,6 +23,19 @@ def setting(
     return dataclasses.field(metadata={"minimum": minimum, "above": above, "maximum": maximum, "choices": choices})
 
 
+def plain_options(settings: Any) -> dict[str, Any]:
+    """The options of a settings dataclass as plain data."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+
+
+def check_run_switches(settings: Any) -> None:
+    """Refuse the switches of a run, which every task has, where they contradict each other."""
+    if settings.resume != "none" and settings.overwrite:
+        raise UserError(f"resume={settings.resume} keeps the run there is and overwrite=true replaces it; set one")
+    if settings.quiet and settings.verbose:
+        raise UserError("quiet and verbose contradict each other; set one")
+
+
 def build_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Make the dataclass `cls` from `values`; each key, type and range is checked.
 
