@@ -27,6 +27,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
+from common.credit import expected_rewards
 from common.errors import UserError
 from common.language_models.attention import share_sources
 from common.language_models.branches import can_branch, read_branches
@@ -593,7 +594,7 @@ class TokenRewardModel(PreTrainedModel):
             known = len(self.backbone.get_input_embeddings().weight)  # type: ignore[arg-type]
             logits, tokens = policy_logits[..., :known].topk(min(likeliest, known, policy_logits.shape[-1]), -1)
             rewards, others = self.alternative_rewards(tokens, targets_from=targets_from, **inputs)
-            return rewards, (at_least_float32(logits).softmax(-1).to(others.dtype) * others).sum(-1)
+            return rewards, expected_rewards(logits, others)
         read = self._read(targets_from=targets_from, **inputs)
         shape = (len(read.ids), read.width - targets_from)
         check_shape(policy_logits, "policy_logits", (*shape, policy_logits.shape[-1]))
@@ -602,9 +603,9 @@ class TokenRewardModel(PreTrainedModel):
         rewards = torch.zeros(shape, dtype=at_least_float32(read.output[:0]).dtype, device=read.output.device)
         expectations = rewards.clone()
         for targets, ids, table in self._tables(read):
-            chances = at_least_float32(flat_policy[targets, :common]).softmax(-1).to(table.dtype)
             rewards.view(-1)[targets] = table.gather(1, ids.unsqueeze(1)).squeeze(1)
-            expectations.view(-1)[targets] = (chances * table[:, :common]).sum(-1)
+            expected = expected_rewards(flat_policy[None, targets, :common], table[None, :, :common])
+            expectations.view(-1)[targets] = expected[0]
         return rewards, expectations
 
     def _tables(self, read: "_Read") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
