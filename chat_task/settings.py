@@ -11,19 +11,17 @@ from common.errors import UserError
 from common.language_models.replies import PLACE
 from common.segments import GRANULARITIES
 from common.token_reward_model import BOUNDS, HEADS
-from common.training.settings import build_settings, check_run_switches, setting
+from common.training.settings import NEUTRAL as RUN_NEUTRAL
+from common.training.settings import RunSettings, build_settings, setting
 
 STAGES = ("reward",)
 
 # The options that may differ between a run and its continuation: none of them changes a result.
-NEUTRAL = {
-    "output_dir", "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device",
-    "num_threads", "report_to", "quiet", "verbose",
-}  # fmt: skip
+NEUTRAL = RUN_NEUTRAL | {"output_dir"}
 
 
 @dataclass(frozen=True)
-class ChatSettings:
+class ChatSettings(RunSettings):
     """One field an option; see configs/chat_config.yaml for what each means."""
 
     stage: str = setting(choices=STAGES)
@@ -85,20 +83,8 @@ class ChatSettings:
     swap_test: bool = setting()
 
     seed: int = setting(minimum=0, maximum=2**32 - 1)
-    device: str = setting()
-    num_threads: int | None = setting(minimum=1)
-    matmul_precision: str | None = setting(choices=("highest", "high", "medium"))
     output_dir: str | None = setting()
     expid: str | None = setting()
-    overwrite: bool = setting()
-    resume: str = setting(choices=("none", "auto", "changed"))
-    checkpoint_minutes: float = setting(minimum=0)
-    checkpoint_steps: int = setting(minimum=0)
-    keep_checkpoints: int = setting(minimum=1)
-    log_every: int = setting(minimum=1)
-    report_to: tuple[str, ...] = setting()
-    quiet: bool = setting()
-    verbose: bool = setting()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "ChatSettings":
@@ -112,7 +98,7 @@ class ChatSettings:
             raise UserError("no data: give either dataset_name or train_file")
         if PLACE not in settings.prompt_template:
             raise UserError(f"prompt_template: {settings.prompt_template!r} has no {PLACE}, where the prompt belongs")
-        check_run_switches(settings)
+        settings.check_switches()
         return settings
 
     @property

@@ -9,22 +9,19 @@ from common.data_files import TSV_QUOTING
 from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
-from common.training.runtime import DTYPES, MATMUL_PRECISIONS
-from common.training.settings import build_settings, check_run_switches, setting
+from common.training.runtime import DTYPES
+from common.training.settings import NEUTRAL as RUN_NEUTRAL
+from common.training.settings import RunSettings, build_settings, setting
 
 # The options that may differ between a run and its continuation: none of them changes a result.
-NEUTRAL = {
-    "output_folder", "overwrite", "resume", "checkpoint_path", "checkpoint_minutes", "checkpoint_steps",
-    "save_steps", "keep_checkpoints", "device", "num_threads", "report_to", "report_to_wandb", "quiet", "verbose",
-    "sentence_cache_mib",
-}  # fmt: skip
+NEUTRAL = RUN_NEUTRAL | {"output_folder", "checkpoint_path", "save_steps", "report_to_wandb", "sentence_cache_mib"}
 
 
 @dataclass(frozen=True)
-class FewShotSettings:
+class FewShotSettings(RunSettings):
     """One field an option; see configs/fsc_config.yaml for what each means."""
 
-    base_path: str
+    base_path: str = setting()
     num_shots: int = setting(minimum=1)
     dataset_seed: int = setting(minimum=0, maximum=4)
     tsv_quoting: str = setting(choices=TSV_QUOTING)
@@ -89,22 +86,10 @@ class FewShotSettings:
     num_reported: int = setting(minimum=1)
 
     random_seed: int = setting(minimum=0, maximum=2**32 - 1)
-    device: str = setting()
-    num_threads: int | None = setting(minimum=1)
-    matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
     output_folder: str | None = setting()
-    overwrite: bool = setting()
-    resume: str = setting(choices=("none", "auto", "changed"))
     checkpoint_path: str | None = setting()
-    checkpoint_minutes: float = setting(minimum=0)
-    checkpoint_steps: int = setting(minimum=0)
     save_steps: int = setting(minimum=0)
-    keep_checkpoints: int = setting(minimum=1)
-    log_every: int = setting(minimum=1)
-    report_to: tuple[str, ...] = setting()
     report_to_wandb: bool = setting()
-    quiet: bool = setting()
-    verbose: bool = setting()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "FewShotSettings":
@@ -141,7 +126,7 @@ class FewShotSettings:
             raise UserError(
                 f"resume={settings.resume} and checkpoint_path both say where to go on from; set one of them"
             )
-        check_run_switches(settings)
+        settings.check_switches()
         return settings
 
     @property

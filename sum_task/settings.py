@@ -9,31 +9,28 @@ from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS
 from common.errors import UserError
 from common.token_reward_model import HEADS
 from common.training.plateau import PlateauSettings
-from common.training.runtime import MATMUL_PRECISIONS
-from common.training.settings import build_settings, check_run_switches, setting
+from common.training.settings import NEUTRAL as RUN_NEUTRAL
+from common.training.settings import RunSettings, build_settings, setting
 from sum_task.rouge import WORDS
 
 GUIDANCES = ("token", "sequence", "none")
 
 # The options that may differ between a run and its continuation: none of them changes a result.
-NEUTRAL = {
-    "output_dir", "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device",
-    "num_threads", "report_to", "quiet", "verbose", "preprocessing_num_workers", "overwrite_cache",
-}  # fmt: skip
+NEUTRAL = RUN_NEUTRAL | {"output_dir", "preprocessing_num_workers", "overwrite_cache"}
 
 
 @dataclass(frozen=True)
-class SummarizationSettings:
+class SummarizationSettings(RunSettings):
     """One field an option; see configs/sum_config.yaml for what each means."""
 
-    dataset_name: str | None
-    dataset_config: str | None
-    train_file: str | None
-    validation_file: str | None
-    test_file: str | None
-    text_column: str | None
-    summary_column: str | None
-    preference_column: str | None
+    dataset_name: str | None = setting()
+    dataset_config: str | None = setting()
+    train_file: str | None = setting()
+    validation_file: str | None = setting()
+    test_file: str | None = setting()
+    text_column: str | None = setting()
+    summary_column: str | None = setting()
+    preference_column: str | None = setting()
     max_train_samples: int | None = setting(minimum=1)
     max_eval_samples: int | None = setting(minimum=1)
     max_predict_samples: int | None = setting(minimum=1)
@@ -120,21 +117,9 @@ class SummarizationSettings:
     eval_metrics: tuple[str, ...] = setting()
 
     seed: int = setting(minimum=0, maximum=2**32 - 1)
-    device: str = setting()
-    num_threads: int | None = setting(minimum=1)
     cpu_kernels: bool = setting()
-    matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
     output_dir: str | None = setting()
     expid: str | None = setting()
-    overwrite: bool = setting()
-    resume: str = setting(choices=("none", "auto", "changed"))
-    checkpoint_minutes: float = setting(minimum=0)
-    checkpoint_steps: int = setting(minimum=0)
-    keep_checkpoints: int = setting(minimum=1)
-    log_every: int = setting(minimum=1)
-    report_to: tuple[str, ...] = setting()
-    quiet: bool = setting()
-    verbose: bool = setting()
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "SummarizationSettings":
@@ -164,7 +149,7 @@ class SummarizationSettings:
         if settings.guidance != "token" and settings.use_q_for_weight:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
         settings._check_credit()
-        check_run_switches(settings)
+        settings.check_switches()
         return settings
 
     def check_rows(self, rows: int) -> None:

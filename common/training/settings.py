@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from common.errors import UserError, UserErrors, nearest
+from common.training.runtime import MATMUL_PRECISIONS
 
 Settings = TypeVar("Settings")
 
@@ -28,12 +29,36 @@ def plain_options(settings: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
 
 
-def check_run_switches(settings: Any) -> None:
-    """Refuse the switches of a run, which every task has, where they contradict each other."""
-    if settings.resume != "none" and settings.overwrite:
-        raise UserError(f"resume={settings.resume} keeps the run there is and overwrite=true replaces it; set one")
-    if settings.quiet and settings.verbose:
-        raise UserError("quiet and verbose contradict each other; set one")
+# The options of a run as such that may differ between it and its continuation: none of them changes a result.
+NEUTRAL = {
+    "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device", "num_threads",
+    "report_to", "quiet", "verbose",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """The options that every task has, under the same names; the files of configs/ explain them."""
+
+    device: str = setting()
+    num_threads: int | None = setting(minimum=1)
+    matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
+    overwrite: bool = setting()
+    resume: str = setting(choices=("none", "auto", "changed"))
+    checkpoint_minutes: float = setting(minimum=0)
+    checkpoint_steps: int = setting(minimum=0)
+    keep_checkpoints: int = setting(minimum=1)
+    log_every: int = setting(minimum=1)
+    report_to: tuple[str, ...] = setting()
+    quiet: bool = setting()
+    verbose: bool = setting()
+
+    def check_switches(self) -> None:
+        """Refuse those that contradict each other."""
+        if self.resume != "none" and self.overwrite:
+            raise UserError(f"resume={self.resume} keeps the run there is and overwrite=true replaces it; set one")
+        if self.quiet and self.verbose:
+            raise UserError("quiet and verbose contradict each other; set one")
 
 
 def build_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
