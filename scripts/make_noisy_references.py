@@ -18,17 +18,16 @@ word, for scripts/credit_accuracy.py. With the defaults, both at 0.5, it is the 
 builtin/noisy-data.
 """
 
-import argparse
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from common.builtin.report_grammar import FACTS, STORIES
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from common.training.files import write_jsonl_atomic
 from sum_task.data import Row, load_rows
 from sum_task.sentences import split_sentences
@@ -112,14 +111,9 @@ def _sentences(text: str) -> list[str]:
     return split_sentences(text) or [text]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Read, make the noise and write."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("scripts/make_noisy_references.py", __doc__)
     parser.add_argument("--input", required=True, metavar="FILE", help="csv, json or jsonl file")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="jsonl file")
     parser.add_argument("--text_column", metavar="NAME", help="column of the articles")
@@ -159,4 +153,4 @@ def _lazy(rows: Sequence[Row], kinds: str) -> Lazy:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(main)

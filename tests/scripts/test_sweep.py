@@ -285,7 +285,7 @@ def test_the_scripts_install_and_hand_on_every_word_as_it_is(task, tmp_path):
     checkout, bin_folder = tmp_path / "check out", tmp_path / "check out" / ".venv" / "bin"
     (checkout / "scripts").mkdir(parents=True)
     bin_folder.mkdir(parents=True)
-    for name in ("start_sweep.sh", f"sweep_{task}.sh"):
+    for name in ("help.sh", "start_sweep.sh", f"sweep_{task}.sh"):
         shutil.copy(ROOT / "scripts" / name, checkout / "scripts")
     (checkout / "install_packages.sh").write_text("echo installing\n")
     (bin_folder / "python").write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
