@@ -266,7 +266,16 @@ def test_the_scripts_explain_themselves_without_installing_anything(task, tmp_pa
     script = shutil.copy(ROOT / "scripts" / f"sweep_{task}.sh", tmp_path)  # where there is nothing to install from
     for word in ("--help", "-h"):
         done = subprocess.run(["bash", script, "--seeds", "0", word], capture_output=True, text=True, check=True)
-        for flag in "--datasets --seeds --output --launcher --jobs --dry_run hydra.launcher. DIR".split():
+        for flag in [
+            "--datasets",
+            "--seeds",
+            "--output",
+            "--launcher",
+            "--jobs",
+            "--dry_run",
+            "hydra.launcher.",
+            "DIR",
+        ]:
             assert flag in done.stdout
         assert done.stdout.strip() == sweep.help_text(Path(script)).strip()
 
