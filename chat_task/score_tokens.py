@@ -5,7 +5,6 @@ python chat_task/score_tokens.py --model RUN/reward_model --input FILE --limit 5
 python chat_task/score_tokens.py --model RUN/reward_model --input FILE --html tokens.html
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from common.reporting.report import Report, TokenRewards
 from common.reporting.terminal import coloured
 from common.segments import SPREADS
 from common.token_reward_model import TokenRewardModel
+from common.training.console import Parser
 from common.training.files import json_text
 from common.training.runtime import choose_device
 
@@ -31,7 +31,7 @@ REPLY_COLUMNS = ("completions", "chosen", "rejected", "reply", "completion", "re
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, score the replies and show them."""
     transformers_logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(prog="score_tokens.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("chat_task/score_tokens.py", __doc__)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="reward_model folder of a run")
     parser.add_argument("--input", required=True, metavar="FILE", help=f"prompts and replies: {', '.join(FILE_TYPES)}")
     parser.add_argument("--prompt_column", default="prompt", metavar="NAME", help="column of prompts, if any (prompt)")

@@ -20,6 +20,7 @@ from common.errors import Interrupted, UserError, exit_interrupted, exit_with, r
 from common.language_models.saved import check_saved, few_numbers
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree
+from common.training.console import as_typed
 from common.training.launcher import honour_launcher
 from common.training.random_keys import Purpose, seed_global
 from common.training.run import Run, RunOptions, open_run
@@ -292,7 +293,7 @@ def main() -> int:
     transformers_logging.disable_progress_bar()
     words = sys.argv[1:]
     if any(word in ("--help", "-h") for word in words):
-        print(help_text("python prompt_task/run_fsc.py"))
+        print(as_typed(help_text("python prompt_task/run_fsc.py")))
         return 0
     if any(word in ("--multirun", "-m") for word in words):
         check_sweep(words)

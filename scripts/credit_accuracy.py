@@ -17,12 +17,11 @@ Writes table.md, table.json and credit.png.
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from common.errors import UserError, run_command
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.token_reward_model import TokenRewardModel
+from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.runtime import choose_device
 from sum_task.models import FORMAT_FILE, SummaryRewardModel, decoder_start
@@ -219,14 +219,9 @@ def read_rows(path: str, limit: int | None = None) -> list[MarkedText]:
     return rows
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Read, measure, write."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("scripts/credit_accuracy.py", __doc__)
     parser.add_argument("--reward_model", required=True, metavar="FOLDER", help="of a run of any task")
     parser.add_argument("--input", required=True, metavar="FILE", help="jsonl file of texts with spans")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
@@ -328,4 +323,4 @@ def _load(options: argparse.Namespace, language_model: str | None) -> tuple[Toke
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(main)

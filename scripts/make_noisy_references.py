@@ -16,22 +16,21 @@ Two kinds of noise, one that a language model can tell and one that a preference
 
 The output holds document, summary (noisy) and clean_summary: train on it with --preference_column=clean_summary, and
 sampled summaries are still judged by the clean ones. With the defaults, both at 0.5, it is the data set
-builtin/noisy-data. --marked writes the noisy summaries once more, with the characters of each wrong word
-and the right one, for scripts/credit_accuracy.py. --rankings writes for chat_task the clean summary of each article above --versions others
-with wrong facts, ranked by how many, and those words in the column wrong.
+builtin/noisy-data. --marked writes the noisy summaries once more, with the characters of each wrong word and the right
+one, for scripts/credit_accuracy.py. --rankings writes for chat_task the clean summary of each article above --versions
+others with wrong facts, ranked by how many, and those words in the column wrong.
 """
 
-import argparse
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from common.builtin.report_grammar import FACTS, STORIES
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from common.training.files import write_jsonl_atomic
 from sum_task.data import Row, load_rows
 from sum_task.sentences import split_sentences
@@ -154,14 +153,9 @@ def _sentences(text: str) -> list[str]:
     return split_sentences(text) or [text]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Read, make the noise and write."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("scripts/make_noisy_references.py", __doc__)
     parser.add_argument("--input", required=True, metavar="FILE", help="csv, json or jsonl file")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="jsonl file")
     parser.add_argument("--text_column", metavar="NAME", help="column of the articles")
@@ -241,4 +235,4 @@ def _lazy_of(rows: Sequence[Row], kinds: str, put: str, seed: int) -> LazyOf:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(main)

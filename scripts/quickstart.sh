@@ -7,6 +7,7 @@
 #
 # A run that was cut off is continued; one that is complete is shown again. The options are those of the prompt task.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 [[ -z "${VENV:-}" || "$VENV" == /* ]] || export VENV="$PWD/$VENV"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

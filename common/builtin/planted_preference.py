@@ -33,7 +33,8 @@ def planted(predictions: Sequence[str], references: Sequence[str], sources: Sequ
         sources: not looked at.
 
     Returns:
-        N numbers, the share of what can be had: 1 for all facts and no unwanted word, below 0 for more wrong than right.
+        N numbers, the share of what can be had: 1 for all facts and no unwanted word, below 0 where more is wrong than
+        right.
     """
     return [_score(one.split(), other.split()) for one, other in zip(predictions, references, strict=True)]
 
