@@ -190,9 +190,9 @@ def main(words: Sequence[str] | None = None) -> int:
     made: list[Mapping[str, str]] = []
     marked: list[Mapping[str, Any]] = []
     for row in rows:
-        found = noisy(row, lazy_of(row), options.facts, options.lead, rng)
-        made.append({"document": row.source, "summary": found.text, "clean_summary": row.reference})
-        marked.append({"prompt": row.source, **found._asdict()})
+        changed_row = noisy(row, lazy_of(row), options.facts, options.lead, rng)
+        made.append({"document": row.source, "summary": changed_row.text, "clean_summary": row.reference})
+        marked.append({"prompt": row.source, **changed_row._asdict()})
     write_jsonl_atomic(options.output, made)
     if options.marked is not None:
         write_jsonl_atomic(options.marked, marked)
