@@ -16,9 +16,9 @@ Two kinds of noise, one that a language model can tell and one that a preference
 
 The output holds document, summary (noisy) and clean_summary: train on it with --preference_column=clean_summary, and
 sampled summaries are still judged by the clean ones. With the defaults, both at 0.5, it is the data set
-builtin/noisy-data. --marked writes the noisy summaries once more, with the characters of each wrong word, for
-scripts/credit_accuracy.py. --rankings writes for chat_task the clean summary of each article above --versions others
-with wrong facts, ranked by how many, and those words in the column wrong.
+builtin/noisy-data. --marked writes the noisy summaries once more, with the characters of each wrong word and the right
+one, for scripts/credit_accuracy.py. --rankings writes for chat_task the clean summary of each article above --versions
+others with wrong facts, ranked by how many, and those words in the column wrong.
 """
 
 import random
@@ -26,7 +26,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.builtin.report_grammar import FACTS, STORIES
 from common.errors import UserError, run_command
@@ -105,26 +105,35 @@ def _words_of_kinds(texts: Sequence[str]) -> dict[str, Counter[str]]:
     return counts
 
 
-def noisy(row: Row, lazy: Lazy, facts: float, lead: float, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
-    """The summary of a row with noise, and the characters (start, end) of each wrong word in it.
+class Noisy(NamedTuple):
+    """A summary with noise: its text, the characters (start, end) of each wrong word, and what should stand there."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    right: list[str]
+
+
+def noisy(row: Row, lazy: Lazy, facts: float, lead: float, rng: random.Random) -> Noisy:
+    """The summary of a row with noise.
 
     The same numbers are drawn whatever the probabilities are. A copied summary has no wrong word.
     """
-    text, end, spans = "", 0, []
+    text, end, spans, right = "", 0, [], []
     for match, (word, begins) in zip(_WORD.finditer(row.reference), _words(row.reference), strict=True):
         put = lazy(word, begins)
         wrong = put is not None and rng.random() < facts
         text += row.reference[end : match.start()]
         if wrong and put is not None and put != word:
             spans.append((len(text), len(text) + len(put)))
+            right.append(word)
             word = put
         text += word
         end = match.end()
     sentences = _sentences(row.source)
     start, count = rng.randrange(len(sentences)), rng.randint(1, 2)
     if rng.random() < lead:
-        return " ".join(sentences[start : start + count]), []
-    return text + row.reference[end:], spans
+        return Noisy(" ".join(sentences[start : start + count]), [], [])
+    return Noisy(text + row.reference[end:], spans, right)
 
 
 def _words(text: str) -> list[tuple[str, bool]]:
@@ -181,9 +190,9 @@ def main(words: Sequence[str] | None = None) -> int:
     made: list[Mapping[str, str]] = []
     marked: list[Mapping[str, Any]] = []
     for row in rows:
-        text, spans = noisy(row, lazy_of(row), options.facts, options.lead, rng)
-        made.append({"document": row.source, "summary": text, "clean_summary": row.reference})
-        marked.append({"prompt": row.source, "text": text, "spans": spans})
+        changed_row = noisy(row, lazy_of(row), options.facts, options.lead, rng)
+        made.append({"document": row.source, "summary": changed_row.text, "clean_summary": row.reference})
+        marked.append({"prompt": row.source, **changed_row._asdict()})
     write_jsonl_atomic(options.output, made)
     if options.marked is not None:
         write_jsonl_atomic(options.marked, marked)
@@ -202,7 +211,7 @@ def rank(row: Row, lazy: Lazy, facts: float, versions: int, rng: random.Random) 
     """The clean summary of a row above up to `versions` different ones with wrong facts; None if there are none."""
     found: dict[str, list[tuple[int, int]]] = {row.reference: []}
     for _ in range(8 * versions):
-        text, spans = noisy(row, lazy, facts, 0.0, rng)
+        text, spans, _ = noisy(row, lazy, facts, 0.0, rng)
         if spans and len(found) <= versions:
             found.setdefault(text, spans)
     if len(found) == 1:

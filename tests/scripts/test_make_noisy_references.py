@@ -22,7 +22,8 @@ def test_wrong_facts_of_a_report_are_the_first_of_their_slot():
     made = noisy(REPORT, report_facts, 1.0, 0.0, random.Random(0))
     assert made[0] == "anna keller won the science award in arden on monday ."
     assert [made[0][start:end] for start, end in made[1]] == ["anna", "keller", "science", "arden", "monday"]
-    assert noisy(REPORT, report_facts, 0.0, 0.0, random.Random(0)) == (REPORT.reference, [])
+    assert noisy(REPORT, report_facts, 0.0, 0.0, random.Random(0)) == (REPORT.reference, [], [])
+    assert made.right == ["omar", "haddad", "music", "marlow", "friday"]
 
 
 def test_a_copied_summary_is_one_or_two_sentences_of_the_report():
