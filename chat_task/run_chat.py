@@ -54,6 +54,10 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     preferences = load_preferences(columns=settings.columns.columns, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
     model, reply_format, reading = load_reward_model(settings.models, settings.text)
+    model.config.trained_on = {
+        "task": "chat", "dataset": settings.data.dataset_name or settings.data.train_file,
+        "granularity": settings.models.granularity, "agg_func": settings.reward.agg_func,
+    }  # fmt: skip
     device: Any = run.runtime.device
     model.to(device)
     describe("reward model", model)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from chat_task.data import BAD_ROWS, Columns
 from chat_task.ranked_sets import LONG_ROWS
-from common.aggregation import AGGREGATIONS
 from common.errors import UserError
 from common.language_models.replies import PLACE
 from common.segments import GRANULARITIES

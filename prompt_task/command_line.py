@@ -96,7 +96,7 @@ def command_from(values: dict[str, Any], extra: dict[str, Any]) -> Command:
     if not isinstance(dataset, dict):
         raise UserError("dataset: must name a file of configs/dataset")
     settings = FewShotSettings.from_mapping(values)
-    spec = DatasetSpec.from_mapping(dataset, settings.task_lm.task_lm)
+    spec = DatasetSpec.from_mapping(dataset, settings.classifier.task_lm)
     return Command(settings, spec, own, settings.options() | {"dataset": dataset} | own)
 
 

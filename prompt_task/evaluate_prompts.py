@@ -92,22 +92,17 @@ def main() -> int:
     prompts = read_prompts(own["prompts"], own["prompts_file"])
     if own["output_file"] is not None:
         _check_output_file(Path(own["output_file"]), own["prompts_file"])
-    splits = load_few_shot_splits(
-        spec, settings.data.base_path, settings.data.num_shots, settings.data.dataset_seed, settings.data.tsv_quoting
-    )
+    splits = load_few_shot_splits(spec, **vars(settings.data))
     set_quiet(settings.run.quiet)
     runtime = start_runtime(
         settings.run.random_seed, settings.run.device, settings.run.num_threads, settings.run.matmul_precision
     )
-    task_lm = load_task_lm(
-        settings.task_lm.task_lm, spec, runtime.device, settings.task_lm.is_mask_lm, settings.task_lm.task_lm_dtype,
-        settings.task_lm.scoring_tokens_per_batch, settings.task_lm.sentence_cache_mib,
-    )  # fmt: skip
+    task_lm = load_task_lm(spec=spec, device=runtime.device, **vars(settings.classifier))
     examples = getattr(splits, own["split"])
-    scorer = PromptScorer(task_lm, examples, settings.preference.correct_coeff, settings.preference.incorrect_coeff)
+    scorer = PromptScorer(task_lm, examples, **vars(settings.preference))
     candidates = [Candidate(prompt) for prompt in dict.fromkeys(prompts)]
     score_candidates(scorer, candidates, own["split"], show_progress=True)
-    print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.task_lm.task_lm}")
+    print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.classifier.task_lm}")
     print("accuracy     score  prompt")
     for c in candidates:
         accuracy, score = getattr(c, f"{own['split']}_accuracy"), getattr(c, f"{own['split']}_score")

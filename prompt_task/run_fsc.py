@@ -17,10 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
+from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree
 from common.training.console import as_typed
+from common.training.files import write_folder_atomic
 from common.training.launcher import honour_launcher
 from common.training.random_keys import Purpose, seed_global
 from common.training.run import Run, RunOptions, open_run
@@ -66,13 +68,11 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     # Data and models.
     splits = load_few_shot_splits(spec, **vars(settings.data))
     if task_lm is None:
-        task_lm = load_task_lm(
-            settings.task_lm.task_lm, spec, device, settings.task_lm.is_mask_lm, settings.task_lm.task_lm_dtype,
-            settings.task_lm.scoring_tokens_per_batch, settings.task_lm.sentence_cache_mib,
-        )  # fmt: skip
+        task_lm = load_task_lm(spec=spec, device=device, **vars(settings.classifier))
     logger.info(
         "%s, split %d: %d train, %d dev, %d test texts; task LM %s",
-        spec.name, settings.data.dataset_seed, len(splits.train), len(splits.dev), len(splits.test), settings.task_lm.task_lm,
+        spec.name, settings.data.dataset_seed, len(splits.train), len(splits.dev), len(splits.test),
+        settings.classifier.task_lm,
     )  # fmt: skip
     task_lm.read_ahead([example.text for example in (*splits.train, *splits.dev)])
     # What loading the task LM drew is none of the policy's business.
@@ -93,19 +93,17 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         head_init_gain=settings.models.head_init_gain,
         head=settings.models.rew_head,
     )
+    reward_model.config.trained_on = {
+        "task": "prompt", "dataset": spec.name, "task_lm": settings.classifier.task_lm,
+        "agg_func": settings.reward.agg_func,
+    }  # fmt: skip
     reward_model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` lacks devices
     if settings.models.rew_freeze_backbone:
         reward_model.backbone.requires_grad_(False)
     describe("policy", policy.adaptor, policy.lm)
     describe("reward model", reward_model)
     train_scorer, dev_scorer, test_scorer = (
-        PromptScorer(
-            task_lm,
-            examples,
-            settings.preference.correct_coeff,
-            settings.preference.incorrect_coeff,
-            processes=run.processes,
-        )
+        PromptScorer(task_lm, examples, **vars(settings.preference), processes=run.processes)
         for examples in (splits.train, splits.dev, splits.test)
     )
 
@@ -159,7 +157,9 @@ def save_models(folder: RunFolder, policy: PromptPolicy, reward_model: TokenRewa
 
     policy.save_pretrained(folder.policy)
     check_saved("policy", folder.policy, writes(policy), lambda: writes(PromptPolicy.from_pretrained(folder.policy)))
-    reward_model.save_pretrained(folder.reward_model)
+    with write_folder_atomic(folder.reward_model) as temporary:
+        reward_model.save_pretrained(temporary)
+        ReplyFormat(policy.tokenizer, False, policy.settings["source_str"], special_tokens=False).save(temporary)
     check_saved(
         "reward model", folder.reward_model, few_numbers(reward_model),
         lambda: few_numbers(TokenRewardModel.from_pretrained(folder.reward_model)),
@@ -252,7 +252,7 @@ def _results(
         "candidates": len(trainer.candidates),
         "failed_candidates": sum(c.error is not None for c in trainer.candidates.best()),
         "rows_left_out": splits.left_out,
-        "task_lm": settings.task_lm.task_lm,
+        "task_lm": settings.classifier.task_lm,
         "policy_lm": settings.models.policy_lm,
     }
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from common.aggregation import AGGREGATIONS
 from common.data_files import TSV_QUOTING
 from common.errors import UserError
 from common.token_reward_model import HEADS
@@ -141,7 +140,7 @@ class FewShotSettings(TaskSettings):
     """The options of the prompt task; see configs/fsc_config.yaml for what each means."""
 
     data: DataSettings
-    task_lm: TaskLMSettings
+    classifier: TaskLMSettings
     preference: PreferenceSettings
     models: ModelSettings
     reward: RewardSettings

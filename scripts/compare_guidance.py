@@ -103,8 +103,9 @@ def random_search(
         tokens = policy.sample(budget - len(prompts), generator, settings.policy.top_k, settings.policy.top_p).tokens
         prompts |= dict.fromkeys(policy.texts(tokens))
     candidates = [Candidate(prompt) for prompt in prompts]
-    coefficients = (settings.preference.correct_coeff, settings.preference.incorrect_coeff)
-    train, dev, test = (PromptScorer(task_lm, s, *coefficients) for s in (splits.train, splits.dev, splits.test))
+    train, dev, test = (
+        PromptScorer(task_lm, part, **vars(settings.preference)) for part in (splits.train, splits.dev, splits.test)
+    )
     with Progress(len(candidates), "random search", "prompt") as bar:
         for start in range(0, len(candidates), 16):
             score_candidates(train, candidates[start : start + 16], "train")
@@ -179,15 +180,10 @@ def run_place(place: Place, methods: list[str], overrides: list[str]) -> None:
     base = read_command(common_words)
     settings = base.settings
     set_quiet(settings.run.quiet)
-    splits = load_few_shot_splits(
-        base.spec, settings.data.base_path, settings.data.num_shots, place.split, settings.data.tsv_quoting
-    )
+    splits = load_few_shot_splits(base.spec, **vars(settings.data))
     runtime = start_runtime(place.seed, settings.run.device, settings.run.num_threads, settings.run.matmul_precision)
     task_lm: Any = RememberingTaskLM(
-        load_task_lm(
-            settings.task_lm.task_lm, base.spec, runtime.device, settings.task_lm.is_mask_lm, settings.task_lm.task_lm_dtype,
-            settings.task_lm.scoring_tokens_per_batch, settings.task_lm.sentence_cache_mib,
-        )
+        load_task_lm(spec=base.spec, device=runtime.device, **vars(settings.classifier))
     )  # fmt: skip
     budget = 0
     for method in methods:

@@ -493,6 +493,7 @@ class SummaryRewardModel:
 
     def __init__(self, model: TokenRewardModel, text_format: TextFormat, policy_format: TextFormat):
         use_cheap_layers(model)
+        model.checks_start = False  # it is put there below
         self.model = model
         self.format = text_format
         self.start = decoder_start(model.backbone.config, text_format.tokenizer) if model.is_encoder_decoder else ()
@@ -569,7 +570,7 @@ class SummaryRewardModel:
         """Write the model, its tokenizer and the text format."""
         with write_folder_atomic(folder) as temporary:
             self.model.save_pretrained(temporary, state_dict=merged_state_dict(self.model))
-            self.format.tokenizer.save_pretrained(temporary)
+            self.format.reply_format().save(temporary)
             _write_format(temporary, self.format)
 
     @classmethod

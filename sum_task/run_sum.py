@@ -74,8 +74,9 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     # Data and models.
     splits = load_splits(**vars(settings.data))
     logger.info(
-        "%s: %d train, %d validation, %d test rows, left out %s", settings.data.dataset_name or settings.data.train_file,
-        len(splits.train), len(splits.validation), len(splits.test), splits.left_out,
+        "%s: %d train, %d validation, %d test rows, left out %s",
+        settings.data.dataset_name or settings.data.train_file, len(splits.train), len(splits.validation),
+        len(splits.test), splits.left_out,
     )  # fmt: skip
     rows = settings.policy.per_device_train_batch_size * settings.policy.gradient_accumulation_steps * processes.count
     settings.policy.check_rows(min(rows, len(splits.train)))
@@ -86,8 +87,13 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     )
     policy = load_policy(settings.models, settings.text, settings.evaluation)
     reward = load_reward_model(settings.models, settings.text, policy) if settings.policy.uses_rewards else None
-    if reward is not None and settings.policy.needs_expectation:
-        reward.check_expectations()
+    if reward is not None:
+        reward.model.config.trained_on = {
+            "task": "summary", "dataset": settings.data.dataset_name or settings.data.train_file,
+            "preference": settings.reward.preference, "agg_func": settings.reward.agg_func,
+        }  # fmt: skip
+        if settings.policy.needs_expectation:
+            reward.check_expectations()
     for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
         add_adapters(model, settings.models.lora_rank, settings.models.lora_alpha)
         if settings.models.gradient_checkpointing:

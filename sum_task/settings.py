@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from common.aggregation import AGGREGATIONS
 from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS
 from common.errors import UserError
 from common.token_reward_model import HEADS

@@ -1,7 +1,7 @@
 """Options as data: dataclasses in groups, which OmegaConf checks as structured configs.
 
-A task's settings are a dataclass of groups, and a group is what one part of the code reads. Names are flat on the command
-line and in files: an option that two parts read is a field of both groups and has one value.
+A task's settings are a dataclass of groups, and a group is what one part of the code reads. Names are flat on the
+command line and in files: an option that two parts read is a field of both groups and has one value.
 """
 
 import dataclasses
