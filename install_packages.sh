@@ -8,6 +8,7 @@
 # On Linux the usual index brings torch with CUDA; for the much smaller build without, set
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for the first call.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/help.sh"
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 venv="${VENV:-$root/.venv}"

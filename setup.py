@@ -54,9 +54,14 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    # `configs` holds YAML only; as a package it lands beside the runners, which look for it at ../configs.
-    packages=[*find_packages(include=["chat_task*", "common*", "prompt_task*", "sum_task*"]), "configs"],
-    package_data={"common": ["builtin/**/*", "reporting/*.html.j2"], "configs": ["**/*.yaml"]},
+    # Beside each other as in a checkout: `configs` holds YAML only, `scripts` the programs that belong to no task.
+    packages=[*find_packages(include=["chat_task*", "common*", "prompt_task*", "sum_task*"]), "configs", "scripts"],
+    package_data={
+        "common": ["builtin/**/*", "reporting/*.html.j2"],
+        "configs": ["**/*.yaml"],
+        "scripts": ["published_results.yaml", "sweep_*.sh"],
+    },
+    entry_points={"console_scripts": ["token-guidance = common.training.console:start"]},
     include_package_data=False,
     install_requires=DEPENDENCIES,
     extras_require={

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 
 from chat_task.settings import ChatSettings
 from common.training.command_line import ROOT, CommandLine
+from common.training.console import as_typed
 
 DEFAULTS = ROOT / "configs" / "chat_config.yaml"
 
 COMMAND = CommandLine(
-    ChatSettings, DEFAULTS, "run_chat.py", "Learns token, segment or sequence rewards from ranked replies."
+    ChatSettings,
+    DEFAULTS,
+    as_typed("python chat_task/run_chat.py"),
+    "Learns token, segment or sequence rewards from ranked replies.",
 )
 
 

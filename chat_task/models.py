@@ -29,6 +29,10 @@ def load_reward_model(settings: ChatSettings) -> tuple[TokenRewardModel, ReplyFo
         model = TokenRewardModel.from_backbone(
             source, settings.bound, settings.head_hidden_size, settings.head_init_gain, head=settings.rew_head
         )
+    model.config.trained_on = {
+        "task": "chat", "dataset": settings.dataset_name or settings.train_file, "granularity": settings.granularity,
+        "agg_func": settings.agg_func,
+    }  # fmt: skip
     tokenizer = load_tokenizer(AutoTokenizer, source)
     if settings.chat_template is not None:
         tokenizer.chat_template = read_text(Path(settings.chat_template).expanduser())

@@ -1,11 +1,10 @@
-"""The learned reward of each token of replies.
+"""The learned reward of each token of replies, summaries or prompts: of a reward model that any task has saved.
 
 python chat_task/score_tokens.py --model RUN/reward_model --input FILE > rewards.jsonl
 python chat_task/score_tokens.py --model RUN/reward_model --input FILE --limit 5 --form color
 python chat_task/score_tokens.py --model RUN/reward_model --input FILE --html tokens.html
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,20 +20,22 @@ from common.reporting.report import Report, TokenRewards
 from common.reporting.terminal import coloured
 from common.segments import SPREADS
 from common.token_reward_model import TokenRewardModel
+from common.training.console import Parser
 from common.training.files import json_text
 from common.training.runtime import choose_device
 
 FORMS = ("color", "json")
-REPLY_COLUMNS = ("completions", "chosen", "rejected", "reply", "completion", "response", "output")
+PROMPT_COLUMNS = ("prompt", "source")
+REPLY_COLUMNS = ("completions", "chosen", "rejected", "reply", "completion", "response", "output", "prediction")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, score the replies and show them."""
     transformers_logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(prog="score_tokens.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("chat_task/score_tokens.py", __doc__)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="reward_model folder of a run")
     parser.add_argument("--input", required=True, metavar="FILE", help=f"prompts and replies: {', '.join(FILE_TYPES)}")
-    parser.add_argument("--prompt_column", default="prompt", metavar="NAME", help="column of prompts, if any (prompt)")
+    parser.add_argument("--prompt_column", metavar="NAME", help="column of prompts, if any (prompt, or source)")
     parser.add_argument(
         "--reply_columns", metavar="NAMES", help=f"columns of replies or lists of them ({', '.join(REPLY_COLUMNS)})"
     )
@@ -84,9 +85,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _replies(
-    where: str, row: Mapping[str, Any], prompt_column: str, columns: Sequence[str]
+    where: str, row: Mapping[str, Any], prompt_column: str | None, columns: Sequence[str]
 ) -> list[tuple[str, Text, Text]]:
     """Column, prompt and text of each reply of a row."""
+    prompt_column = prompt_column or next((name for name in PROMPT_COLUMNS if name in row), "prompt")
     prompt = "" if row.get(prompt_column) is None else text_or_messages(row[prompt_column], prompt_column)
     replies: list[tuple[str, Text, Text]] = []
     for column in columns:

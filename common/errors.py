@@ -1,6 +1,7 @@
 """How a command ends early: for a user's mistake (exit code 2) or a signal (130, 143), each with one clear line."""
 
 import difflib
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -38,9 +39,18 @@ class Interrupted(Exception):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the allowed name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    """Return ``"; did you mean 'x'?"`` for the allowed name closest to `name`, or an empty string if none is close.
+
+    Close is what differs in few letters, and what has `name` as one of its parts, as ``num_train_epochs`` has
+    ``epochs``.
+    """
+    names = {str(candidate).lstrip("-"): candidate for candidate in allowed}  # dashes make all flags alike
+    core = name.lstrip("-")
+    close = difflib.get_close_matches(core, names, n=1, cutoff=0.65)
+    if not close and len(core) > 2:
+        parts = re.compile(rf"(^|[_-]){re.escape(core)}")
+        close = sorted(filter(parts.search, names), key=len)[:1]
+    return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 
 def exit_with(error: UserError) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
@@ -10,7 +11,7 @@ from common.errors import UserError
 from common.language_models.pretrained import load_pretrained
 from common.language_models.replies import ReplyFormat, Text
 from common.language_models.token_carry import Span
-from common.reply_rewards import RewardReading, padded, reply_entropies
+from common.reply_rewards import READING_FILE, RewardReading, padded, reply_entropies
 from common.segments import segment_ends, spread_segments
 from common.token_reward_model import TokenRewardModel
 
@@ -64,6 +65,7 @@ def score_texts(
         raise UserError("texts need a tokenizer: save the reward model with its own, and load that folder")
     reply_format = ReplyFormat.load(folder, model.is_encoder_decoder)
     reading = RewardReading.load(folder)
+    reads_ends = not Path(folder, READING_FILE).is_file()  # trained on summaries or prompts, whose every token counts
     if normalized and reading.normalizer is None:
         raise ValueError("normalized: the reward model has no fitted normaliser")
     entropy_model = load_entropy_model(reading, model.is_encoder_decoder, model.device)
@@ -78,7 +80,8 @@ def score_texts(
         entropies = None
         if entropy_model is not None:
             entropies = reply_entropies(entropy_model, prompt_ids, ids, (prompt_mask, mask))
-        last = torch.tensor([len(reply.ids) - 1 if reply.has_end else -1 for reply in replies], device=ids.device)
+        unread = [len(reply.ids) - 1 if reply.has_end and not reads_ends else -1 for reply in replies]
+        last = torch.tensor(unread, device=ids.device)
         is_end = torch.arange(ids.shape[1], device=ids.device) == last.unsqueeze(1)
         ends = segment_ends(reading.granularity, mask, is_end, entropies, reading.cut)
         scores = raw.masked_fill(~ends, 0).sum(-1) / ends.sum(-1)

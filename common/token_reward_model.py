@@ -7,6 +7,7 @@ without a bias; ``likelihood`` takes the token's log-probability by the backbone
 import inspect
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -141,6 +142,7 @@ class TokenRewardConfig(PreTrainedConfig):
         head_init_gain: gain of that head's Xavier-uniform initialisation; its biases start at minus this number.
             With the published gain of 1e-4 and learning rate, all rewards are equal to the last bit for the first
             dozens of steps.
+        trained_on: what it was trained on, as the run that saved it says: task, data set, preference and so on.
         states_width, encodes_alone: what the backbone answered when it was asked: width of its states (None: not asked
             yet, or its ``hidden_size``), and whether padding changes its encoder's states, so that sources are read
             with those of their length only.
@@ -153,6 +155,7 @@ class TokenRewardConfig(PreTrainedConfig):
     head: str = "after"
     head_hidden_size: int = 2048
     head_init_gain: float = 1e-4
+    trained_on: dict[str, Any] | None = None
     states_width: int | None = None
     encodes_alone: bool = False
 
@@ -233,6 +236,7 @@ class TokenRewardModel(PreTrainedModel):
             )
         # In float32 also on a half-precision backbone: in bf16's 8 bits tokens, and whole sequences, would tie.
         self.head.to(at_least_float32(torch.empty(0, dtype=self.backbone.dtype)).dtype)
+        self.checks_start = True  # of the first batch; who puts the start token there himself sets it off
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
 
@@ -643,6 +647,7 @@ class TokenRewardModel(PreTrainedModel):
             ids, real, columns = _pack(
                 decoder_input_ids, decoder_attention_mask, "decoder_input_ids", "decoder_attention_mask"
             )
+            self._check_start(ids)
             sources = self._sources(input_ids, attention_mask, encoder_outputs, num_sequences=token_ids.shape[0])
             inputs = sources | {"decoder_input_ids": ids}
         else:
@@ -660,6 +665,19 @@ class TokenRewardModel(PreTrainedModel):
             # No real token sees the padding behind it: a causal mask alone is right, and the fast path of attention.
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return _Read(ids, real, columns, token_ids.shape[1], targets_from), inputs
+
+    def _check_start(self, ids: Tensor) -> None:
+        """Warn of sequences without the start token. The first batch tells: looking at each would hold up a GPU."""
+        start = decoder_start_id(self.backbone.config)
+        if not self.checks_start or start is None:
+            return
+        self.checks_start = False
+        if bool((ids[:, 0] != start).any()):
+            warnings.warn(
+                f"decoder_input_ids: a sequence begins without the start token {start}, behind which alone its rewards "
+                "are right; with_start_token puts it before sequences",
+                stacklevel=2,
+            )
 
     def _with_output(self, read: "_Read", inputs: dict[str, Any]) -> "_Read":
         """The same with what the backbone says."""
@@ -777,3 +795,7 @@ def _pack(token_ids: Tensor, mask: Tensor | None, ids_name: str, mask_name: str)
     longest = int(real.sum(dim=-1).max())
     positions = (~real).to(torch.uint8).argsort(dim=-1, stable=True)[:, :longest]
     return token_ids.masked_fill(~real, 0).gather(1, positions), real.gather(1, positions), positions
+
+
+AutoConfig.register(TokenRewardConfig.model_type, TokenRewardConfig, exist_ok=True)
+AutoModel.register(TokenRewardConfig, TokenRewardModel, exist_ok=True)

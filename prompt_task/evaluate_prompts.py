@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.data_files import is_table, read_lines, read_rows, read_text, text_cell
 from common.errors import UserError, nearest, run_command
+from common.training.console import as_typed
 from common.training.files import check_output
 from common.training.progress import set_quiet
 from common.training.runtime import start_runtime
@@ -82,7 +83,7 @@ def main() -> int:
     transformers_logging.disable_progress_bar()
     words = sys.argv[1:]
     if "--help" in words or "-h" in words:
-        print(__doc__)
+        print(as_typed(__doc__ or ""))
         return 0
     command = read_command(words, OWN_OPTIONS)
     settings, spec, own = command.settings, command.spec, command.extra

@@ -5,7 +5,6 @@ A file holds a header and one example a row; `common.data_files.read_tsv` says w
 
 import dataclasses
 import logging
-import os
 import re
 import shlex
 from collections import Counter
@@ -21,6 +20,7 @@ from yaml import YAMLError
 from common.builtin import resolve
 from common.data_files import read_tsv
 from common.errors import UserError, nearest
+from common.training.console import ROOT, as_typed
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +180,12 @@ def split_folder(base_path: str | Path, name: str, num_shots: int, dataset_seed:
     return Path(base_path) / f"{num_shots}-shot" / name / f"{num_shots}-{SPLIT_NAMES[dataset_seed]}"
 
 
+def find_split(base_path: str, name: str, num_shots: int, dataset_seed: int) -> Path:
+    """The folder of one split below `base_path`: from the current folder or, if it is not there, from the project's."""
+    folder = split_folder(resolve(base_path), name, num_shots, dataset_seed)
+    return folder if folder.is_dir() or not (ROOT / folder).is_dir() else ROOT / folder
+
+
 def load_few_shot_splits(
     spec: DatasetSpec, base_path: str, num_shots: int, dataset_seed: int, tsv_quoting: str = "auto"
 ) -> FewShotSplits:
@@ -187,7 +193,7 @@ def load_few_shot_splits(
 
     Args:
         spec: the data set.
-        base_path: folder that holds ``16-shot``, or ``builtin/data``.
+        base_path: folder that holds ``16-shot``, see `find_split`, or ``builtin/data``.
         num_shots: examples a class in train and in dev.
         dataset_seed: 0..4, the splits named 100, 13, 21, 42 and 87.
         tsv_quoting: see `common.data_files.read_tsv`.
@@ -200,7 +206,7 @@ def load_few_shot_splits(
         raise UserError(f"dataset_seed: {dataset_seed} is not one of 0..{len(SPLIT_NAMES) - 1}")
     if num_shots < 1:
         raise UserError(f"num_shots: {num_shots} is out of range; it must be at least 1")
-    folder = split_folder(resolve(base_path), spec.name, num_shots, dataset_seed)
+    folder = find_split(base_path, spec.name, num_shots, dataset_seed)
     _check_present(folder, spec, base_path, num_shots, dataset_seed)
     splits, left_out = {}, {}
     for split in SPLITS:
@@ -253,13 +259,12 @@ def read_examples(path: str | Path, num_classes: int, tsv_quoting: str = "auto")
 
 def prepare_command(spec: DatasetSpec, base_path: str, num_shots: int, dataset_seed: int) -> str:
     """The command that builds a split, to be typed in the current working directory."""
-    script = os.path.relpath(Path(__file__).resolve().parent.parent / "scripts" / "prepare_fsc_data.py")
-    words = ["python", script, f"--dataset={spec.name}", f"--base_path={base_path}", f"--dataset_seeds={dataset_seed}"]
+    words = [f"--dataset={spec.name}", f"--base_path={base_path}", f"--dataset_seeds={dataset_seed}"]
     if num_shots != 16:
         words.append(f"--num_shots={num_shots}")
     if spec.hub_id is None:
         words += ["--train_file=TRAIN.csv", "--test_file=TEST.csv"]
-    return shlex.join(words)
+    return f"{as_typed('python scripts/prepare_fsc_data.py')} {shlex.join(words)}"
 
 
 def _check_present(folder: Path, spec: DatasetSpec, base_path: str, num_shots: int, dataset_seed: int) -> None:

@@ -18,9 +18,12 @@ from transformers.utils import logging as transformers_logging
 
 from common.builtin import resolve
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
+from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree
+from common.training.console import as_typed
+from common.training.files import write_folder_atomic
 from common.training.launcher import honour_launcher
 from common.training.random_keys import Purpose, seed_global
 from common.training.run import Run, RunOptions, open_run
@@ -95,6 +98,9 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         head_init_gain=settings.head_init_gain,
         head=settings.rew_head,
     )
+    reward_model.config.trained_on = {
+        "task": "prompt", "dataset": spec.name, "task_lm": settings.task_lm, "agg_func": settings.agg_func,
+    }  # fmt: skip
     reward_model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` lacks devices
     if settings.rew_freeze_backbone:
         reward_model.backbone.requires_grad_(False)
@@ -153,7 +159,9 @@ def save_models(folder: RunFolder, policy: PromptPolicy, reward_model: TokenRewa
 
     policy.save_pretrained(folder.policy)
     check_saved("policy", folder.policy, writes(policy), lambda: writes(PromptPolicy.from_pretrained(folder.policy)))
-    reward_model.save_pretrained(folder.reward_model)
+    with write_folder_atomic(folder.reward_model) as temporary:
+        reward_model.save_pretrained(temporary)
+        ReplyFormat(policy.tokenizer, False, policy.settings["source_str"], special_tokens=False).save(temporary)
     check_saved(
         "reward model", folder.reward_model, few_numbers(reward_model),
         lambda: few_numbers(TokenRewardModel.from_pretrained(folder.reward_model)),
@@ -295,7 +303,7 @@ def main() -> int:
     transformers_logging.disable_progress_bar()
     words = sys.argv[1:]
     if any(word in ("--help", "-h") for word in words):
-        print(help_text("python prompt_task/run_fsc.py"))
+        print(as_typed(help_text("python prompt_task/run_fsc.py")))
         return 0
     if any(word in ("--multirun", "-m") for word in words):
         check_sweep(words)

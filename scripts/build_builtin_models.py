@@ -9,7 +9,6 @@ same type. The figures of each part are printed and written to models.json. Wher
 written and the command ends with exit code 1.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -53,6 +52,8 @@ from common.builtin.review_grammar import (
     write_review,
     write_verdict,
 )
+from common.errors import run_command
+from common.training.console import Parser
 from common.training.files import write_folder_atomic, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 PARTS = ("masked-lm", "causal-lm", "seq2seq", "data")
@@ -608,7 +609,7 @@ def broken_bounds(parts: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/build_builtin_models.py", __doc__)
     default = Path(__file__).resolve().parent.parent / "common" / "builtin"
     parser.add_argument("--output", type=Path, default=default, help="folder for the parts (default: common/builtin)")
     parser.add_argument(
@@ -643,4 +644,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

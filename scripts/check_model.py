@@ -5,7 +5,6 @@ python scripts/check_model.py gpt2 --as reward_model
 python scripts/check_model.py roberta-large --as task_lm --verbalizers " bad" " good"
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from common.language_models.capabilities import (
 )
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.token_reward_model import TokenRewardModel
+from common.training.console import Parser
 from prompt_task.few_shot_data import DatasetSpec
 from prompt_task.task_lm import MaskedTaskLM, load_task_lm
 from sum_task.batching import TextFormat
@@ -107,7 +107,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Read the command line and print the table."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    parser = argparse.ArgumentParser(prog="check_model.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("scripts/check_model.py", __doc__)
     parser.add_argument("name", metavar="NAME_OR_FOLDER", help="hub id, folder, or built-in model")
     parser.add_argument("--as", dest="role", choices=ROLES, default="policy", help="its role (policy)")
     parser.add_argument("--target_language", metavar="CODE", help="of a multilingual tokenizer")

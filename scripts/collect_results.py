@@ -23,7 +23,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -47,6 +47,7 @@ from common.reporting.run_table import (
     paired,
     seed_text,
 )
+from common.training.console import Parser
 from common.training.files import write_bytes_atomic, write_text_atomic
 from common.training.tracking import read_metrics
 from prompt_task import settings as fsc_settings
@@ -121,13 +122,8 @@ def main() -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _arguments() -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("scripts/collect_results.py", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders that hold some")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the files go; without it nothing is written")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two methods, such as agg_func=max agg_func=avg")

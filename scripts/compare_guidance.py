@@ -12,7 +12,6 @@ The table, mean (std) of the test accuracy over splits and seeds, is printed and
 table.json. Everything after the flags is an option of run_fsc.py, common to all runs.
 """
 
-import argparse
 import json
 import logging
 import statistics
@@ -27,6 +26,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.progress import Progress, set_quiet
 from common.training.random_keys import Purpose
@@ -135,7 +135,7 @@ def random_search(
 
 def main() -> int:
     """Run all methods on all splits and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/compare_guidance.py", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for run folders and tables")
     parser.add_argument("--dataset_seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--random_seeds", type=int, nargs="+", help="on each split; without it the split's own number")

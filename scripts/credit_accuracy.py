@@ -9,17 +9,19 @@ others, as a mean over the texts that have both. Beside the reward stand what it
 log-probability and entropy of the language model that the reward model started from (read off the run's results.json,
 or --language_model), and random numbers, as a mean over 100 draws. Prompts and texts are tokenized as by the run.
 
+Where lines also have `right`, for each span the words that belong there, each is put in place of its span: how often is
+the reward of the first token that differs higher for the right words than for the wrong ones, in the same state?
+
 Writes table.md, table.json and credit.png.
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from common.errors import UserError, run_command
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.token_reward_model import TokenRewardModel
+from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.runtime import choose_device
 from sum_task.models import FORMAT_FILE, SummaryRewardModel, decoder_start
@@ -47,6 +50,14 @@ class MarkedText:
     text: str
     spans: tuple[tuple[int, int], ...]
     prompt: str = ""
+    right: tuple[str, ...] = ()
+
+    def corrected(self) -> list["MarkedText"]:
+        """The text with one span corrected, for each of them."""
+        spans = zip(self.spans, self.right, strict=bool(self.right))
+        return [
+            MarkedText(self.text[:start] + words + self.text[end:], (), self.prompt) for (start, end), words in spans
+        ]
 
 
 def area_under_curve(suspicion: Sequence[float], wrong: Sequence[bool]) -> float | None:
@@ -102,16 +113,8 @@ class Reader:
 def measure(rows: Sequence[MarkedText], reader: Reader, reward: TokenRewardModel, language_model: Any | None) -> Table:
     """Of each text which tokens are wrong, and how suspicious each measure finds them."""
     found = []
-    device = next(reward.parameters()).device
     for row in rows:
-        inputs, offsets, first = reader.inputs(row, device)
-        values = {"reward": (-reward(**inputs, targets_from=first)[0, first:]).tolist()}
-        values["position"] = [place / len(offsets) for place in range(len(offsets))]
-        if language_model is not None:
-            logits = language_model(**inputs, use_cache=False).logits[0, first - 1 : -1].float().log_softmax(-1)
-            target = inputs["decoder_input_ids" if reader.start else "input_ids"][0, first:]
-            values["log-probability"] = (-logits.gather(1, target.unsqueeze(1)).squeeze(1)).tolist()
-            values["entropy"] = (-(logits.exp() * logits.clamp(min=-1e4)).sum(-1)).tolist()
+        _, offsets, values = _suspicions(row, reader, reward, language_model)
         is_wrong = marked(offsets, row.text, row.spans)
         kept = [place for place, wrong in enumerate(is_wrong) if wrong is not None]
         found.append(
@@ -121,6 +124,45 @@ def measure(rows: Sequence[MarkedText], reader: Reader, reward: TokenRewardModel
             )
         )
     return found
+
+
+def _suspicions(
+    row: MarkedText, reader: Reader, reward: TokenRewardModel, language_model: Any | None
+) -> tuple[list[int], list[tuple[int, int]], dict[str, list[float]]]:
+    """The tokens of a text, their characters, and how suspicious each measure finds them."""
+    inputs, offsets, first = reader.inputs(row, next(reward.parameters()).device)
+    target = inputs["decoder_input_ids" if reader.start else "input_ids"][0, first:]
+    values = {"reward": (-reward(**inputs, targets_from=first)[0, first:]).tolist()}
+    values["position"] = [place / len(offsets) for place in range(len(offsets))]
+    if language_model is not None:
+        logits = language_model(**inputs, use_cache=False).logits[0, first - 1 : -1].float().log_softmax(-1)
+        values["log-probability"] = (-logits.gather(1, target.unsqueeze(1)).squeeze(1)).tolist()
+        values["entropy"] = (-(logits.exp() * logits.clamp(min=-1e4)).sum(-1)).tolist()
+    return target.tolist(), offsets, values
+
+
+@torch.no_grad()
+def swap_accuracy(
+    rows: Sequence[MarkedText], reader: Reader, reward: TokenRewardModel, language_model: Any | None
+) -> dict[str, float]:
+    """How often each measure finds the wrong words of a span more suspicious than the right ones, and of how many.
+
+    Compared is the first token that differs: both stand in the same state. Ties count one half.
+    """
+    wins: dict[str, list[float]] = {}
+    for row in rows:
+        wrong_tokens, _, wrong = _suspicions(row, reader, reward, language_model)
+        for other in row.corrected():
+            right_tokens, _, right = _suspicions(other, reader, reward, language_model)
+            pairs = enumerate(zip(wrong_tokens, right_tokens, strict=False))
+            place = next((place for place, (one, two) in pairs if one != two), None)
+            if place is None:
+                continue
+            for name in wrong.keys() - {"position", "entropy"}:  # which say the same of both
+                gap = wrong[name][place] - right[name][place]
+                wins.setdefault(name, []).append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
+    count = len(next(iter(wins.values()), []))
+    return {name: sum(each) / count for name, each in sorted(wins.items(), reverse=True)} | {"spans": count}
 
 
 def areas(measured: Table, draws: int = RANDOM_DRAWS, seed: int = 0) -> dict[str, dict[str, float | None]]:
@@ -162,26 +204,24 @@ def read_rows(path: str, limit: int | None = None) -> list[MarkedText]:
             cells = json.loads(line)
             text, prompt = cells["text"], cells.get("prompt") or ""
             spans = tuple((int(start), int(end)) for start, end in cells["spans"])
+            right = tuple(cells.get("right") or ())
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{where}: needs a text and spans, pairs of characters [start, end]") from None
         if not isinstance(text, str) or not isinstance(prompt, str) or not text.strip():
             raise UserError(f"{where}: text and prompt must be texts, and the text not blank")
+        if right and (len(right) != len(spans) or not all(isinstance(words, str) for words in right)):
+            raise UserError(f"{where}: right must hold a text for each of the {len(spans)} spans")
         if any(not 0 <= start < end <= len(text) for start, end in spans):
             raise UserError(f"{where}: a span lies outside of the text's {len(text)} characters, or is empty")
-        rows.append(MarkedText(text, spans, prompt))
+        rows.append(MarkedText(text, spans, prompt, right))
     if not any(row.spans for row in rows):
         raise UserError(f"--input: '{path}' holds no text with a span")
     return rows
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Read, measure, write."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("scripts/credit_accuracy.py", __doc__)
     parser.add_argument("--reward_model", required=True, metavar="FOLDER", help="of a run of any task")
     parser.add_argument("--input", required=True, metavar="FILE", help="jsonl file of texts with spans")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
@@ -211,9 +251,14 @@ def main(words: Sequence[str] | None = None) -> int:
         cells = " | ".join("-" if value is None else f"{value:.3f}" for value in found.values())
         lines.append(f"| {measure_name} | {cells} |")
     text = "\n".join(lines)
+    corrected = [row for row in rows if row.right]
+    swaps = swap_accuracy(corrected, reader, reward, language_model) if corrected else None
+    if swaps is not None:
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in swaps.items() if name != "spans")
+        text += f"\n\nright words preferred to wrong ones at {swaps['spans']} spans: {shares}"
     options.output.mkdir(parents=True, exist_ok=True)
     write_text_atomic(options.output / "table.md", text + "\n")
-    write_json_atomic(options.output / "table.json", {"texts": len(rows), "areas": table})
+    write_json_atomic(options.output / "table.json", {"texts": len(rows), "areas": table, "swaps": swaps})
     draw(table, options.output / "credit.png")
     print(text)
     for file in ("table.md", "table.json", "credit.png"):
@@ -278,4 +323,4 @@ def _load(options: argparse.Namespace, language_model: str | None) -> tuple[Toke
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(main)

@@ -7,17 +7,15 @@ one for the advantage: the reward less what the run's policy expects in its plac
 rewards from the lowest to the highest, advantages around 0. Wrong words are underlined.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.errors import UserError, run_command
 from common.reporting.report import LIGHT_TOKENS, TOKEN_LEVELS, TokenRewards
+from common.training.console import Parser
 from scripts.credit_accuracy import MarkedText, marked, read_rows
 from sum_task.data import Row
 from sum_task.models import SummaryPolicy, SummaryRewardModel
@@ -77,14 +75,9 @@ def draw(lines: Sequence[TokenRewards], row: MarkedText, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Read, judge, draw."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("scripts/draw_credit.py", __doc__)
     parser.add_argument("--runs", required=True, nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--input", required=True, metavar="FILE", help="jsonl file of texts with spans")
     parser.add_argument("--row", type=int, default=0, metavar="N", help="which of its texts, from 0")
@@ -100,4 +93,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(main)

@@ -8,7 +8,6 @@ reached, from Debian's and Ubuntu's package `wordnet-base`: the installed one, o
 installed, which needs no administrator if the package lists are there. Both hold WordNet 3.0.
 """
 
-import argparse
 import io
 import shutil
 import socket
@@ -23,6 +22,7 @@ import nltk.data
 from nltk.downloader import Downloader
 
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from common.training.files import write_folder_atomic
 
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
@@ -96,9 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def read_options(words: Sequence[str] | None) -> Path | None:
     """The folder that the command line names, if it does."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser("scripts/install_wordnet.py", __doc__)
     parser.add_argument(
         "--to", type=Path, metavar="FOLDER", help="an nltk_data folder (default: that of this Python environment)"
     )

@@ -8,12 +8,11 @@ rows (ROUGE, METEOR, length, novelty) as table.md and table.json. Everything but
 of run_sum.py and says which rows are tested, so that the figures stand beside those of a run with the same options.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from sum_task.command_line import read_command
 from sum_task.data import load_splits
@@ -26,7 +25,7 @@ FIGURES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "length", "novel
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/lead_summaries.py", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the table")
     parser.add_argument("--sentences", type=int, nargs="+", default=[1, 3], help="lengths to measure")
     arguments, rest = parser.parse_known_args(words)
@@ -54,4 +53,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(main)

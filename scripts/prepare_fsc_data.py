@@ -19,6 +19,7 @@ from typing import Any
 
 from common.data_files import FILE_TYPES, TSV_QUOTING, is_table, read_rows, tsv_text
 from common.errors import UserError, nearest, run_command
+from common.training.console import Parser
 from common.training.files import write_folder_atomic, write_text_atomic
 from prompt_task.few_shot_data import SPLIT_NAMES, DatasetSpec, Example, split_folder
 
@@ -95,9 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line and check each option by itself."""
-    own = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    own = Parser("scripts/prepare_fsc_data.py", __doc__)
     add = own.add_argument
     add("--dataset", required=True, help="a file of configs/dataset, such as agnews, or the path of a YAML of your own")
     add("--base_path", default="./data", help="folder below which the splits go (default: %(default)s)")
@@ -116,10 +115,7 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     add("--label_column", help="column of the label (default: the data set's)")
     add("--labels", nargs="+", help="values of the label column in the verbalizers' order (default: the data set's)")
     add("--overwrite", action="store_true", help="replace splits that are already there")
-    options, unknown = own.parse_known_args(words)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        raise UserError(f"unknown option '{flag}'{nearest(flag, [f'--{name}' for name in vars(options)])}")
+    options: argparse.Namespace = own.parse_args(words)
     if options.base_path.startswith("builtin/"):
         raise UserError(f"--base_path: '{options.base_path}' names what is shipped with the project; choose a folder")
     for seed in options.dataset_seeds:

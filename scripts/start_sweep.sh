@@ -1,12 +1,7 @@
 # What sweep_fsc.sh, sweep_sum.sh and sweep_chat.sh share; they source it with the task and their words. --help is their first comment.
 set -euo pipefail
 
-for word in "$@"; do
-    if [[ "$word" == --help || "$word" == -h ]]; then
-        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[1]}"
-        exit 0
-    fi
-done
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 [[ -z "${VENV:-}" || "$VENV" == /* ]] || export VENV="$PWD/$VENV"
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import hydra
 import yaml
@@ -38,6 +38,7 @@ from chat_task import run_chat
 from chat_task import settings as chat_settings
 from common.errors import Interrupted, UserError, nearest, run_command
 from common.training.checkpoint import latest_checkpoint
+from common.training.console import Parser, as_typed
 from common.training.run_folder import RunFolder, check_same_options
 from common.training.settings import plain_options
 from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
@@ -148,10 +149,14 @@ def main() -> int:
     """Plan the sweep, run it and say what came of it."""
     words = sys.argv[1:]
     if not words or words[0] not in TASKS:
-        raise UserError("the first word says which task: fsc, sum or chat (as in scripts/sweep_fsc.sh)")
+        if words and words[0] in ("--help", "-h"):
+            own = "".join(f"\n  bash scripts/sweep_{name}.sh --help" for name in TASKS)
+            print(as_typed(f"Runs of a task over data sets, seeds and options. Each task has its own words:\n{own}"))
+            return 0
+        raise UserError("the first word says which task: fsc, sum or chat")
     task = TASKS[words[0]]
     if any(word in ("--help", "-h") for word in words):
-        print(help_text(ROOT / "scripts" / f"sweep_{task.name}.sh"))
+        print(as_typed(help_text(ROOT / "scripts" / f"sweep_{task.name}.sh")))
         return 0
     flags, rest = _flags(words[1:], task)
     to_launcher = [word for word in rest if word.lstrip("+~").startswith("hydra.")]
@@ -180,14 +185,9 @@ def main() -> int:
     return print_end(output, len(found), bad)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def _flags(words: Sequence[str], task: Task) -> tuple[argparse.Namespace, list[str]]:
     """The sweep's own flags, and the words that are the runs'."""
-    parser = _Parser(prog=f"sweep_{task.name}.sh", add_help=False, allow_abbrev=False)
+    parser = Parser("scripts/sweep.py", None)
     parser.add_argument("--datasets")
     parser.add_argument("--seeds")
     parser.add_argument("--output")
@@ -491,7 +491,7 @@ def failures(plan: Plan, lost: str) -> dict[str, str]:
 def print_end(output: Path, count: int, bad: dict[str, str]) -> int:
     """Say what came of the runs, naming each that failed, and return the exit code."""
     print(f"\n{count - len(bad)} of {count} runs are complete")
-    print(f"python scripts/collect_results.py {shlex.quote(str(output))}")
+    print(as_typed(f"python scripts/collect_results.py {shlex.quote(str(output))}"))
     for name, reason in bad.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if bad else 0

@@ -5,6 +5,7 @@
 #     bash scripts/test.sh --slow                   # these and the slow ones
 #     bash scripts/test.sh tests/common -k list_mle # other arguments go to pytest
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 [[ -z "${VENV:-}" || "$VENV" == /* ]] || export VENV="$PWD/$VENV"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -9,7 +9,6 @@ step, is saved and loaded again; a reward model gives rewards to tokens and take
 LM is held against the plain model. What a family cannot do is one line; anything else is a defect and exit code 1.
 """
 
-import argparse
 import contextlib
 import datetime
 import functools
@@ -36,6 +35,7 @@ from common.grounding_loss import list_mle_loss
 from common.language_models.capabilities import agree, without_cache
 from common.policy_losses import reinforce_loss, reward_weighted_mle_loss
 from common.token_reward_model import TokenRewardModel
+from common.training.console import Parser
 from prompt_task.few_shot_data import DatasetSpec
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.task_lm import LeftToRightTaskLM, load_task_lm
@@ -423,7 +423,7 @@ def _quiet() -> Iterator[None]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, try the families and print or write the table."""
-    parser = argparse.ArgumentParser(prog="try_families.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("scripts/try_families.py", __doc__)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="all by default")
     parser.add_argument("--into", type=Path, metavar="FILE", help="replace the table that this file ends with")
     options = parser.parse_args(words)

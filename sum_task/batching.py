@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.language_models.line_breaks import LineBreak, decode_lines, line_break
+from common.language_models.replies import PLACE, ReplyFormat
 from common.training.files import write_folder_atomic
 from common.training.random_keys import Purpose, keyed_generator
 from common.training.runtime import upload
@@ -92,6 +93,18 @@ class TextFormat:
     def line_break(self) -> LineBreak | None:
         """How the vocabulary writes a line break, where it has only a mark for it."""
         return line_break(self.tokenizer)
+
+    def reply_format(self) -> ReplyFormat:
+        """The same for `TokenRewardModel.score_texts`, which knows nothing of languages and marks of line breaks."""
+        is_plain = self.source_language is None and self.target_language is None and self.line_break is None
+        return ReplyFormat(
+            self.tokenizer,
+            self.is_encoder_decoder,
+            f"{self.source_prefix}{PLACE}{'' if self.is_encoder_decoder else self.separator}",
+            self.max_source_length,
+            keeps_start=True,
+            refused=None if is_plain else "its languages or marks of line breaks need SummaryRewardModel",
+        )
 
     def describe(self) -> dict[str, Any]:
         """The plain settings, as they are saved beside a model."""

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 
 from common.training.command_line import ROOT, CommandLine, Option
+from common.training.console import as_typed
 from sum_task.settings import SummarizationSettings
 
 DEFAULTS = ROOT / "configs" / "sum_config.yaml"
 
 COMMAND = CommandLine(
-    SummarizationSettings, DEFAULTS, "run_sum.py", "Trains a summarizer with learned token-level guidance and tests it."
+    SummarizationSettings,
+    DEFAULTS,
+    as_typed("python sum_task/run_sum.py"),
+    "Trains a summarizer with learned token-level guidance and tests it.",
 )
 
 

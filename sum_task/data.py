@@ -322,6 +322,7 @@ def _hub_tables(name: str, config: str | None) -> dict[str, _HubTable]:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise UserError(
             f"dataset_name: cannot load {hub_id}: {reason}; train_file, validation_file and test_file read local files"
+            f"{'' if name in COLUMNS else nearest(name, COLUMNS)}"
         ) from error
     if not isinstance(dataset, DatasetDict):
         raise UserError(f"dataset_name: {hub_id} has no splits")

@@ -4,7 +4,6 @@ python sum_task/generate.py --model RUN/policy --input article.txt
 python sum_task/generate.py --model RUN/policy --input articles.jsonl --text_column document --output summaries.jsonl
 """
 
-import argparse
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from common.training.files import check_output, write_jsonl_atomic
 from common.training.progress import progress
 from common.training.runtime import choose_device
@@ -48,7 +48,7 @@ def summarize(
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, summarize, print or write."""
     transformers_logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(prog="generate.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("sum_task/generate.py", __doc__)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="policy folder of a run")
     parser.add_argument(
         "--input", required=True, metavar="FILE",

@@ -7,17 +7,16 @@ Source: Lavie & Agarwal (2007), "METEOR: An Automatic Metric for MT Evaluation w
 Human Judgments", as `nltk.translate.meteor_score` computes it (alpha 0.9, beta 3, gamma 0.5).
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from nltk.corpus import wordnet
 from nltk.stem.porter import PorterStemmer
 
 from common.errors import UserError
+from common.training.console import as_typed
 from sum_task.sentences import word_tokens
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
@@ -106,8 +105,8 @@ def require_wordnet() -> None:
         problem = f"METEOR needs WordNet, but nltk cannot read the one it finds ({error or type(error).__name__})"
     else:
         return
-    script = os.path.relpath(Path(__file__).resolve().parent.parent / "scripts" / "install_wordnet.py")
-    raise UserError(f"{problem}; either of these installs it: python -m nltk.downloader wordnet, or: python {script}")
+    command = as_typed("python scripts/install_wordnet.py")
+    raise UserError(f"{problem}; either of these installs it: python -m nltk.downloader wordnet, or: {command}")
 
 
 def _places(words: Iterable[tuple[int, str]]) -> dict[str, list[int]]:

@@ -493,6 +493,7 @@ class SummaryRewardModel:
 
     def __init__(self, model: TokenRewardModel, text_format: TextFormat, policy_format: TextFormat):
         use_cheap_layers(model)
+        model.checks_start = False  # it is put there below
         self.model = model
         self.format = text_format
         self.start = decoder_start(model.backbone.config, text_format.tokenizer) if model.is_encoder_decoder else ()
@@ -569,7 +570,7 @@ class SummaryRewardModel:
         """Write the model, its tokenizer and the text format."""
         with write_folder_atomic(folder) as temporary:
             self.model.save_pretrained(temporary, state_dict=merged_state_dict(self.model))
-            self.format.tokenizer.save_pretrained(temporary)
+            self.format.reply_format().save(temporary)
             _write_format(temporary, self.format)
 
     @classmethod
@@ -706,6 +707,15 @@ def load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) ->
     Raises:
         UserError: it cannot be loaded or cannot read sources of such a length.
     """
+    loaded = _load_reward_model(settings, policy)
+    loaded.model.config.trained_on = {
+        "task": "summary", "dataset": settings.dataset_name or settings.train_file, "preference": settings.preference,
+        "agg_func": settings.agg_func,
+    }  # fmt: skip
+    return loaded
+
+
+def _load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) -> SummaryRewardModel:
     if settings.rew_checkpoint_path is not None:
         return SummaryRewardModel.from_pretrained(settings.rew_checkpoint_path, policy.format)
     bound = "softplus" if settings.use_softplus else "sigmoid"

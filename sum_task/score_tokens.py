@@ -19,6 +19,7 @@ from common.language_models.line_breaks import line_break
 from common.language_models.token_carry import token_spans
 from common.reporting.report import Report, TokenRewards
 from common.reporting.terminal import coloured, printable
+from common.training.console import Parser
 from common.training.files import json_text
 from common.training.runtime import choose_device
 from sum_task.batching import Batch, pad
@@ -81,7 +82,7 @@ def token_texts(tokenizer: object, ids: Sequence[int]) -> list[str]:
 def main(words: Sequence[str] | None = None) -> int:
     """Read the command line, judge the summaries and show them."""
     transformers_logging.disable_progress_bar()
-    parser = argparse.ArgumentParser(prog="score_tokens.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser("sum_task/score_tokens.py", __doc__)
     parser.add_argument("--model", required=True, metavar="FOLDER", help="reward_model folder of a run")
     parser.add_argument("--input", metavar="FILE", help=f"file of articles and summaries: {', '.join(FILE_TYPES)}")
     parser.add_argument("--text_column", metavar="NAME", help="its column of articles (source)")

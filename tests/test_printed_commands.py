@@ -186,7 +186,9 @@ def small_prompt_run(words: Sequence[str]) -> list[str]:
     if "--config-name=builtin" in words:
         return PROMPT_RUN
     left_to_right = any("smollm2" in word or "task_lm=gpt2" in word for word in words)
-    return [*PROMPT_RUN, *PROMPT_MODELS, *(LEFT_TO_RIGHT if left_to_right else MASKED)]
+    # To the tiny tokenizers the published verbalizers of AG News are two tokens.
+    topics = ["dataset.verbalizers=[' World',' Sports',' Business',' Tech']"] if "dataset=agnews" in words else []
+    return [*PROMPT_RUN, *PROMPT_MODELS, *topics, *(LEFT_TO_RIGHT if left_to_right else MASKED)]
 
 
 def small_summary_run(words: Sequence[str]) -> list[str]:
@@ -262,7 +264,8 @@ PROGRAMS: dict[str, Program] = {
         lambda words: [*PROMPT_MODELS, *MASKED, "device=cpu"],
     ),
     "sum_task/run_sum.py": Program(
-        lambda words: read_summary_command([word for word in words if word != "--help"]), small_summary_run
+        lambda words: read_summary_command([word for word in words if word != "--help"]),
+        lambda words: [*small_summary_run(words), *([] if "--help" in words else ["--overwrite"])],
     ),
     "chat_task/run_chat.py": Program(read_chat_command, small_chat_run),
     "chat_task/score_tokens.py": Program(flags_of("chat_task.score_tokens"), lambda words: ["--device", "cpu"]),
@@ -295,7 +298,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "scripts/prepare_fsc_data.py": Program(
         flags_of("scripts.prepare_fsc_data"),
-        lambda words: ["--train_file", "TOPICS", "--test_file", "TOPICS", "--text_column", "text", "--num_shots", "2"],
+        lambda words: ["--train_file", "TOPICS", "--test_file", "OTHERS", "--text_column", "text", "--num_shots", "1"],
     ),
     "scripts/check_model.py": Program(flags_of("scripts.check_model"), not_run="it has tests"),
     "scripts/try_families.py": Program(flags_of("scripts.try_families"), not_run="it has tests"),
@@ -304,6 +307,8 @@ PROGRAMS: dict[str, Program] = {
     "scripts/sweep_chat.sh": Program(read_sweep("chat"), small_sweep(small_chat_run)),
     "scripts/sweep_sum.sh": Program(read_sweep("sum"), small_sweep(small_summary_run)),
     "scripts/quickstart.sh": Program(builtin_prompt_options, lambda words: PROMPT_RUN),
+    "install_packages.sh": Program(read_nothing),
+    "pip": Program(lambda words: None, not_run="tests/common/training/test_console.py installs it"),
     "scripts/test.sh": Program(read_nothing, not_run="it runs these very tests"),
     "scripts/benchmarks/gpu.sh": Program(
         flags_of("scripts.benchmarks.gpu"),
@@ -370,7 +375,7 @@ def test_a_wrong_option_would_be_found(text):
     ["python -m scripts.benchmarks.memory --bse_path X --way project", "accelerate launch --nm_processes=8 x.py"],
 )
 def test_a_flag_that_does_not_exist_would_be_found(text):
-    with pytest.raises(SystemExit):
+    with pytest.raises((SystemExit, UserError)):
         call = taken_apart(text)
         PROGRAMS[call.program].read(call.words)
 
@@ -401,8 +406,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("sst-2", "yelp-2"):
             tiny_models.write_splits(place / "DATA", name, tiny_models.TRAIN_TEXTS, 16, split)
         tiny_models.write_splits(place / "DATA", "agnews", topics, 16, split)
+    shutil.copy(ROOT / "configs" / "dataset" / "agnews.yaml", place / "mine.yaml")
     lines = [json.dumps({"text": text, "label": label}) for text, label in topics * 2]
     (place / "TOPICS.jsonl").write_text("\n".join(dict.fromkeys(lines)))
+    (place / "OTHERS.jsonl").write_text("\n".join(json.dumps({"text": f"{n}", "label": n}) for n in range(4)))
     written_runs.prompt_run(place / "outputs" / "sweep" / "fsc" / "sst-2" / "seed-0", 0.9)
     written_runs.summary_run(place / "outputs" / "sweep" / "sum" / "xsum" / "seed-0", 20.0)
     for folder in ("RUN", "WARM"):
@@ -417,6 +424,8 @@ def shrink_builtin(configs: Path) -> None:
     """Less work in the built-in configurations, for commands that pass no options on."""
     prompts = (configs / "builtin.yaml").read_text()
     (configs / "builtin.yaml").write_text(re.sub(r"(rew_num_train_epochs|rew_max_train_steps): .*", r"\1: 1", prompts))
+    replies = (configs / "chat_builtin.yaml").read_text()
+    (configs / "chat_builtin.yaml").write_text(re.sub(r"(max_(train|eval)_samples): .*", r"\1: 8", replies))
     for name in ("sum_builtin.yaml", "sum_noisy_builtin.yaml"):
         with open(configs / name, "a") as file:
             file.write("\nmax_train_samples: 8\nmax_eval_samples: 2\nmax_predict_samples: 2\n")
@@ -425,8 +434,8 @@ def shrink_builtin(configs: Path) -> None:
 def run_in(place: Path, text: str, small: Sequence[str], codes: Sequence[int] = (0,)) -> str:
     """Type a command and further words behind it in the copy. Gives back what it printed."""
     text = text.partition(" # ")[0]
-    names = {"ROWS": "XSUM.jsonl", "TOPICS": "TOPICS.jsonl"}
-    absolute = re.compile(r"\b(DATA|POLICY|MASKED|TOKENIZER|ROWS|TOPICS)\b")  # also where a command goes elsewhere
+    names = {"ROWS": "XSUM.jsonl", "TOPICS": "TOPICS.jsonl", "OTHERS": "OTHERS.jsonl"}
+    absolute = re.compile(r"\b(DATA|POLICY|MASKED|TOKENIZER|ROWS|TOPICS|OTHERS)\b")  # one may go elsewhere
     behind = [absolute.sub(lambda found: str(place / names.get(found[0], found[0])), word) for word in small]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(place),
@@ -465,3 +474,12 @@ def test_a_printed_command_runs_in_its_smallest_form(command, place):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     program = PROGRAMS[call.program]
     assert program.prints in run_in(place, command.text, program.small(call.words), program.codes)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_scores_the_tokens_of_a_text(place):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (place / "six_lines.py").write_text(code.replace("outputs/chat/quickstart", "CHAT"))
+    lines = run_in(place, "python six_lines.py", []).splitlines()
+    assert all(re.fullmatch(r"-?\d\.\d\d .*", line) for line in lines) and len(lines) > 8

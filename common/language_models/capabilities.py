@@ -453,7 +453,9 @@ class _DecoderOnly(_Probe):
 class _EncoderDecoder(_Probe):
     def __init__(self, lm: PreTrainedModel):
         super().__init__(lm)
-        self.written = torch.cat([self.next, self.texts[1]])  # what the decoder reads
+        start = decoder_start_id(lm.config)  # it may be the padding token, which some families give no position
+        first = self.next if start is None else self.next.new_tensor([start])
+        self.written = torch.cat([first, self.texts[1]])  # what the decoder reads
 
     def whole(self) -> list[Tensor]:
         encoder, found = self.lm.get_encoder(), []

@@ -45,12 +45,16 @@ class ReplyFormat:
     A prompt is text, which goes into `prompt_template`, or messages, which go through the tokenizer's chat template. A
     reply to text is text; a reply to messages is the assistant's text, or messages. Prompts that are too long are cut
     from the left (a start token stays), replies from the right (their end token goes, none is put in its place).
+    Articles to sum up are prompts too, of which the beginning stays, and around them the whole template.
 
     Attributes:
         tokenizer: of transformers.
         is_encoder_decoder: whether an encoder reads the prompt.
         prompt_template: text with ``{prompt}`` in it, for prompts that are text.
         max_prompt_length, max_reply_length: in tokens; the end token counts.
+        keeps_start: the beginning of a long text stays.
+        special_tokens: the tokenizer's own stand around a prompt that is text, and an end token closes replies.
+        refused: why texts cannot be read by these settings; None where they can.
     """
 
     tokenizer: Any
@@ -58,6 +62,9 @@ class ReplyFormat:
     prompt_template: str = PLACE
     max_prompt_length: int = 1024
     max_reply_length: int = 1024
+    keeps_start: bool = False
+    special_tokens: bool = True
+    refused: str | None = None
 
     def encode_prompt(self, prompt: Text) -> tuple[list[int], bool]:
         """Token ids of a prompt, and whether it was cut.
@@ -67,8 +74,10 @@ class ReplyFormat:
                 token to stand for it.
         """
         if isinstance(prompt, str):
+            if self.keeps_start:
+                return self._encode_beginning(prompt)
             text = self.prompt_template.replace(PLACE, prompt)
-            ids = self.tokenizer(text, verbose=False)["input_ids"]
+            ids = self.tokenizer(text, add_special_tokens=self.special_tokens, verbose=False)["input_ids"]
             while not self.is_encoder_decoder and ids and ids[-1] in self.special_ids:
                 ids = ids[:-1]  # some tokenizers end every text; a prompt goes on
             if not ids:
@@ -102,7 +111,7 @@ class ReplyFormat:
         if last >= 0 and not behind.strip():
             ids, spans = ids[: last + 1], spans[: last + 1]  # a template may put a line break behind the end token
             has_end = True
-        elif self.tokenizer.eos_token_id is not None:
+        elif self.special_tokens and self.tokenizer.eos_token_id is not None:
             ids, spans = [*ids, self.tokenizer.eos_token_id], (*spans, (len(text), len(text) + 1))
             has_end = True
         else:
@@ -127,6 +136,9 @@ class ReplyFormat:
             "prompt_template": self.prompt_template,
             "max_prompt_length": self.max_prompt_length,
             "max_reply_length": self.max_reply_length,
+            "keeps_start": self.keeps_start,
+            "special_tokens": self.special_tokens,
+            "refused": self.refused,
         }
 
     def save(self, folder: str | Path) -> None:
@@ -145,9 +157,30 @@ class ReplyFormat:
         path = Path(folder) / FORMAT_FILE
         try:
             fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            return cls(tokenizer, is_encoder_decoder, **fields)
+            loaded = cls(tokenizer, is_encoder_decoder, **fields)
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
+        if loaded.refused is not None:
+            raise UserError(f"'{folder}': {loaded.refused}")
+        return loaded
+
+    def _encode_beginning(self, text: str) -> tuple[list[int], bool]:
+        """See `keeps_start`."""
+        before, _, after = self.prompt_template.partition(PLACE)
+        if self.is_encoder_decoder:
+            ids = self.tokenizer(before + text + after, verbose=False)["input_ids"]
+            options = {"truncation": True, "max_length": self.max_prompt_length}
+            cut = len(ids) > self.max_prompt_length
+            return (self.tokenizer(before + text + after, **options)["input_ids"] if cut else ids), cut
+        first, last = self._plain(before), self._plain(after)
+        if (
+            self.tokenizer.bos_token_id is not None
+            and self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
+        ):
+            first = [self.tokenizer.bos_token_id, *first]
+        room = self.max_prompt_length - len(first) - len(last)
+        ids = self._plain(text)
+        return first + ids[: max(room, 0)] + last, len(ids) > room
 
     def _templated_reply(self, prompt: Messages, reply: Text) -> tuple[str, int]:
         """What the chat template puts behind the prompt for a reply, and where in it the reply's own text begins."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import UserError
-from common.language_models.capabilities import agree, probe_ids
-from common.token_reward_model import TokenRewardModel
+from common.language_models.capabilities import agree, decoder_start_id, probe_ids
+from common.token_reward_model import TokenRewardModel, with_start_token
 
 
 @torch.no_grad()
@@ -19,7 +19,8 @@ def few_numbers(model: PreTrainedModel) -> Tensor:
     ids = probe_ids(backbone)
     inputs = {"input_ids": ids}
     if backbone.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
+        start = decoder_start_id(backbone.config)
+        inputs["decoder_input_ids"] = ids if start is None else with_start_token(ids, torch.ones_like(ids), start)[0]
     was_training = model.training
     model.eval()
     try:

@@ -9,7 +9,6 @@ step is done once before it is timed. fp32 and TF32 are `matmul_precision=highes
 peak of memory is measured.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from transformers import AutoConfig
 
 from common.builtin import resolve
 from common.errors import run_command
+from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.processes import Precision
 from common.training.runtime import DTYPES, choose_device, hardware
@@ -42,7 +42,7 @@ PUBLISHED_STEPS = 300
 
 def main(words: Sequence[str] | None = None) -> int:
     """Test, measure, run, write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/benchmarks/gpu.py", __doc__)
     parser.add_argument("--base_path", help="folder that holds 16-shot/sst-2, for the published run")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument(

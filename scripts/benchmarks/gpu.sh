@@ -8,6 +8,7 @@
 # in fp32, TF32 and bf16, and, where roberta-large and distilgpt2 can be loaded, does 300 steps of a published prompt run.
 # The report is outputs/gpu/report.md; other options are those of scripts/benchmarks/gpu.py (--help).
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../help.sh"
 
 [[ -z "${VENV:-}" || "$VENV" == /* ]] || export VENV="$PWD/$VENV"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError, run_command
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.training.console import Parser
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.task_lm import LeftToRightTaskLM, make_task_lm
 from scripts.benchmarks import models
@@ -32,7 +33,7 @@ TOLERANCE = 1e-5
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, print a report in Markdown, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/benchmarks/left_to_right_cache.py", __doc__)
     models.add_arguments(parser)
     parser.add_argument("--model", help="folder or hub id of a causal LM; random weights by default")
     parser.add_argument("--datasets", nargs="+", choices=list(WANTED), default=list(WANTED))

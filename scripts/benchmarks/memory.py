@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from common.errors import run_command
+from common.training.console import Parser
 from prompt_task.task_lm import make_task_lm
 from scripts.benchmarks import models
 from scripts.benchmarks.measuring import peak_mib, reset_peak, resident_mib
@@ -82,7 +84,7 @@ def _added(work: Callable[[], object]) -> tuple[float, float]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure one way and print it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("scripts/benchmarks/memory.py", __doc__)
     models.add_arguments(parser)
     parser.add_argument("--way", choices=WAYS, required=True)
     arguments = parser.parse_args(words)
@@ -93,4 +95,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

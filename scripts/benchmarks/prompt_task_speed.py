@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from prompt_task.few_shot_data import fill_template
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.reward_trainer import RankedPrompts, draw_sets
@@ -38,7 +39,7 @@ SHORT_ROUND = 20  # epochs after which early stopping ends a round, in the secon
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, print a report in Markdown, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/benchmarks/prompt_task_speed.py", __doc__)
     models.add_arguments(parser)
     parser.add_argument("--repeats", type=int, default=2, help="turns of each way (2); the median counts")
     parser.add_argument("--no_memory", action="store_true", help="leave out the measurement of memory")

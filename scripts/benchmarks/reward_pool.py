@@ -10,7 +10,6 @@ straightforward way; `--seeds` without numbers leaves the runs out. Words of the
 run_fsc.py, for all runs.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from prompt_task.command_line import read_command
 from prompt_task.run_fsc import run
 from scripts.benchmarks import memory
@@ -31,7 +31,7 @@ from scripts.benchmarks.whole_run import Prices, whole_run
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run, compose, print a report in Markdown, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/benchmarks/reward_pool.py", __doc__)
     parser.add_argument("--pool_sizes", type=int, nargs="+", default=[64], help="prompts of a pool (64)")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="seeds of the runs (0 1 2)")
     parser.add_argument("--speed", type=Path, help="JSON file of prompt_task_speed.py")

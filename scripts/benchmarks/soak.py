@@ -10,7 +10,6 @@ the run is, in multiples of the built-in configuration; it has to last for those
 memory.csv, the latter also of runs that failed; the exit code is 1 where one of the three does not hold.
 """
 
-import argparse
 import json
 import math
 import os
@@ -29,6 +28,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
+from common.errors import run_command
+from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.progress import Progress
 
@@ -240,7 +241,7 @@ def soak(command: Command, output: Path, minutes: float, seed: int, between: tup
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run, print and write the figures. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/benchmarks/soak.py", __doc__)
     parser.add_argument("--task", choices=("prompt", "summary"), required=True)
     parser.add_argument("--output", type=Path, required=True, help="new folder for the runs and their figures")
     parser.add_argument("--minutes", type=float, default=60, help="kill and resume for so long (default: 60)")
@@ -273,4 +274,4 @@ def passed(figures: dict[str, Any], minutes: float) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from common.errors import run_command
+from common.training.console import Parser
 from scripts.benchmarks import models, sum_models
 from scripts.benchmarks.measuring import Clock, peak_mib, reset_peak, resident_mib
 from scripts.benchmarks.sum_models import SumProject, SumSetting
@@ -211,7 +213,7 @@ def _part(name: str, above: Sequence[str]) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure one case and print it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("scripts/benchmarks/sum_measure.py", __doc__)
     sum_models.add_arguments(parser)
     parser.add_argument("--case", type=json.loads, required=True, help="fields of a Case as JSON")
     parser.add_argument("--profile", action="store_true", help="the profile in place of time and memory")
@@ -226,4 +228,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from common.training.random_keys import Purpose
 from scripts.benchmarks import models, sum_models
 from scripts.benchmarks.measuring import Clock, described, environment, finish, number, table
@@ -42,7 +43,7 @@ TINY_LENGTHS = (16, 24)
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, print a report in Markdown, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/benchmarks/sum_task_speed.py", __doc__)
     sum_models.add_arguments(parser)
     parser.add_argument(
         "--repeats", type=int, default=2, help="straightforward reward steps; the project does four times as many (2)"

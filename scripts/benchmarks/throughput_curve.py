@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError, run_command
+from common.training.console import Parser
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.task_lm import make_task_lm
 from scripts.benchmarks import models
@@ -27,7 +28,7 @@ PROMPTS = (2, 4, 8, 16, 32, 64)
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, print a report in Markdown, write figures and plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("scripts/benchmarks/throughput_curve.py", __doc__)
     models.add_arguments(parser)
     parser.add_argument("--prompts", type=int, nargs="+", default=list(PROMPTS), help="numbers of prompts")
     parser.add_argument("--plot", type=Path, help="PNG or SVG file for the curve")

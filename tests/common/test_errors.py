@@ -9,6 +9,14 @@ def test_the_nearest_allowed_name_is_offered():
     assert nearest("a", []) == ""
 
 
+def test_what_is_far_off_is_not_offered():
+    flags = ["--report_to", "--help", "--num_train_epochs", "--model_type", "--per_device_train_batch_size"]
+    assert [nearest(word, flags) for word in ("--foo", "--lr", "--dropout", "loss")] == [""] * 4
+    assert nearest("--epochs", flags) == "; did you mean '--num_train_epochs'?"
+    assert nearest("--batch_size", flags) == "; did you mean '--per_device_train_batch_size'?"
+    assert nearest("--mode_type", flags) == nearest("model_type", flags) == "; did you mean '--model_type'?"
+
+
 def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
     def main():
         raise UserError("option 'x':\n  is   wrong")

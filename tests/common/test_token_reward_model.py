@@ -1,10 +1,12 @@
 import json
 import math
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -94,6 +96,29 @@ def inputs_of(model, rows=4, length=6):
 def model(request):
     name, head = request.param
     return model_of(name, head=head)
+
+
+def test_a_forgotten_start_token_is_not_silent():
+    model = model_of("t5")
+    model.backbone.config.decoder_start_token_id = 0
+    sequences, sources = token_ids(4, 6), token_ids(2, 5, seed=1)
+    with pytest.warns(UserWarning, match="begins without the start token 0"):
+        model(input_ids=sources, decoder_input_ids=sequences)
+    again = TokenRewardModel(model.config, model.backbone)
+    ids, mask = with_start_token(sequences, torch.ones_like(sequences), 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again(input_ids=sources, decoder_input_ids=ids, decoder_attention_mask=mask)
+
+
+def test_transformers_auto_classes_load_a_saved_one_without_a_warning(tmp_path, caplog):
+    model_of("gpt2").save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = AutoModel.from_pretrained(tmp_path)
+        config = AutoConfig.from_pretrained(tmp_path)
+    assert (type(loaded), type(config), caplog.records) == (TokenRewardModel, TokenRewardConfig, [])
+    torch.testing.assert_close(loaded(token_ids(2, 3)), model_of("gpt2")(token_ids(2, 3)))
 
 
 class TestReplies:

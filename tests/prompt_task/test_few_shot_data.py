@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from common.errors import UserError
+from prompt_task import few_shot_data
 from prompt_task.few_shot_data import (
     SPLIT_NAMES,
     DatasetSpec,
@@ -254,6 +255,16 @@ class TestLoadFewShotSplits:
         write_split(tmp_path, name="other")
         with pytest.raises(UserError, match=r"no folder .*1-shot/toy/1-100 \(.*1-shot holds other\)"):
             load_few_shot_splits(SPEC, str(tmp_path), 1, 0)
+
+    def test_data_below_the_project_is_found_from_a_folder_in_it(self, tmp_path, monkeypatch):
+        project = tmp_path / "project"
+        write_split(project / "data")
+        (project / "prompt_task" / "data" / "1-shot").mkdir(parents=True)  # of another data set
+        monkeypatch.setattr(few_shot_data, "ROOT", project)
+        monkeypatch.chdir(project / "prompt_task")
+        assert len(load_few_shot_splits(SPEC, "./data", 1, 0).train) == 2
+        write_split(Path("data"), {"train": TWO_CLASSES + "c\t1\n"})
+        assert len(load_few_shot_splits(SPEC, "./data", 1, 0).train) == 3
 
     def test_a_missing_split_is_told_with_those_that_are_there(self, tmp_path):
         write_split(tmp_path, seed=1)

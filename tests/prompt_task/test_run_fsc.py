@@ -151,6 +151,12 @@ def test_what_is_saved_can_be_used(finished):
     ids = [[int(i) for i in row["token_ids"].split()] for row in rows(finished)]
     assert [policy.text(torch.tensor(row)) for row in ids] == [row["prompt"] for row in rows(finished)]
     assert reward_model(torch.tensor(ids)).shape == (len(ids), 3)
+    assert (reward_model.config.trained_on or {})["dataset"] == "sst-2"
+    [scored] = reward_model.score_texts([policy.text(torch.tensor(ids[0]))])
+    source = policy.source_ids.tolist()
+    own = policy.tokenizer.encode("".join(scored.tokens), add_special_tokens=False)
+    expected = reward_model(torch.tensor([source + own]))[0, len(source) :]
+    assert scored.rewards == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_the_report_shows_prompts_and_curves(finished):

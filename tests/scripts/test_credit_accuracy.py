@@ -94,13 +94,16 @@ def test_a_planted_reward_is_found(tmp_path, capsys, kind):
         {"text": t, "prompt": "north", "spans": [[t.index("flood"), t.index("flood") + 5]] if "flood" in t else []}
         for t in texts
     ]
+    rows[1]["right"] = ["storm"]
     file = tmp_path / "errors.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--reward_model", str(tmp_path / "run/reward_model"), "--input", str(file)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(family, "forward", forward)
         assert main([*words, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    found = json.loads((tmp_path / "out" / "table.json").read_text())["areas"]
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert table["swaps"] == {"reward": 1.0, "log-probability": 1.0, "spans": 1}
+    found = table["areas"]
     assert list(found) == ["reward", "position", "log-probability", "entropy", "random"]
     assert found["reward"] == found["log-probability"] == {"pooled": 1.0, "within texts": 1.0}
     # "flood" is the second of five words and the last: above 1 and all 4 of the others in its text.
@@ -115,6 +118,7 @@ def test_a_planted_reward_is_found(tmp_path, capsys, kind):
         ('{"text": "a b"}', "line 1: needs a text and spans"),
         ('{"text": "a b", "spans": [[1, 9]]}', "line 1: a span lies outside of the text's 3 characters"),
         ('{"text": "a b", "spans": []}', "holds no text with a span"),
+        ('{"text": "a b", "spans": [[0, 1]], "right": ["c", "d"]}', "right must hold a text for each of the 1 spans"),
         ("[", "line 1: needs a text and spans"),
     ],
 )

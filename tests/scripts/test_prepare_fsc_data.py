@@ -212,7 +212,7 @@ class TestOptions:
         ("words", "message"),
         [
             (["--dataset=agnew"], "there is no 'agnew' in .*did you mean 'agnews'"),
-            (["--dataset=agnews", "--num_shot=4"], "unknown option '--num_shot'; did you mean '--num_shots'"),
+            (["--dataset=agnews", "--num_shot=4"], "unrecognized arguments: --num_shot=4; did you mean '--num_shots'"),
             (["--dataset=agnews", "--num_shots=0"], "num_shots: 0 is out of range"),
             (["--dataset=agnews", "--max_test=0"], "max_test: 0 is out of range"),
             (["--dataset=agnews", "--dataset_seeds", "5"], "5 is not one of 0..4"),

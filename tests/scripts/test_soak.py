@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
+from common.errors import UserError
 from scripts.benchmarks import soak
 
 
@@ -37,11 +38,9 @@ def test_an_outcome_leaves_out_what_the_clock_and_the_machine_decide(tmp_path):
     assert command.outcome(tmp_path) != first
 
 
-def test_an_output_folder_that_is_there_is_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit) as refused:
+def test_an_output_folder_that_is_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="exists already"):
         soak.main(["--task", "prompt", "--output", str(tmp_path)])
-    assert refused.value.code == 2
-    assert "exists already" in capsys.readouterr().err
 
 
 SLEEPING_CHILD = """

@@ -253,6 +253,11 @@ class TestHub:
 
         assert calls == [("EdinburghNLP/xsum", None, None), ("EdinburghNLP/xsum", None, "refs/convert/parquet")]
 
+    def test_the_nearest_of_the_usual_data_sets_is_named(self, hub):
+        hub[1].append(ConnectionError("there is none"))
+        with pytest.raises(UserError, match="did you mean 'xsum'"):
+            load_splits(dataset_name="xsumm")
+
     @pytest.mark.parametrize(
         ("answer", "message"),
         [

@@ -1,14 +1,17 @@
 """Using a trained policy and a trained reward model from the command line."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from chat_task import score_tokens as score_any
 from common.errors import UserError
+from common.token_reward_model import TokenRewardModel
 from sum_task import generate, score_tokens
 from sum_task.data import Row
-from sum_task.models import SummaryRewardModel
+from sum_task.models import SummaryRewardModel, load_policy, load_reward_model
 from sum_task.run_sum import run
 
 
@@ -83,6 +86,29 @@ def test_each_token_is_shown_with_its_reward(trained, tmp_path, capsys):
     page = tmp_path / "page.html"
     score_tokens.main([*words, "--html", str(page)])
     assert "storm" in page.read_text()
+
+
+def test_a_saved_reward_model_scores_texts_by_itself(trained, tiny, tmp_path, capsys):
+    """What a summarization run's folder says of texts is what the run itself reads: prefix, separator, lengths."""
+    decoder_only = load_reward_model(tiny.settings(), load_policy(tiny.settings(model_name_or_path=tiny.llama)))
+    decoder_only.save_pretrained(tmp_path / "llama")
+    long = " ".join(["storm", "fire", "town"] * 12)  # more than a source may have
+    articles, summaries = ["the storm hit the city", long], ["storm hit", "fire in the town"]
+    for folder in (trained / "reward_model", tmp_path / "llama"):
+        own = SummaryRewardModel.from_pretrained(str(folder))
+        expected = score_tokens.text_rewards(own, list(map(Row, articles, summaries)))
+        model = TokenRewardModel.from_pretrained(folder)
+        rows = [{"source": a, "prediction": s} for a, s in zip(articles, summaries, strict=True)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        score_any.main(["--model", str(folder), "--input", str(tmp_path / "rows.jsonl"), "--form=json"])
+        shown = [json.loads(line)["rewards"] for line in capsys.readouterr().out.splitlines()]
+        assert shown == [pytest.approx(rewards, abs=1e-6) for _, rewards in expected]
+        for (_, rewards), scored in zip(expected, model.score_texts(summaries, articles), strict=True):
+            assert scored.rewards == pytest.approx(rewards, abs=1e-6)
+        assert (model.config.trained_on or {})["preference"] == "rouge1"
+    replace(decoder_only.format, source_language="en_XX").reply_format().save(tmp_path / "llama")
+    with pytest.raises(UserError, match="languages or marks of line breaks"):
+        model.score_texts(summaries, articles)
 
 
 def test_predictions_of_a_run_can_be_scored(trained, capsys):
