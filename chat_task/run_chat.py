@@ -103,16 +103,25 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
 
 def run_options(settings: ChatSettings) -> RunOptions:
     """The part of the options that concerns the run as such."""
+    options = settings.options()
     return RunOptions.of(
         settings.run,
         task="chat",
         folder=output_folder(settings),
-        all=settings.options(),
+        all=options,
         neutral=NEUTRAL,
+        inputs={name: options[name] for name in INPUTS},
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
         trackers=settings.run.report_to,
     )
+
+
+# The options that name what is read.
+INPUTS = (
+    "dataset_name", "train_file", "validation_file", "chat_template", "model_name_or_path",
+    "reference_model_name_or_path", "rew_checkpoint_path",
+)  # fmt: skip
 
 
 def output_folder(settings: ChatSettings) -> Path:

@@ -174,16 +174,25 @@ def save_models(folder: RunFolder, policy: SummaryPolicy, reward: SummaryRewardM
 
 def run_options(settings: SummarizationSettings) -> RunOptions:
     """The part of the options that concerns the run as such."""
+    options = settings.options()
     return RunOptions.of(
         settings.run,
         task="sum",
         folder=output_folder(settings),
-        all=settings.options(),
+        all=options,
         neutral=NEUTRAL,
+        inputs={name: options[name] for name in INPUTS},
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
         trackers=settings.run.report_to,
     )
+
+
+# The options that name what is read. A metric of the evaluate library is another's code, as a package's.
+INPUTS = (
+    "dataset_name", "train_file", "validation_file", "test_file", "model_name_or_path", "rew_model_name_or_path",
+    "config_name", "tokenizer_name", "policy_checkpoint_path", "rew_checkpoint_path", "preference",
+)  # fmt: skip
 
 
 def output_folder(settings: SummarizationSettings) -> Path:

@@ -157,7 +157,8 @@ def test_price_of_a_run_by_hand(base_path):
     setting = models.make_setting("sst-2", base_path, tiny=True)
     settings = setting.settings.replaced(
         max_train_steps=100, reward_retrain_period=40, rew_num_train_epochs=2,
-        rew_max_train_steps=10, rew_validation_batches=2, prompt_train_batch_size=4, reward_learning_samples=4, log_every=10,
+        rew_max_train_steps=10, rew_validation_batches=2, prompt_train_batch_size=4, reward_learning_samples=4,
+        log_every=10,
         early_stop_eval_period=50, num_validation_prompts=3, candidate_steps=20, eval_steps=10,
         num_final_prompts=3, num_candidates=5, reward_example_share=0.75,
     )  # fmt: skip
