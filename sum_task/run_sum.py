@@ -20,9 +20,9 @@ from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
 from common.language_models.saved import check_saved, few_numbers
 from common.training.command_line import read_yaml
+from common.training.engine import Engine
 from common.training.files import write_jsonl_atomic
 from common.training.launcher import honour_launcher
-from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
@@ -63,13 +63,13 @@ def run(settings: SummarizationSettings) -> dict[str, Any]:
     use_kernels(settings.run.cpu_kernels)
     with open_run(run_options(settings)) as run:
         results = run.finished or _train_and_test(run, settings)
-        if run.processes.is_main:
+        if run.engine.is_main:
             print_summary(run.folder, results)
         return results
 
 
 def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]:
-    processes, precision = run.processes, run.precision
+    engine = run.engine
 
     # Data and models.
     splits = load_splits(**vars(settings.data))
@@ -78,7 +78,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         settings.data.dataset_name or settings.data.train_file, len(splits.train), len(splits.validation),
         len(splits.test), splits.left_out,
     )  # fmt: skip
-    rows = settings.policy.per_device_train_batch_size * settings.policy.gradient_accumulation_steps * processes.count
+    rows = settings.policy.per_device_train_batch_size * settings.policy.gradient_accumulation_steps * engine.count
     settings.policy.check_rows(min(rows, len(splits.train)))
     note_other_letters([row.reference for row in (splits.test or splits.validation)], settings.evaluation.rouge_words)
     preference, metrics = (
@@ -103,31 +103,27 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     if reward is not None:
         reward.to(run.runtime.device)
         describe("reward model", reward.model)
-    train, validation, test = _tokenize_all(splits, policy.format, settings.text, processes)
+    train, validation, test = _tokenize_all(splits, policy.format, settings.text, engine)
     tested, tested_on = (test, "test") if len(test) else (validation, "validation")
 
     run.begin()
     # Before a checkpoint is loaded: of a run that goes on it is the same.
-    before = without_training(policy, tested, settings.evaluation, processes, precision)
+    before = without_training(policy, tested, settings.evaluation, engine)
     # Reward learning and policy learning in turn.
     reward_trainer = None
     if reward is not None:
         _note_periods(settings.reward)
-        reward_trainer = RewardTrainer(
-            reward, policy, preference, train, validation, settings.reward, processes, precision, run.log
-        )
+        reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, run.log)
 
     def validate() -> dict[str, float]:
-        means = evaluate(policy, validation, settings.evaluation, processes, precision, "validation").means
+        means = evaluate(policy, validation, settings.evaluation, engine, "validation").means
         return {f"eval/{name}": value for name, value in means.items()}
 
     def keep_best() -> None:
-        if processes.is_main:
+        if engine.is_main:
             policy.save_pretrained(best_policy_folder(run.folder))
 
-    trainer = PolicyTrainer(
-        policy, reward_trainer, train, validate, keep_best, settings.policy, processes, precision, run.log
-    )
+    trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings.policy, engine, run.log)
     if run.restore(trainer.load_state) and not run.same_options:
         trainer.forget_rewards()
     with run.checkpoints(trainer.save_state) as checkpointer:
@@ -135,7 +131,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
 
     # The last policy writes the summaries that are reported.
     evaluation = evaluate(
-        policy, tested, settings.evaluation, processes, precision, tested_on, settings.evaluation.bertscore, metrics
+        policy, tested, settings.evaluation, engine, tested_on, settings.evaluation.bertscore, metrics
     )
     results = _results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
     results["compared_rows"] = min(COMPARED_ROWS, len(tested))
@@ -212,10 +208,10 @@ def best_policy_folder(folder: RunFolder) -> Path:
 
 
 def _tokenize_all(
-    splits: Splits, text_format: Any, text: TextSettings, processes: Processes
+    splits: Splits, text_format: Any, text: TextSettings, engine: Engine
 ) -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
     def work() -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
-        overwrite = text.overwrite_cache and processes.is_main
+        overwrite = text.overwrite_cache and engine.is_main
         workers = text.preprocessing_num_workers
 
         def one(rows: Any, max_target_length: int) -> TokenizedRows:
@@ -227,8 +223,8 @@ def _tokenize_all(
             one(splits.test, text.eval_target_length),
         )
 
-    done = work() if processes.is_main else None
-    processes.gather(None)  # the others find what is cached
+    done = work() if engine.is_main else None
+    engine.gather(None)  # the others find what is cached
     return done or work()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from common.token_reward_model import TokenRewardModel
+from common.training.engine import start_engine
 from common.training.runtime import start_runtime
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
@@ -37,16 +38,17 @@ class Project:
         log = MetricsLog(
             folder / "metrics.jsonl", settings.run.trackers, project="benchmark", config={}, seconds_before=0
         )
+        shared = runtime, start_engine(device), log
         self.settings = settings
         self.policy = policy
         self.train_scorer = PromptScorer(task_lm, setting.splits.train, **vars(settings.preference))
         self.dev_scorer = PromptScorer(task_lm, setting.splits.dev, **vars(settings.preference))
         self.reward_trainer = RewardTrainer(
-            reward_model, policy, self.train_scorer, self.dev_scorer, settings.reward, runtime, log
+            reward_model, policy, self.train_scorer, self.dev_scorer, settings.reward, *shared
         )
         candidates = CandidateTable(policy, self.train_scorer, self.dev_scorer)
         self.policy_trainer = PolicyTrainer(
-            policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, settings.policy, runtime, log
+            policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, settings.policy, *shared
         )
         self._round: Any = None
         self._step = 0  # of the policy
