@@ -22,9 +22,11 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
@@ -39,6 +41,7 @@ from chat_task import settings as chat_settings
 from common.errors import Interrupted, UserError, nearest, run_command
 from common.training.checkpoint import latest_checkpoint
 from common.training.console import Parser, as_typed
+from common.training.interruption import SIGNALS
 from common.training.run_folder import RunFolder, check_same_options
 from common.training.settings import plain_options
 from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
@@ -67,6 +70,10 @@ LAUNCHERS = {
     "slurm": Launcher("submitit_slurm", "hydra_plugins.hydra_submitit_launcher", "slurm"),
     "ray": Launcher("ray", "hydra_plugins.hydra_ray_launcher", "ray"),
 }
+
+
+HERE = ("serial", "local")
+"""Launchers whose runs are processes of this machine, which end with the sweep."""
 
 
 class Choice(NamedTuple):
@@ -458,12 +465,11 @@ def launch(plan: Plan, launcher: str, jobs: int, to_launcher: Sequence[str]) -> 
     sys.argv = [sys.argv[0], *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors are to arrive here, not to be printed and to end this process
     try:
-        one_run()
+        with stopping(plan, waits=launcher in HERE):
+            one_run()
         return ""
     except HydraException as error:
         raise UserError(f"--launcher {launcher}: {str(error).strip().splitlines()[0]}") from None
-    except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, "the same command goes on from here") from None
     except Exception as error:  # of any kind: a lost worker, a cluster that answers no more
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     finally:
@@ -471,6 +477,34 @@ def launch(plan: Plan, launcher: str, jobs: int, to_launcher: Sequence[str]) -> 
         os.environ.pop("HYDRA_FULL_ERROR")
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextmanager
+def stopping(plan: Plan, waits: bool) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the running runs in their orderly way, and then the sweep; a second one ends it at once.
+
+    Runs that are not waited for, those of a cluster, go on by themselves.
+
+    Raises:
+        Interrupted: one came.
+    """
+    advice = "the same command goes on from here" + ("" if waits else "; jobs that were handed in run on")
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1 or not waits:
+            raise Interrupted(number, advice)
+        plan.stop()
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise Interrupted(came[0], advice)
 
 
 def failures(plan: Plan, lost: str) -> dict[str, str]:
