@@ -60,10 +60,15 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 
+def printable_text(text: object) -> str:
+    """`text` with a replacement character for each one that does not print, where no mark-up can stand."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in str(text))
+
+
 def exit_with(error: UserError) -> NoReturn:
     """Print the error on one line of standard error (each of several on its own) and leave with exit code 2."""
     for message in error.messages if isinstance(error, UserErrors) else [str(error)]:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"error: {printable_text(' '.join(message.split()))}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 

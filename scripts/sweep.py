@@ -38,7 +38,7 @@ from omegaconf import DictConfig
 
 from chat_task import run_chat
 from chat_task import settings as chat_settings
-from common.errors import Interrupted, UserError, nearest, run_command
+from common.errors import Interrupted, UserError, nearest, printable_text, run_command
 from common.training.checkpoint import latest_checkpoint
 from common.training.console import Parser, as_typed
 from common.training.interruption import SIGNALS
@@ -430,7 +430,7 @@ def print_overview(output: Path, names: Sequence[str], states: Sequence[State]) 
     """Each run and what becomes of it."""
     print(f"{len(names)} runs in {output}")
     for name, state in zip(names, states, strict=True):
-        print(f"  {name}: {state.text}", flush=True)
+        print(f"  {name}: {printable_text(state.text)}", flush=True)
 
 
 # `launch` fills in the plan and the numbers; a launcher calls this in whichever process it has chosen.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, printable_text
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.lock import LOCK_VARIABLE, Locked, alone_in
 
@@ -120,7 +120,6 @@ class Plan:
                 if machine == platform.node():
                     os.kill(int(pid), signal.SIGTERM)
 
-    @property
     def is_stopped(self) -> bool:
         return (self.folder / STOPPED).exists()
 
@@ -184,7 +183,7 @@ def _run(plan: Plan, number: int) -> Outcome:
         words = stack.enter_context(open(log, "ab"))
         if is_complete(folder):
             return Outcome("complete")
-        if plan.is_stopped:
+        if plan.is_stopped():
             return Outcome("failed", "the sweep was stopped before it began")
         # The child holds the lock too: it stays locked if this process is killed and the run lives on.
         environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
@@ -194,7 +193,7 @@ def _run(plan: Plan, number: int) -> Outcome:
             command, cwd=plan.working_directory, env=environment, stdin=subprocess.DEVNULL, stdout=words,
             stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], start_new_session=True,
         ) as child, _known_as(child.pid, plan.folder / f"run-{number:04d}.pid"):  # fmt: skip
-            if plan.is_stopped:  # just now
+            if plan.is_stopped():  # just now
                 child.terminate()
             code = child.wait()
         if code == 0 and is_complete(folder):
@@ -225,4 +224,4 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+    return printable_text(lines[-1][:300]) if lines else ""
