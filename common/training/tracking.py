@@ -22,6 +22,7 @@ TRACKERS = {
     "wandb": ("wandb", "wandb"),
     "trackio": ("trackio", "trackio"),
 }
+POLICY_STEP = "policy_step"  # what trackers draw against
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
@@ -40,8 +41,8 @@ class MetricsLog:
     Args:
         path: `metrics.jsonl` of the run folder, continued if it is there; None where this process is to write nothing
             (all but the first of a distributed run).
-        report_to: names of trackers (`TRACKERS`) that get every event too. Their step is the number of the event,
-            which only ever grows; the step within a phase goes along as `<phase>/step`.
+        report_to: names of trackers (`TRACKERS`) that get every event too. Their step is that of the policy, which
+            stands still during a round of reward learning; the step within a phase goes along as `<phase>/step`.
         project: the project name under which the trackers file the run.
         config: options of the run, shown by the trackers.
         seconds_before: `seconds` of the checkpoint that is resumed.
@@ -62,6 +63,7 @@ class MetricsLog:
         check_trackers(report_to)
         self._began = time.monotonic() - seconds_before
         self._events = 0
+        self._policy_step = 0
         self._writer: JsonLinesWriter | None = None
         self._trackers: list[Any] = []
         if path is None:
@@ -69,7 +71,10 @@ class MetricsLog:
         path = Path(path)
         self._writer = JsonLinesWriter(path)
         self._events = path.read_bytes().count(b"\n")
-        self._trackers = _start_trackers(report_to, project, path.parent, config or {})
+        if report_to:
+            known = (event for event in read_metrics(path) if event["phase"] != "reward")
+            self._policy_step = max((event["step"] for event in known), default=0)
+            self._trackers = _start_trackers(report_to, project, path.parent, config or {})
 
     @property
     def seconds(self) -> float:
@@ -97,8 +102,13 @@ class MetricsLog:
         if clash:
             raise ValueError(f"values: {', '.join(sorted(clash))} is set by the log itself")
         self._writer.write({**event, **values})
+        if phase != "reward":
+            self._policy_step = step
         for tracker in self._trackers:
-            tracker.log({**values, f"{phase}/round": round, f"{phase}/step": step}, step=self._events)
+            # wandb keeps one event a step of its own: it counts by itself, and draws against the policy's
+            own_step = None if tracker.name == "wandb" else self._policy_step
+            told = {**values, f"{phase}/round": round, f"{phase}/step": step, POLICY_STEP: self._policy_step}
+            tracker.log(told, step=own_step)
         self._events += 1
 
     def sync(self) -> None:
@@ -180,8 +190,8 @@ def _start_trackers(names: Sequence[str], project: str, folder: Path, config: Ma
     # `folder` keeps what a tracker writes locally inside the run folder.
     options: dict[str, dict[str, Any]] = {
         "tensorboard": {"logging_dir": folder / "tensorboard"},
-        "wandb": {"name": folder.name, "dir": str(folder)},
-        "trackio": {"name": folder.name},
+        "wandb": {"name": _run_name(folder), "dir": str(folder)},
+        "trackio": {"name": _run_name(folder)},
     }
     trackers = []
     for name in names:
@@ -189,10 +199,18 @@ def _start_trackers(names: Sequence[str], project: str, folder: Path, config: Ma
         try:
             tracker.start()
             tracker.store_init_configuration(_flat(config))
+            if name == "wandb":
+                tracker.tracker.define_metric("*", step_metric=POLICY_STEP)
         except Exception as error:  # each tracker has its own kinds: no login, no network, no folder to write to
             raise UserError(f"report_to: '{name}' could not start: {error}") from error
         trackers.append(tracker)
     return trackers
+
+
+def _run_name(folder: Path) -> str:
+    """A run by its path below the sweep that it belongs to; by its folder where it belongs to none."""
+    sweep = next((parent for parent in folder.absolute().parents if (parent / ".sweep").is_dir()), None)
+    return folder.name if sweep is None else folder.absolute().relative_to(sweep).as_posix()
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
