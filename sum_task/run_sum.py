@@ -169,6 +169,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         folder=output_folder(settings),
         all=plain_options(settings),
         neutral=NEUTRAL,
+        inputs={name: getattr(settings, name) for name in INPUTS},
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
         trackers=settings.report_to,
@@ -179,6 +180,13 @@ DATA_OPTIONS = (
     "dataset_name", "dataset_config", "train_file", "validation_file", "test_file", "text_column", "summary_column",
     "preference_column",
     "max_train_samples", "max_eval_samples", "max_predict_samples", "seed",
+)  # fmt: skip
+
+
+# The options that name what is read. A metric of the evaluate library is another's code, as a package's.
+INPUTS = (
+    "dataset_name", "train_file", "validation_file", "test_file", "model_name_or_path", "rew_model_name_or_path",
+    "config_name", "tokenizer_name", "policy_checkpoint_path", "rew_checkpoint_path", "preference",
 )  # fmt: skip
 
 

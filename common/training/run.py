@@ -18,6 +18,7 @@ import yaml
 
 from common.errors import UserError
 from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
+from common.training.inputs import Fingerprint, changed_inputs, fingerprints
 from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.training.lock import alone_in
 from common.training.processes import Precision, Processes, end_processes, start_processes
@@ -25,8 +26,8 @@ from common.training.progress import set_quiet, set_verbose
 from common.training.run_folder import (
     COMPLETE,
     RunFolder,
+    changed_options,
     check_resumable,
-    check_same_options,
     environment,
     open_run_folder,
 )
@@ -45,6 +46,7 @@ class RunOptions:
         folder: where it writes.
         all: every option of the command as plain data, for ``config.yaml`` and to tell a continuation's options.
         neutral: names of those that change no result.
+        inputs: what those options name that is read: files, folders, models, functions; see `fingerprint`.
         seed, device, num_threads, matmul_precision: see `start_runtime`.
         mixed_precision: see `Precision`.
         overwrite: replace the run in the folder.
@@ -61,6 +63,7 @@ class RunOptions:
     folder: Path
     all: Mapping[str, Any]
     neutral: Collection[str]
+    inputs: Mapping[str, str | None]
     seed: int
     device: str
     num_threads: int | None
@@ -116,17 +119,35 @@ class Run:
         self.finished: dict[str, Any] | None = None
         self.same_options = True
         self._checkpoint: StateTree | None = None
+        self._inputs = self._fingerprints()
         if self.folder.is_complete and not options.overwrite:
-            before = yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))["options"]
-            check_same_options(before, options.all, options.neutral, self.folder.path, COMPLETE)
+            before = yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))
+            check_resumable(self._changes(before), self.folder.path, COMPLETE)
             self.finished = json.loads(self.folder.results.read_text(encoding="utf-8"))
             return
         where = self.folder.checkpoint or (Path(options.checkpoint_path) if options.checkpoint_path else None)
         if where is not None:
             self._checkpoint = load_checkpoint(where)
-            before = self._checkpoint.values["run"]["options"]
-            self.same_options = check_resumable(before, options.all, options.neutral, where, options.resume)
+            self._check_resumable()
             logger.info("going on from %s", where)
+
+    def _check_resumable(self) -> None:
+        if self._checkpoint is not None:
+            where = self.folder.checkpoint or Path(str(self.options.checkpoint_path))
+            advice = None if self.options.resume == "changed" else " (allowed with resume=changed)"
+            self.same_options = check_resumable(self._changes(self._checkpoint.values["run"]), where, advice)
+
+    def _fingerprints(self) -> dict[str, Fingerprint]:
+        return self.processes.on_main(lambda: fingerprints(self.options.inputs))
+
+    def _changes(self, before: Mapping[str, Any]) -> str:
+        """What differs from an earlier run's options and inputs, in words; `before` has both under these names."""
+        options = changed_options(before["options"], self.options.all, self.options.neutral)
+        inputs = changed_inputs(before.get("inputs", {}), self._inputs)
+        parts = [f"another content of {phrase}" for phrase in inputs] + (
+            [f"other options: {options}"] if options else []
+        )
+        return ", ".join(parts)
 
     def _open_folder(self) -> str | None:
         """The checkpoint in the run's folder from which it goes on."""
@@ -145,8 +166,12 @@ class Run:
         """Make the folder (or go on in it), write ``config.yaml`` and open the log. The first thing that writes.
 
         Raises:
-            UserError: the folder cannot be written, or another process writes it.
+            UserError: the folder cannot be written, another process writes it, or what was loaded is not what the
+                checkpoint was made from.
         """
+        earlier, self._inputs = self._inputs, self._fingerprints()
+        if self._inputs != earlier:  # such as what the hub has and was fetched only now
+            self._check_resumable()
         before: dict[str, Any] = {"seconds": 0.0}
         if self._checkpoint is not None:
             before = self._checkpoint.values["run"]
@@ -157,7 +182,7 @@ class Run:
             if self.folder.checkpoint is not None:
                 truncate_after(self.folder.metrics, before["events"])
             self.folder.prepare()
-            self.folder.write_config(self.options.all, sys.argv)
+            self.folder.write_config(self.options.all, sys.argv, self._inputs)
 
         self.processes.on_main(prepare)
         log = MetricsLog(
@@ -176,7 +201,7 @@ class Run:
             return False
         try:
             load_state(self._checkpoint)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"the checkpoint does not fit this run: {error}") from None
         self._checkpoint = None  # its weights are where they belong
         return True
@@ -191,7 +216,8 @@ class Run:
             self.log.sync()
             state = StateTree()
             save_state(state)
-            progress = {"options": dict(self.options.all), "events": self.log.events, "seconds": self.log.seconds}
+            progress: dict[str, Any] = {"options": dict(self.options.all), "inputs": self._inputs}
+            progress |= {"events": self.log.events, "seconds": self.log.seconds}
             state.put("run", {}, progress)
             save_checkpoint(self.folder.checkpoint_folder(steps), state)
             self.folder.drop_old_checkpoints(self.options.keep_checkpoints)
