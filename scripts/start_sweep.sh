@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${VENV:-$root/.venv}/bin/python"
 # An environment that is activated and has the project is used as it is.
-if [[ -z "${VENV:-}" ]] && "${VIRTUAL_ENV:-/none}/bin/python" -c 'import common.training.sweep_run' 2>/dev/null; then
+if [[ -z "${VENV:-}" ]] && "${VIRTUAL_ENV:-/none}/bin/python" -c 'import common.training.sweep_run' &>/dev/null; then
     python="$VIRTUAL_ENV/bin/python"
 else
     bash "$root/install_packages.sh"
