@@ -44,7 +44,7 @@ def run(settings: ChatSettings) -> dict[str, Any]:
     check_adapters(settings.lora_rank)
     with open_run(run_options(settings)) as run:
         results = run.finished or _learn(run, settings)
-        if run.processes.is_main:
+        if run.engine.is_main:
             print_summary(run.folder, results)
         return results
 

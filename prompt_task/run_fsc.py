@@ -57,7 +57,7 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
     honour_launcher(command.settings, {})  # nothing of it is an option here: it can but refuse
     with open_run(run_options(command)) as run:
         results = run.finished or _train_and_test(run, command, task_lm)
-        if run.processes.is_main:
+        if run.engine.is_main:
             print_summary(run.folder, results)
         return results
 
@@ -106,17 +106,16 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     describe("policy", policy.adaptor, policy.lm)
     describe("reward model", reward_model)
     train_scorer, dev_scorer, test_scorer = (
-        PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff, processes=run.processes)
+        PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff, engine=run.engine)
         for examples in (splits.train, splits.dev, splits.test)
     )
 
     # Reward learning and policy learning in turn.
     run.begin()
-    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings, run.runtime, run.log)
+    shared = settings, run.runtime, run.engine, run.log
+    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, *shared)
     candidates = CandidateTable(policy, train_scorer, dev_scorer)
-    trainer = PolicyTrainer(
-        policy, reward_trainer, train_scorer, dev_scorer, candidates, settings, run.runtime, run.log
-    )
+    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, *shared)
     state = _State(reward_model, reward_trainer, trainer, train_scorer, dev_scorer)
     if run.restore(state.load) and not run.same_options:
         train_scorer.forget()
@@ -133,8 +132,8 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     untrained = [Candidate(text, tuple(row)) for text, row in zip(policy.texts(start), start.tolist(), strict=True)]
     score_candidates(dev_scorer, untrained, "dev")
     table = [*best, *candidates.best()[len(best) :]]
-    run.processes.on_main(lambda: write_candidates(run.folder.path / "prompts.csv", table))
-    cut = {"sentences_cut": int(run.processes.total(task_lm.sentences_cut)[0])}
+    run.engine.on_main(lambda: write_candidates(run.folder.path / "prompts.csv", table))
+    cut = {"sentences_cut": int(run.engine.total(task_lm.sentences_cut)[0])}
     results = _results(command, splits, trainer, best, empty) | cut | run.figures()
 
     def write_files() -> None:

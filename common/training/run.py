@@ -18,10 +18,10 @@ import yaml
 
 from common.errors import UserError
 from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
+from common.training.engine import Engine, start_engine
 from common.training.inputs import Fingerprint, changed_inputs, fingerprints
 from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.training.lock import alone_in
-from common.training.processes import Precision, Processes, end_processes, start_processes
 from common.training.progress import set_quiet, set_verbose
 from common.training.run_folder import (
     COMPLETE,
@@ -48,7 +48,7 @@ class RunOptions:
         neutral: names of those that change no result.
         inputs: what those options name that is read: files, folders, models, functions; see `fingerprint`.
         seed, device, num_threads, matmul_precision: see `start_runtime`.
-        mixed_precision: see `Precision`.
+        mixed_precision: see `start_engine`.
         overwrite: replace the run in the folder.
         resume: ``none``, ``auto`` or ``changed``.
         how_to_resume: the words that tell a user how to go on, such as ``the same command and --resume``.
@@ -92,8 +92,8 @@ class Run:
 
     Attributes:
         options: see `RunOptions`.
-        processes: this process among those of the run.
-        runtime, precision: where and how it computes.
+        engine: its device, processes and precision.
+        runtime: its device and seed.
         folder: its files.
         finished: the results where the folder holds the whole run already, which is all there is to show; else None.
         same_options: False where it goes on with changed options: nothing that was remembered of data or models holds.
@@ -102,19 +102,20 @@ class Run:
 
     log: MetricsLog
 
-    def __init__(self, options: RunOptions, processes: Processes, device: str, stop: StopRequest, stack: ExitStack):
+    def __init__(self, options: RunOptions, engine: Engine, stop: StopRequest, stack: ExitStack):
         self.options = options
-        self.processes = processes
+        self.engine = engine
         self._started = time.monotonic()
         self._stop = stop
         self._stack = stack
         self._locked = False
         check_trackers(options.trackers)
-        set_quiet(options.quiet or not processes.is_main)
-        set_verbose(options.verbose and processes.is_main)
-        self.runtime: Runtime = start_runtime(options.seed, device, options.num_threads, options.matmul_precision)
-        self.precision = Precision(options.mixed_precision, self.runtime.device)
-        going_on = processes.on_main(self._open_folder)
+        set_quiet(options.quiet or not engine.is_main)
+        set_verbose(options.verbose and engine.is_main)
+        self.runtime: Runtime = start_runtime(
+            options.seed, str(engine.device), options.num_threads, options.matmul_precision
+        )
+        going_on = engine.on_main(self._open_folder)
         self.folder = RunFolder(options.folder, None if going_on is None else Path(going_on))
         self.finished: dict[str, Any] | None = None
         self.same_options = True
@@ -138,7 +139,7 @@ class Run:
             self.same_options = check_resumable(self._changes(self._checkpoint.values["run"]), where, advice)
 
     def _fingerprints(self) -> dict[str, Fingerprint]:
-        return self.processes.on_main(lambda: fingerprints(self.options.inputs))
+        return self.engine.on_main(lambda: fingerprints(self.options.inputs))
 
     def _changes(self, before: Mapping[str, Any]) -> str:
         """What differs from an earlier run's options and inputs, in words; `before` has both under these names."""
@@ -184,9 +185,9 @@ class Run:
             self.folder.prepare()
             self.folder.write_config(self.options.all, sys.argv, self._inputs)
 
-        self.processes.on_main(prepare)
+        self.engine.on_main(prepare)
         log = MetricsLog(
-            self.folder.metrics if self.processes.is_main else None, self.options.trackers,
+            self.folder.metrics if self.engine.is_main else None, self.options.trackers, self.engine.accelerator,
             project=f"token-guidance-{self.options.task}", config=self.options.all, seconds_before=before["seconds"],
         )  # fmt: skip
         self.log = self._stack.enter_context(log)
@@ -211,7 +212,7 @@ class Run:
         """While a run trains: what to call after each step. A signal ends the run there, its state saved."""
 
         def save(steps: int) -> None:
-            if not self.processes.is_main:
+            if not self.engine.is_main:
                 return
             self.log.sync()
             state = StateTree()
@@ -225,13 +226,13 @@ class Run:
 
         with self._stop.after_steps():
             yield Checkpointer(
-                save, self.options.checkpoint_steps, self.options.checkpoint_minutes, self._stop, self.processes.largest
+                save, self.options.checkpoint_steps, self.options.checkpoint_minutes, self._stop, self.engine.largest
             )
 
     def figures(self) -> dict[str, Any]:
         """What ``results.json`` says of any run: time, memory, hardware, versions."""
         return {
-            "processes": self.processes.count,
+            "processes": self.engine.count,
             "wall_seconds": self.log.seconds,
             "seconds_in_this_process": time.monotonic() - self._started,
             "peak_memory_mib": peak_memory_mib(self.runtime.device),
@@ -246,7 +247,7 @@ class Run:
             write_files()
             self.folder.write_results(results)
 
-        self.processes.on_main(write)
+        self.engine.on_main(write)
 
 
 @contextmanager
@@ -259,6 +260,6 @@ def open_run(options: RunOptions) -> Iterator[Run]:
     """
     checkpoints = RunFolder(options.folder).checkpoints
     with telling_how_to_go_on(checkpoints, options.how_to_resume), StopRequest() as stop, ExitStack() as stack:
-        processes, device = start_processes(options.device)
-        stack.callback(end_processes)
-        yield Run(options, processes, device, stop, stack)
+        engine = start_engine(options.device, options.mixed_precision)
+        stack.callback(engine.end)
+        yield Run(options, engine, stop, stack)

@@ -600,6 +600,8 @@ class FakeTracker:
     """Stands for a tracker of accelerate."""
 
     made: ClassVar[list["FakeTracker"]] = []
+    name = "wandb"
+    requires_logging_directory = False
 
     def __init__(self, project, **options):
         self.project, self.finished = project, False

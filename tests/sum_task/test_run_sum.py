@@ -287,8 +287,8 @@ def test_reported_policy_is_the_last_and_the_best_is_kept_beside_it(tiny, tmp_pa
     scores = iter([3.0, 2.0, 1.0])
     plain = run_sum.evaluate
 
-    def evaluate(policy, data, settings, processes, precision, title, bertscore=False, metrics=()):
-        found = plain(policy, data, settings, processes, precision, title, bertscore, metrics)
+    def evaluate(policy, data, settings, engine, title, bertscore=False, metrics=()):
+        found = plain(policy, data, settings, engine, title, bertscore, metrics)
         if title == "validation":
             found.means["score"] = next(scores)
         return found
