@@ -10,8 +10,8 @@ mean, nor is a second run of the same row and seed; both are listed, and so is e
 lacks.
 
 --compare A B takes one method minus another over the seeds that both have, for each data set: the mean difference with
-its 95 % bootstrap interval. A method is named by options that only it has, as key=value,key=value. Without it all pairs
-are compared where a data set has up to 4 methods.
+its 95 % bootstrap interval, from five seeds on. A method is named by options that only it has, as key=value,key=value.
+Without it all pairs are compared where a data set has up to 4 methods.
 
 Written to --output: table.md, table.csv, table.tex, runs.csv (every run), compare.csv, plot.svg, plot.png (each seed a
 point) and report.html, one page of all this with curves, and the prompts or summaries that improved most and least.
@@ -37,6 +37,7 @@ from common.data_files import marked_cell
 from common.errors import UserError, printable_text, run_command
 from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, spread
 from common.reporting.run_table import (
+    FEWEST_SEEDS,
     Metric,
     Paired,
     Problem,
@@ -266,7 +267,7 @@ def markdown(rows: Sequence[Row], comparisons: Sequence[Paired], problems: Seque
         parts += [
             "## Two methods over the same seeds",
             markdown_table(compare_records(comparisons)),
-            "Interval: percentile bootstrap over seeds; with fewer than about five of them it is too narrow.",
+            f"Interval: percentile bootstrap over seeds, from {FEWEST_SEEDS} of them on.",
         ]
     if problems:
         counted = [{"what": p.kind, "run": p.where, "why": p.reason} for p in problems]
@@ -377,7 +378,7 @@ def run_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def latex(records: Sequence[dict[str, Any]]) -> str:
-    """A table with booktabs rules for each task."""
+    """A table for each task, with caption and label; its rules are those of booktabs where that is loaded."""
     tables = []
     for task in TASKS:
         own = [record for record in records if record["task"] == task.name]
@@ -385,9 +386,13 @@ def latex(records: Sequence[dict[str, Any]]) -> str:
             shown = pd.DataFrame(shown_records(task, own))
             shown = shown.map(lambda cell: printable_text(cell).replace(NO_VALUE, "--"))
             tables.append(
-                shown.to_latex(index=False, escape=True, caption=f"{task.title}: percent, mean (std) over seeds")
-            )
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
+                shown.to_latex(
+                    index=False, escape=True, caption=f"{task.title}: percent, mean (std) over seeds",
+                    label=f"tab:{task.name}",
+                )
+            )  # fmt: skip
+    plain = "".join(f"\\providecommand{{\\{rule}}}{{\\hline}}\n" for rule in ("toprule", "midrule", "bottomrule"))
+    return f"% \\usepackage{{booktabs}} draws better rules than these\n{plain}" + "\n".join(tables)
 
 
 def plot(rows: Sequence[Row], kind: str) -> bytes:
@@ -472,7 +477,7 @@ def page(
         report.add_table(
             "Two methods over the same seeds",
             compare_records(comparisons),
-            "Percentile bootstrap over the seeds' differences; with fewer than about five seeds it is too narrow.",
+            f"Percentile bootstrap over the seeds' differences, from {FEWEST_SEEDS} seeds on.",
         )
     report.add_curves(
         "Training",

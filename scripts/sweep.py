@@ -53,7 +53,7 @@ from sum_task import settings as sum_settings
 ROOT = Path(__file__).resolve().parent.parent
 MAX_NAME = 150
 NOT_TEXT = ("null", "true", "false", "inf", "nan")
-FIRST_IN_NAMES = ("agg_func", "guidance")
+FIRST_IN_NAMES = ("agg_func", "guidance")  # these name a method also where they have one value
 
 
 class Launcher(NamedTuple):
@@ -252,10 +252,15 @@ def combinations(
     values = _values(task, overrides)
     datasets = _dataset_axis(task, flags.datasets, values)
     seeds = _seed_axes(task, flags.seeds, values)
-    # In an order that does not depend on how the sweep was typed: the same run has the same folder in every sweep.
+    # Named by what is swept, in an order that does not depend on how it was typed.
     kept = sorted(values.keys() - {task.dataset, *task.seeds}, key=lambda key: (key not in FIRST_IN_NAMES, key))
+    named = {key for key in kept if key in FIRST_IN_NAMES or len(values[key]) > 1}
     methods = [
-        [Choice((task.word(key, value),), f"{key}={plain_word(value)}") for value in values[key]] for key in kept
+        [
+            Choice((task.word(key, value),), f"{key}={plain_word(value)}" if key in named else "")
+            for value in values[key]
+        ]
+        for key in kept
     ]
     base = Choice(tuple(flags.config_words), _config_label(flags.config_words))
     found: dict[str, tuple[str, list[str], dict[str, Any]]] = {}
@@ -413,7 +418,7 @@ def state_of(folder: Path, options: dict[str, Any], task: Task) -> State:
             before = yaml.safe_load(config.read_text(encoding="utf-8"))["options"]
             check_same_options(before, options, task.neutral, folder)
     except (UserError, OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        return State(False, True, " ".join(str(error).split()))
+        return State(False, True, f"{' '.join(str(error).split())} (--output gives a sweep a folder of its own)")
     if whole:
         return State(False, False, "complete")
     return State(True, False, "goes on" if latest_checkpoint(folder / "checkpoints") else "starts")

@@ -80,11 +80,11 @@ class TestCombinations:
             "split-0-seed-5", "split-0-seed-6", "split-1-seed-5", "split-1-seed-6",
         ]  # fmt: skip
 
-    def test_the_same_run_has_the_same_folder_however_the_sweep_is_typed(self):
-        one = runs_of("fsc", "--seeds", "3", "learning_rate=1e-4", "agg_func=max", "device=cpu")
-        other = runs_of("fsc", "agg_func=sum,max", "--seeds", "3", "learning_rate=0.0001", "dataset=sst-2")
-        assert one[0][0] == "sst-2/agg_func=max,learning_rate=0.0001/seed-3"
-        assert one[0][0] in [name for name, _ in other]
+    def test_folders_are_named_by_the_keys_that_are_swept_however_they_are_typed(self):
+        one = runs_of("fsc", "--seeds", "3", "top_p=0.9", "learning_rate=1e-4,1e-3", "agg_func=max", "device=cpu")
+        other = runs_of("fsc", "agg_func=sum,max", "learning_rate=0.001,0.0001", "--seeds", "3", "top_p=0.9")
+        assert one[0][0] == "sst-2/agg_func=max,learning_rate=0.0001/seed-3" and "top_p=0.9" in one[0][1]
+        assert {name for name, _ in one} < {name for name, _ in other}
 
     def test_a_configuration_is_part_of_the_name(self):
         (found,) = runs_of("fsc", "--config-name", "builtin", "--seeds", "0")
@@ -293,13 +293,23 @@ def test_the_scripts_install_and_hand_on_every_word_as_it_is(task, tmp_path):
     (bin_folder / "python").write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
     (bin_folder / "python").chmod(stat.S_IRWXU)
     words = ["source_str='a, b'", "$(touch x)", "*", "--seeds", "0-4"]
-    environment = {key: value for key, value in os.environ.items() if key != "VENV"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("VENV", "VIRTUAL_ENV")}
     done = subprocess.run(
         ["bash", str(checkout / "scripts" / f"sweep_{task}.sh"), *words],
         cwd=tmp_path, capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     assert done.stdout.splitlines() == ["installing", str(checkout / "scripts" / "sweep.py"), task, *words]
     assert not (tmp_path / "x").exists()
+    # An activated environment with the project is used as it is, and nothing is installed.
+    own = tmp_path / "own" / "bin"
+    own.mkdir(parents=True)
+    (own / "python").write_text("#!/bin/sh\necho own\n")
+    (own / "python").chmod(stat.S_IRWXU)
+    done = subprocess.run(
+        ["bash", str(checkout / "scripts" / f"sweep_{task}.sh")],
+        capture_output=True, text=True, check=True, env=environment | {"VIRTUAL_ENV": str(own.parent)},
+    )  # fmt: skip
+    assert done.stdout == "own\n"
 
 
 def write_stub_plan(output):
