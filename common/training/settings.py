@@ -6,6 +6,7 @@ command line and in files: an option that two parts read is a field of both grou
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,13 +99,13 @@ def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], val
         raise UserError(f"option '{name}' is not set")
     value = values[name]
     wrong = UserError(f"{name}: {value!r} is not {KINDS[of]}" if value is not None else f"{name}: a value is needed")
-    if (of is bool and isinstance(value, int) and value not in (0, 1)) or (of is str and isinstance(value, bool)):
+    no_switch = of is bool and value is not None and str(value).lower() not in ("true", "false", "1", "0")
+    if no_switch or (of is str and isinstance(value, bool)):
         raise wrong
     try:
-        # In texts ${ is no interpolation: Hydra has resolved its own.
-        config[name] = value.replace("${", r"\${") if isinstance(value, str) else value
-        value = config[name]
-    except ValidationError:
+        config[name] = _literal(value)
+        value = OmegaConf.to_object(config[name]) if of is list else config[name]
+    except (OverflowError, ValidationError):
         raise wrong from None
     except OmegaConfBaseException as error:
         raise UserError(f"{name}: {str(error).splitlines()[0]}") from None
@@ -113,6 +114,13 @@ def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], val
         raise UserError(f"{name}: '{value}' is not one of {', '.join(choices)}{nearest(str(value), choices)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_range(name, value, field.metadata)
+
+
+def _literal(value: Any) -> Any:
+    """What OmegaConf reads as the same value: ${ in a text is no interpolation, of which Hydra has resolved its own."""
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _check_range(name: str, value: float, limits: Mapping[str, Any]) -> None:
