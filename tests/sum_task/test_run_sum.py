@@ -53,7 +53,7 @@ def test_guidance_that_can_have_no_effect_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match="rew_head: a credit that is an advantage needs the rewards of other tokens"):
         run(tiny.settings(output_dir=out, credit="advantage"))
     assert not (out / "metrics.jsonl").exists()
-    tiny.settings(reinforce_coeff=0.1, guidance="sequence").check_rows(1)
+    tiny.settings(reinforce_coeff=0.1, guidance="sequence").policy.check_rows(1)
 
 
 def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
