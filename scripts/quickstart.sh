@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh machine with only Python to trained policies: installs, runs both tasks on the built-in models and shows
-# what came out. From anywhere:
+# From a fresh machine with only Python to trained policies: installs, runs all three tasks on the built-in models and
+# shows what came out, in under five minutes once all is installed. From anywhere:
 #
 #     bash scripts/quickstart.sh                   # seed 0
 #     bash scripts/quickstart.sh random_seed=1     # any options of prompt_task/run_fsc.py
@@ -20,8 +20,25 @@ export HF_HUB_OFFLINE=1
 export TOKENIZERS_PARALLELISM=false
 
 python="${VENV:-.venv}/bin/python"
-"$python" prompt_task/run_fsc.py --config-name=builtin resume=auto "$@"
+say() { printf '\n== %s\n' "$*"; }
 
+say "1 of 3: a reward of every token of a reply, from rankings of whole replies"
+"$python" chat_task/run_chat.py --config=configs/chat_builtin.yaml --output_dir=outputs/chat/quickstart --resume
+
+"$python" - <<'END'
+from common.reporting.terminal import coloured
+from common.token_reward_model import TokenRewardModel
+model = TokenRewardModel.from_pretrained("outputs/chat/quickstart/reward_model")
+source = "hundreds of nurses stopped work in glenwood on wednesday . they ask for better pensions ."
+[scored] = model.score_texts(["nurses in corvale began a strike for pensions on wednesday ."], sources=[source])
+print(f"\nto read:  {source}\nreply:    {coloured(scored.tokens, scored.rewards, 0, 1)}")
+END
+
+say "2 of 3: prompts that make a frozen language model classify"
+# A pool of scored prompts: a third of the time, and the same accuracy here (docs/results.md).
+"$python" prompt_task/run_fsc.py --config-name=builtin resume=auto reward_pool_size=256 "$@"
+
+say "3 of 3: summaries learnt from references half of which are bad"
 summaries=outputs/sum/quickstart
 for guidance in none sequence token; do
     "$python" sum_task/run_sum.py --config=configs/sum_noisy_builtin.yaml --guidance="$guidance" \

@@ -307,6 +307,8 @@ PROGRAMS: dict[str, Program] = {
     "scripts/sweep_chat.sh": Program(read_sweep("chat"), small_sweep(small_chat_run)),
     "scripts/sweep_sum.sh": Program(read_sweep("sum"), small_sweep(small_summary_run)),
     "scripts/quickstart.sh": Program(builtin_prompt_options, lambda words: PROMPT_RUN),
+    "install_packages.sh": Program(read_nothing),
+    "pip": Program(lambda words: None, not_run="tests/common/training/test_console.py installs it"),
     "scripts/test.sh": Program(read_nothing, not_run="it runs these very tests"),
     "scripts/benchmarks/gpu.sh": Program(
         flags_of("scripts.benchmarks.gpu"),
@@ -404,6 +406,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("sst-2", "yelp-2"):
             tiny_models.write_splits(place / "DATA", name, tiny_models.TRAIN_TEXTS, 16, split)
         tiny_models.write_splits(place / "DATA", "agnews", topics, 16, split)
+    shutil.copy(ROOT / "configs" / "dataset" / "agnews.yaml", place / "mine.yaml")
     lines = [json.dumps({"text": text, "label": label}) for text, label in topics * 2]
     (place / "TOPICS.jsonl").write_text("\n".join(dict.fromkeys(lines)))
     (place / "OTHERS.jsonl").write_text("\n".join(json.dumps({"text": f"{n}", "label": n}) for n in range(4)))
@@ -421,6 +424,8 @@ def shrink_builtin(configs: Path) -> None:
     """Less work in the built-in configurations, for commands that pass no options on."""
     prompts = (configs / "builtin.yaml").read_text()
     (configs / "builtin.yaml").write_text(re.sub(r"(rew_num_train_epochs|rew_max_train_steps): .*", r"\1: 1", prompts))
+    replies = (configs / "chat_builtin.yaml").read_text()
+    (configs / "chat_builtin.yaml").write_text(re.sub(r"(max_(train|eval)_samples): .*", r"\1: 8", replies))
     for name in ("sum_builtin.yaml", "sum_noisy_builtin.yaml"):
         with open(configs / name, "a") as file:
             file.write("\nmax_train_samples: 8\nmax_eval_samples: 2\nmax_predict_samples: 2\n")
@@ -469,3 +474,12 @@ def test_a_printed_command_runs_in_its_smallest_form(command, place):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     program = PROGRAMS[call.program]
     assert program.prints in run_in(place, command.text, program.small(call.words), program.codes)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_scores_the_tokens_of_a_text(place):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (place / "six_lines.py").write_text(code.replace("outputs/chat/quickstart", "CHAT"))
+    lines = run_in(place, "python six_lines.py", []).splitlines()
+    assert all(re.fullmatch(r"-?\d\.\d\d .*", line) for line in lines) and len(lines) > 8
