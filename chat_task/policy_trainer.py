@@ -194,7 +194,7 @@ class PolicyTrainer:
     ) -> None:
         self._run, self._settings, self._rewards = run, settings, rewards
         self._tokenizer, self._held_out, self._judge = tokenizer, list(held_out), judge
-        accumulation = settings.accumulation(run.processes.count)
+        accumulation = settings.accumulation(run.engine.count)
         if len(prompts) < settings.prompts_per_step:
             raise UserError(f"prompts_per_step: {settings.prompts_per_step}, but there are {len(prompts)} prompts")
         if tokenizer.pad_token_id is None:
@@ -379,7 +379,7 @@ class _RunCallback(TrainerCallback):
         if state.global_step:
             self._checkpointer.after_step(state.global_step)
         # Samples that are named need no state of any process in the checkpoint.
-        words = self._run.options.seed, state.global_step, self._run.processes.rank
+        words = self._run.options.seed, state.global_step, self._run.engine.rank
         seed_global(Purpose.REPLY_SAMPLES, *words)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:

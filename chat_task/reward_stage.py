@@ -366,7 +366,7 @@ class _RunCallback(TrainerCallback):
         # Not at the end of the step before, whose figures are logged after it.
         if state.global_step:
             self._checkpointer.after_step(state.global_step)
-        seed_global(Purpose.REPLY_REWARD_DROPOUT, self._run.options.seed, state.global_step, self._run.processes.rank)
+        seed_global(Purpose.REPLY_REWARD_DROPOUT, self._run.options.seed, state.global_step, self._run.engine.rank)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         found = {name: logs[theirs] for name, theirs in LOGGED.items() if logs and logs.get(theirs) is not None}

@@ -44,7 +44,7 @@ def run(settings: ChatSettings) -> dict[str, Any]:
     check_adapters(settings.lora_rank)
     with open_run(run_options(settings)) as run:
         results = run.finished or _learn(run, settings)
-        if run.processes.is_main:
+        if run.engine.is_main:
             print_summary(run.folder, results)
         return results
 
@@ -106,6 +106,7 @@ def run_options(settings: ChatSettings) -> RunOptions:
         folder=output_folder(settings),
         all=plain_options(settings),
         neutral=NEUTRAL,
+        inputs={name: getattr(settings, name) for name in INPUTS},
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
         trackers=settings.report_to,
@@ -115,6 +116,13 @@ def run_options(settings: ChatSettings) -> RunOptions:
 DATA_OPTIONS = (
     "dataset_name", "dataset_config", "dataset_split", "train_file", "validation_file", "validation_share",
     "max_train_samples", "max_eval_samples", "bad_rows", "seed",
+)  # fmt: skip
+
+
+# The options that name what is read.
+INPUTS = (
+    "dataset_name", "train_file", "validation_file", "chat_template", "model_name_or_path",
+    "reference_model_name_or_path", "rew_checkpoint_path",
 )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from common.checks import at_least_float32, check_float, check_name, check_positive, real_tokens
+from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
+from common.own_pieces import is_own, own_function
 
 AGGREGATIONS = ("sum", "avg", "max", "min", "mean")
 
@@ -33,7 +34,7 @@ def aggregate_token_rewards(token_rewards: Tensor, mask: Tensor, method: str, te
         token_rewards: (B, K, T), any float dtype.
         mask: (B, K, T), 1 or True at real tokens. What stands at the other positions, NaN included, has no
             influence on the scores or their gradients.
-        method: one of :data:`AGGREGATIONS`.
+        method: one of :data:`AGGREGATIONS`, or ``package.module:function``, see :mod:`common.own_pieces`.
         temperature: ``beta`` > 0, in units of reward; used by ``max`` and ``min`` alone.
 
     Returns:
@@ -42,12 +43,17 @@ def aggregate_token_rewards(token_rewards: Tensor, mask: Tensor, method: str, te
     Raises:
         ValueError: naming the argument with a wrong shape, name or value, or a sequence without a real token.
     """
-    check_name(method, "method", AGGREGATIONS)
+    if not is_own(method):
+        check_name(method, "method", AGGREGATIONS)
     check_positive(temperature, "temperature")
     check_float(token_rewards, "token_rewards", "(B, K, T)")
     real = real_tokens(mask, token_rewards.shape)
     rewards = at_least_float32(token_rewards)
 
+    if is_own(method):
+        scores: Tensor = own_function(method)(rewards.masked_fill(~real, 0), real)
+        check_shape(scores, f"scores of {method}", rewards.shape[:2])
+        return scores
     if method == "sum":
         return rewards.masked_fill(~real, 0).sum(dim=-1)
     lengths = real.sum(dim=-1).to(rewards.dtype)  # (B, K)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
+from common.own_pieces import is_own
 from common.policy_losses import token_weights
 
 SEQUENCE_TEMPERATURE = 0.5
@@ -310,6 +311,8 @@ def reference_weights(kind: str, judged: Judged) -> Tensor:
     Raises:
         ValueError: the name is not one of :data:`CREDITS`, or what it needs is not there.
     """
+    if is_own(kind):
+        return token_weights(judged.rewards, judged.mask, kind)
     check_name(kind, "kind", tuple(CREDITS))
     return CREDITS[kind](judged)
 
@@ -329,9 +332,11 @@ def sample_weights(kind: str, judged: Judged, per_source: int | None = None) -> 
     Raises:
         ValueError: another name, or what the kind needs is not there; K = 1.
     """
-    check_name(kind, "kind", tuple(SAMPLE_CREDITS))
+    if not is_own(kind):
+        check_name(kind, "kind", tuple(SAMPLE_CREDITS))
     if per_source is not None and kind == "sequence":
         differences = leave_one_out(judged.sequence_scores.unflatten(0, (-1, per_source))).flatten()
         return differences.unsqueeze(-1) * judged.mask
-    weights = SAMPLE_CREDITS[kind](judged)
+    is_built_in = not is_own(kind)
+    weights = SAMPLE_CREDITS[kind](judged) if is_built_in else token_weights(judged.rewards, judged.mask, kind)
     return weights if per_source is None else leave_one_out_by_position(weights, judged.mask, per_source)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.checks import at_least_float32, check_float, check_name, check_shape, check_values, real_tokens
+from common.own_pieces import is_own, own_function
 
 GUIDANCES = ("reward", "reward-to-go", "sequence")
 
@@ -23,7 +24,7 @@ def token_weights(token_rewards: Tensor, mask: Tensor, guidance: str) -> Tensor:
     Args:
         token_rewards: (N, T), any float dtype.
         mask: (N, T), 1 or True at real tokens.
-        guidance: one of :data:`GUIDANCES`.
+        guidance: one of :data:`GUIDANCES`, or ``package.module:function``, see :mod:`common.own_pieces`.
 
     Returns:
         Weights, (N, T), detached; 0 at masked positions; float32 for half-precision rewards, else of their dtype.
@@ -31,11 +32,16 @@ def token_weights(token_rewards: Tensor, mask: Tensor, guidance: str) -> Tensor:
     Raises:
         ValueError: naming the argument with a wrong shape or name, or a sequence without a real token.
     """
-    check_name(guidance, "guidance", GUIDANCES)
+    if not is_own(guidance):
+        check_name(guidance, "guidance", GUIDANCES)
     check_float(token_rewards, "token_rewards", "(N, T)")
     real = real_tokens(mask, token_rewards.shape)
     rewards = at_least_float32(token_rewards.detach()).masked_fill(~real, 0)
 
+    if is_own(guidance):
+        weights: Tensor = own_function(guidance)(rewards, real)
+        check_shape(weights, f"weights of {guidance}", rewards.shape)
+        return weights.detach().to(rewards.dtype).masked_fill(~real, 0)
     if guidance == "reward":
         return rewards
     if guidance == "reward-to-go":
@@ -120,7 +126,6 @@ def reward_weighted_mle_loss(
             or a sequence without a real token.
     """
     check_float(logits, "logits", "(N, T, V)")
-    check_name(guidance, "guidance", GUIDANCES)
     check_float(token_rewards, "token_rewards", "(N, T)")
     check_shape(token_rewards, "token_rewards", logits.shape[:2])
     real = real_tokens(mask, logits.shape[:2])
@@ -135,6 +140,7 @@ def reward_weighted_mle_loss(
         check_values((rewards >= 0) | ~real, message)
 
     weights = token_weights(rewards, real, guidance)
+    check_values(weights >= 0, f"guidance: weights of {guidance} must not be negative, they are shares of their sum")
     weights = torch.where(weights.sum(dim=-1, keepdim=True) > 0, weights, real.to(weights.dtype))
     weights = weights / weights.sum(dim=-1, keepdim=True)
     # The weights of each sequence sum to one, so the mean over sequences is the whole sum over N.

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.grounding_loss import rank_accuracy
 from common.policy_losses import negative_entropy, reinforce_loss, token_weights
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.training.engine import Engine
 from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
@@ -40,6 +41,7 @@ class PolicyTrainer:
         candidates: CandidateTable,
         settings: FewShotSettings,
         runtime: Runtime,
+        engine: Engine,
         log: MetricsLog,
     ):
         self.policy = policy
@@ -53,9 +55,7 @@ class PolicyTrainer:
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_POLICY_STREAM)
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
-        self.stepper = Stepper(
-            "policy", settings.clip_norm, train_scorer.processes, optimizer=self.optimizer, alike=True
-        )
+        self.stepper = Stepper("policy", settings.clip_norm, engine, self.optimizer, alike=True)
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
         self._rate = Rate()

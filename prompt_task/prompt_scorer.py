@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from common.training.processes import Processes
+from common.training.engine import Engine
 from prompt_task.few_shot_data import Example
 from prompt_task.task_lm import TaskLM
 
@@ -70,7 +70,7 @@ class PromptScorer:
         examples: the split.
         correct_coeff, incorrect_coeff: scale of positive and other gaps.
         memory_mib: memory for what is remembered; the prompt not asked for the longest time is forgotten first.
-        processes: of the run; by default one.
+        engine: of the run; None: this process is alone.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class PromptScorer:
         correct_coeff: float = 200.0,
         incorrect_coeff: float = 180.0,
         memory_mib: float = 32,
-        processes: Processes | None = None,
+        engine: Engine | None = None,
     ):
         self.task_lm = task_lm
-        self.processes = processes or Processes()
+        self.engine = engine
         self.examples = list(examples)
         self.labels = torch.tensor([example.label for example in examples])
         self.correct_coeff = correct_coeff
@@ -114,7 +114,8 @@ class PromptScorer:
             # In slices, so that a table over a large test file keeps a progress bar moving; by example, so that
             # a left-to-right task LM meets each sentence in one slice.
             missing.sort(key=lambda pair: pair[1])
-            slice_length = max(len(missing) if on_pairs is None else 8 * self.processes.count * len(distinct), 1)
+            count = self.engine.count if self.engine is not None else 1
+            slice_length = max(len(missing) if on_pairs is None else 8 * count * len(distinct), 1)
             for start in range(0, len(missing), slice_length):
                 part = missing[start : start + slice_length]
                 for (prompt, example), row in self._ask(part):
@@ -132,28 +133,32 @@ class PromptScorer:
         Raises:
             UserError: a process cannot read its share; every process raises it.
         """
+        engine = self.engine
+        if engine is None or engine.count == 1:
+            yield from zip(pairs, self._read(pairs), strict=True)
+            return
         # A share is whole examples, dealt in order of length: a left-to-right task LM reads each sentence in one place.
         examples = sorted({e for _, e in pairs}, key=lambda e: (len(self.examples[e].text), e))
-        count = self.processes.count
-        dealt = {e: place % count for place, e in enumerate(examples)}
-        shares = [[pair for pair in pairs if dealt[pair[1]] == rank] for rank in range(count)]
+        dealt = {e: place % engine.count for place, e in enumerate(examples)}
+        shares = [[pair for pair in pairs if dealt[pair[1]] == rank] for rank in range(engine.count)]
         mine, error = torch.empty(0, self.task_lm.num_classes), None
         try:
-            own = shares[self.processes.rank]
-            if own:
-                mine = self.task_lm.class_probabilities([(self.examples[e].text, p) for p, e in own])
+            if shares[engine.rank]:
+                mine = self._read(shares[engine.rank])
         except UserError as caught:
             error = str(caught)
-        if count > 1:
-            asked = zlib.crc32(repr(pairs).encode("utf-8", "surrogatepass"))
-            said = self.processes.gather((asked, error))
-            if any(other != asked for other, _ in said):
-                raise RuntimeError("the processes have come apart: they ask the task LM for different prompts")
-            error = next((text for _, text in said if text is not None), None)
+        asked = zlib.crc32(repr(pairs).encode("utf-8", "surrogatepass"))
+        said = engine.gather((asked, error))
+        if any(other != asked for other, _ in said):
+            raise RuntimeError("the processes have come apart: they ask the task LM for different prompts")
+        error = next((text for _, text in said if text is not None), None)
         if error is not None:
             raise UserError(error)
-        for share, part in zip(shares, self.processes.gather_tensors({"found": mine}), strict=True):
+        for share, part in zip(shares, engine.gather_tensors({"found": mine}), strict=True):
             yield from zip(share, part["found"], strict=True)
+
+    def _read(self, pairs: Sequence[tuple[str, int]]) -> torch.Tensor:
+        return self.task_lm.class_probabilities([(self.examples[e].text, prompt) for prompt, e in pairs])
 
     def score(
         self,

@@ -17,6 +17,7 @@ from common.grounding_loss import list_mle_loss
 from common.swaps import draw_places, swap_tokens
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.training.engine import Engine
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose, keyed_generator, seed_global
@@ -86,6 +87,7 @@ class RewardTrainer:
         dev_scorer: PromptScorer,
         settings: FewShotSettings,
         runtime: Runtime,
+        engine: Engine,
         log: MetricsLog,
     ):
         self.reward_model = reward_model
@@ -99,7 +101,7 @@ class RewardTrainer:
         self.steps_done = 0  # optimizer steps over all rounds
         self.last_figures: dict[str, float] = {}  # on dev, of the weights that the last round chose
         self.steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
-        self.stepper = Stepper("reward", settings.clip_norm, train_scorer.processes, alike=True)
+        self.stepper = Stepper("reward", settings.clip_norm, engine, alike=True)
         self._round: _Round | None = None
         self._rate = Rate()
 

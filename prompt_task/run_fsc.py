@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
+from common.builtin import resolve
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
 from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
@@ -30,7 +31,7 @@ from common.training.run_folder import RunFolder
 from common.training.runtime import describe, random_state, restore_random_state
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.command_line import Command, check_sweep, command_from, help_text, read_command
-from prompt_task.few_shot_data import FewShotSplits, load_few_shot_splits
+from prompt_task.few_shot_data import FewShotSplits, load_few_shot_splits, split_folder
 from prompt_task.policy_trainer import PolicyTrainer
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
@@ -57,7 +58,7 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
     honour_launcher(command.settings, {})  # nothing of it is an option here: it can but refuse
     with open_run(run_options(command)) as run:
         results = run.finished or _train_and_test(run, command, task_lm)
-        if run.processes.is_main:
+        if run.engine.is_main:
             print_summary(run.folder, results)
         return results
 
@@ -106,17 +107,16 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     describe("policy", policy.adaptor, policy.lm)
     describe("reward model", reward_model)
     train_scorer, dev_scorer, test_scorer = (
-        PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff, processes=run.processes)
+        PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff, engine=run.engine)
         for examples in (splits.train, splits.dev, splits.test)
     )
 
     # Reward learning and policy learning in turn.
     run.begin()
-    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings, run.runtime, run.log)
+    shared = settings, run.runtime, run.engine, run.log
+    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, *shared)
     candidates = CandidateTable(policy, train_scorer, dev_scorer)
-    trainer = PolicyTrainer(
-        policy, reward_trainer, train_scorer, dev_scorer, candidates, settings, run.runtime, run.log
-    )
+    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, *shared)
     state = _State(reward_model, reward_trainer, trainer, train_scorer, dev_scorer)
     if run.restore(state.load) and not run.same_options:
         train_scorer.forget()
@@ -133,8 +133,8 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     untrained = [Candidate(text, tuple(row)) for text, row in zip(policy.texts(start), start.tolist(), strict=True)]
     score_candidates(dev_scorer, untrained, "dev")
     table = [*best, *candidates.best()[len(best) :]]
-    run.processes.on_main(lambda: write_candidates(run.folder.path / "prompts.csv", table))
-    cut = {"sentences_cut": int(run.processes.total(task_lm.sentences_cut)[0])}
+    run.engine.on_main(lambda: write_candidates(run.folder.path / "prompts.csv", table))
+    cut = {"sentences_cut": int(run.engine.total(task_lm.sentences_cut)[0])}
     results = _results(command, splits, trainer, best, empty) | cut | run.figures()
 
     def write_files() -> None:
@@ -170,12 +170,14 @@ def save_models(folder: RunFolder, policy: PromptPolicy, reward_model: TokenRewa
 def run_options(command: Command) -> RunOptions:
     """The part of a command that concerns the run as such."""
     settings = command.settings
+    split = split_folder(resolve(settings.base_path), command.spec.name, settings.num_shots, settings.dataset_seed)
     return RunOptions.of(
         settings,
         task="fsc",
         folder=output_folder(command),
         all=plain_options(command.options),
         neutral=NEUTRAL,
+        inputs={"base_path": str(split), "task_lm": settings.task_lm, "policy_lm": settings.policy_lm},
         seed=settings.random_seed,
         mixed_precision="no",
         how_to_resume="the same command and resume=auto",

@@ -19,8 +19,8 @@ from common.policy_losses import (
     shared_likelihood_loss,
 )
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.training.engine import Engine
 from common.training.interruption import Checkpointer
-from common.training.processes import Precision, Processes
 from common.training.progress import Progress
 from common.training.random_keys import Purpose, keyed_generator, seed_global
 from common.training.stepper import Stepper
@@ -46,7 +46,7 @@ class PolicyTrainer:
         validate: tests the policy on validation data and returns its figures, of which ``eval/score`` decides which
             policy is the best.
         keep_best: called after each validation that was the best so far.
-        settings, processes, precision, log: of the run.
+        settings, engine, log: of the run.
     """
 
     def __init__(
@@ -57,8 +57,7 @@ class PolicyTrainer:
         validate: Callable[[], dict[str, float]],
         keep_best: Callable[[], None],
         settings: SummarizationSettings,
-        processes: Processes,
-        precision: Precision,
+        engine: Engine,
         log: MetricsLog,
     ):
         self.policy = policy
@@ -67,11 +66,10 @@ class PolicyTrainer:
         self.validate = validate
         self.keep_best = keep_best
         self.settings = settings
-        self.processes = processes
-        self.precision = precision
+        self.engine = engine
         self.log = log
         self.collate: Collator = policy.collator(pad_lengths(settings), not settings.ignore_pad_token_for_loss)
-        self.stepper = Stepper("policy", settings.clip_norm, processes, precision)
+        self.stepper = Stepper("policy", settings.clip_norm, engine)
         self._new_optimizer()
         self.steps_done = 0
         self.best_score: float | None = None
@@ -84,7 +82,7 @@ class PolicyTrainer:
         judged_anew = settings.reference_credit in NEED_EXPECTATION or settings.mle_coeff == 0
         if settings.uses_rewards and settings.ignore_pad_token_for_loss and not judged_anew:
             self.reference_rewards = ReferenceRewards([len(ids) for ids in train.targets])
-        self._batch_size = settings.per_device_train_batch_size * processes.count
+        self._batch_size = settings.per_device_train_batch_size * engine.count
         batches = math.ceil(len(train) / self._batch_size)
         self.steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
         self.max_steps = math.ceil(settings.num_train_epochs * self.steps_per_epoch)
@@ -190,7 +188,7 @@ class PolicyTrainer:
         tokens = 0
         own: list[Batch | None] = []
         for rows in batches:
-            mine = self.processes.share(rows)
+            mine = self.engine.share(rows)
             own.append(self.collate(self.train_data, mine).to(self.policy.device) if mine else None)
         weighed: list[WeighedBatch | None] = [None] * len(own)
         if self.settings.mle_coeff > 0 and self.settings.weighs_whole_steps:
@@ -203,11 +201,11 @@ class PolicyTrainer:
             # With samples every process takes part, to learn how many tokens the others' samples have.
             if batch is None:
                 if noise is not None:
-                    self.processes.total(0.0)
+                    self.engine.total(0.0)
                 continue
-            seed_global(Purpose.POLICY_DROPOUT, self.settings.seed, step, number, self.processes.rank)
+            seed_global(Purpose.POLICY_DROPOUT, self.settings.seed, step, number, self.engine.rank)
             if noise is not None:
-                noise = noise[self.processes.share(range(len(rows)))]
+                noise = noise[self.engine.share(range(len(rows)))]
             share = len(rows) / rows_in_step
             loss, found = self._loss(batch, noise, rows, share, weighed[number])
             self.stepper.backward(loss * share)
@@ -217,9 +215,9 @@ class PolicyTrainer:
         norm = self.stepper.step()
         if learns_rewards:
             assert self.reference_rewards is not None
-            self.reference_rewards.exchange(self.processes)
+            self.reference_rewards.exchange(self.engine)
         names = self._figure_names
-        totals = self.processes.total(*(sums.get(name, 0.0) for name in names), float(tokens))
+        totals = self.engine.total(*(sums.get(name, 0.0) for name in names), float(tokens))
         figures = dict(zip(names, totals[:-1], strict=True))
         if not math.isfinite(figures["policy/loss"]):
             raise UserError(f"policy step {step}: the loss is {figures['policy/loss']}; a lower learning_rate may help")
@@ -252,7 +250,7 @@ class PolicyTrainer:
             share_of_step: by which the batch's loss counts in the step's.
             weighed: the references against the others of the step; None: every batch for itself.
         """
-        with self.precision.autocast():
+        with self.engine.autocast():
             sources = self.policy.encode(batch.source_ids, batch.source_mask)
         loss, figures = torch.zeros((), device=self.policy.device), dict[str, float]()
         if self.settings.mle_coeff > 0:
@@ -272,7 +270,7 @@ class PolicyTrainer:
         settings = self.settings
         labels = Summaries(batch.target_ids, batch.target_mask)
         share = len(batch.rows) / len(rows)
-        with self.precision.autocast():
+        with self.engine.autocast():
             logits = self.policy.logits(sources, labels)
         figures = {}
         if weighed is not None:
@@ -307,7 +305,7 @@ class PolicyTrainer:
                 continue
             labels = Summaries(batch.target_ids, batch.target_mask)
             if self.settings.reference_credit in NEED_EXPECTATION:
-                with torch.no_grad(), self.precision.autocast():
+                with torch.no_grad(), self.engine.autocast():
                     sources = self.policy.encode(batch.source_ids, batch.source_mask)
                     logits = self.policy.logits(sources, labels)
                     rewards, expected = self._judge(batch, labels, logits)
@@ -316,7 +314,7 @@ class PolicyTrainer:
                 rewards = self._label_rewards(batch, labels)
                 judged.append(Judged(rewards, labels.mask, scores=self._reference_scores(batch)))
         kind = self.settings.reference_credit
-        return weigh_together(judged, lambda together: reference_weights(kind, together), self.processes)
+        return weigh_together(judged, lambda together: reference_weights(kind, together), self.engine)
 
     def _reference_scores(self, batch: Batch) -> Tensor | None:
         """With sequence_score=preference what the preference says of each reference, (B,); else None."""
@@ -349,13 +347,13 @@ class PolicyTrainer:
     ) -> tuple[Tensor, dict[str, float]]:
         """REINFORCE and entropy terms on samples, drawn without gradient from the sources as they are encoded."""
         settings = self.settings
-        with self.precision.autocast():
+        with self.engine.autocast():
             samples = self.policy.sample(
                 sources, noise.shape[1], noise.flatten(0, 1), settings.sampling_top_k, settings.sampling_temperature
             )
             logits = self.policy.logits(sources, samples)
         tokens = int(samples.mask.sum())
-        share = tokens / self.processes.total(float(tokens))[0]
+        share = tokens / self.engine.total(float(tokens))[0]
         loss = logits.new_zeros((), dtype=torch.float32)
         row_share = len(batch.rows) / rows_in_batch
         figures = {"policy/sample_length": row_share * tokens / len(samples.mask)}
@@ -377,7 +375,7 @@ class PolicyTrainer:
         per_source = len(samples.mask) // len(batch.rows)
         rewards, expected, scores = self._rewards(batch, samples), None, None
         if settings.sample_credit in NEED_EXPECTATION:
-            with torch.no_grad(), self.precision.autocast():
+            with torch.no_grad(), self.engine.autocast():
                 _, expected = self._judge(batch, samples, logits.detach())
         if settings.sequence_score == "preference":
             rows = [row for row in batch.rows for _ in range(per_source)]
@@ -407,7 +405,7 @@ class PolicyTrainer:
     @torch.no_grad()
     def _rewards(self, batch: Batch, summaries: Summaries) -> Tensor:
         """Token rewards of summaries, the reward model in evaluation mode."""
-        with self.precision.autocast():
+        with self.engine.autocast():
             return self._reward_model().policy_rewards(batch, summaries)
 
     def _judge(self, batch: Batch, summaries: Summaries, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.training.processes import Processes
+from common.training.engine import Engine
 
 
 class ReferenceRewards:
@@ -46,10 +46,10 @@ class ReferenceRewards:
             table[place, : len(own)] = own
         return table
 
-    def exchange(self, processes: Processes) -> None:
+    def exchange(self, engine: Engine) -> None:
         """Let every process know what the others have put since the last call."""
-        if processes.count > 1:
-            for part in processes.gather_tensors({str(row): self._of(row) for row in self._new}):
+        if engine.count > 1:
+            for part in engine.gather_tensors({str(row): self._of(row) for row in self._new}):
                 for row, rewards in part.items():
                     self._of(int(row)).copy_(rewards)
         self._new = []

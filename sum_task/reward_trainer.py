@@ -21,8 +21,8 @@ from common.errors import UserError
 from common.grounding_loss import list_mle_loss
 from common.swaps import draw_places, swap_tokens
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
+from common.training.engine import Engine
 from common.training.plateau import Plateau
-from common.training.processes import Precision, Processes
 from common.training.progress import Progress
 from common.training.random_keys import Key, Purpose, keyed_generator, seed_global
 from common.training.ranking_figures import RankingFigures, ratio
@@ -88,8 +88,7 @@ class RewardTrainer:
         train: TokenizedRows,
         validation: TokenizedRows,
         settings: SummarizationSettings,
-        processes: Processes,
-        precision: Precision,
+        engine: Engine,
         log: MetricsLog,
     ):
         self.reward = reward
@@ -98,18 +97,17 @@ class RewardTrainer:
         self.train = train
         self.validation = validation
         self.settings = settings
-        self.processes = processes
-        self.precision = precision
+        self.engine = engine
         self.log = log
         self.collate: Collator = policy.collator(pad_lengths(settings))
         self.rounds_done = 0
         self.steps_done = 0  # over all rounds
         self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
         self._round: _Round | None = None
-        self.stepper = Stepper("reward", settings.clip_norm, processes, precision)
+        self.stepper = Stepper("reward", settings.clip_norm, engine)
         # Which token of each row's reference is swapped, in every round.
         self._swap_noise = torch.rand(len(validation), generator=keyed_generator(Purpose.SWAPS, settings.seed))
-        batch_size = settings.reward_learning_batch_size * processes.count
+        batch_size = settings.reward_learning_batch_size * engine.count
         batches = math.ceil(len(train) / batch_size)
         self.batches_per_round = max(1, math.ceil(settings.rew_num_train_epochs * batches))
         self.steps_per_epoch = batches / settings.rew_gradient_accumulation_steps
@@ -275,7 +273,7 @@ class RewardTrainer:
             generator = keyed_generator(*key)
             noise = torch.rand(len(rows), per_source, settings.max_target_length, generator=generator)
             tie_noise = torch.rand(len(rows), per_source, generator=generator)
-            kept = self.processes.share(range(len(rows)))
+            kept = self.engine.share(range(len(rows)))
             noises.append(noise[kept])
             tie_noises.append(tie_noise[kept])
             mine.append(self.collate(data, [rows[i] for i in kept]).to(self.policy.device) if kept else None)
@@ -284,7 +282,7 @@ class RewardTrainer:
             return [None] * len(batches)
         was_training = self.policy.lm.training
         self.policy.lm.eval()
-        with self.precision.autocast():
+        with self.engine.autocast():
             sources = self.policy.join([self.policy.encode(batch.source_ids, batch.source_mask) for batch in own])
             summaries = self._sample(sources, torch.cat(noises))
         self.policy.lm.train(was_training)
@@ -325,7 +323,7 @@ class RewardTrainer:
         for number, ranked in enumerate(batches):
             if ranked is None:
                 continue
-            where = (self.rounds_done, step, number, self.processes.rank)
+            where = (self.rounds_done, step, number, self.engine.rank)
             seed_global(Purpose.REWARD_DROPOUT, self.settings.seed, *where)
             self.reward.model.train()
             loss, found = self._loss(ranked)
@@ -335,12 +333,12 @@ class RewardTrainer:
             figures += found
         norm = self.stepper.step()
         self.reward.model.eval()
-        return figures.over(self.processes), norm
+        return figures.over(self.engine), norm
 
     def _loss(self, ranked: RankedSummaries) -> tuple[Tensor, RankingFigures]:
         """ListMLE loss, the mean over the ranking sets, and the sums for the log."""
         sets, per_source = ranked.preferences.shape
-        with self.precision.autocast():
+        with self.engine.autocast():
             rewards, mask = self.reward.own_rewards(ranked.batch, ranked.summaries)
         per_set = (sets, per_source, -1)
         scores = aggregate_token_rewards(
@@ -359,7 +357,7 @@ class RewardTrainer:
             figures += self._loss(ranked)[1]
             if ranked.swaps is not None:
                 figures += self._swap_figures(ranked.batch, ranked.swaps)
-        return figures.over(self.processes).means("dev_")
+        return figures.over(self.engine).means("dev_")
 
     @torch.no_grad()
     def _swaps(self, batch: Batch) -> Swaps:
@@ -368,7 +366,7 @@ class RewardTrainer:
         places = draw_places(mask, self._swap_noise[batch.indices])
         was_training = self.policy.lm.training
         self.policy.lm.eval()
-        with self.precision.autocast():
+        with self.engine.autocast():
             sources = self.policy.encode(batch.source_ids, batch.source_mask)
             logits = self.policy.logits(sources, Summaries(tokens, mask))
         self.policy.lm.train(was_training)
@@ -378,7 +376,7 @@ class RewardTrainer:
         return Swaps(Summaries(both, mask.repeat_interleave(2, 0)), places)
 
     def _swap_figures(self, batch: Batch, swaps: Swaps) -> RankingFigures:
-        with self.precision.autocast():
+        with self.engine.autocast():
             rewards = self.reward.policy_rewards(batch, swaps.summaries)
         pairs = rewards.unflatten(0, (-1, 2))  # (B, 2, T)
         rows = torch.arange(len(pairs), device=rewards.device)

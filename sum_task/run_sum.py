@@ -20,9 +20,9 @@ from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
 from common.language_models.saved import check_saved, few_numbers
 from common.training.command_line import read_yaml
+from common.training.engine import Engine
 from common.training.files import write_jsonl_atomic
 from common.training.launcher import honour_launcher
-from common.training.processes import Processes
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
@@ -64,13 +64,13 @@ def run(settings: SummarizationSettings) -> dict[str, Any]:
     use_kernels(settings.cpu_kernels)
     with open_run(run_options(settings)) as run:
         results = run.finished or _train_and_test(run, settings)
-        if run.processes.is_main:
+        if run.engine.is_main:
             print_summary(run.folder, results)
         return results
 
 
 def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]:
-    processes, precision = run.processes, run.precision
+    engine = run.engine
 
     # Data and models.
     splits = load_splits(**{name: getattr(settings, name) for name in DATA_OPTIONS})
@@ -78,7 +78,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         "%s: %d train, %d validation, %d test rows, left out %s", settings.dataset_name or settings.train_file,
         len(splits.train), len(splits.validation), len(splits.test), splits.left_out,
     )  # fmt: skip
-    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes.count
+    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * engine.count
     settings.check_rows(min(rows, len(splits.train)))
     note_other_letters([row.reference for row in (splits.test or splits.validation)], settings.rouge_words)
     preference, metrics = (
@@ -98,28 +98,26 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     if reward is not None:
         reward.to(run.runtime.device)
         describe("reward model", reward.model)
-    train, validation, test = _tokenize_all(splits, policy.format, settings, processes)
+    train, validation, test = _tokenize_all(splits, policy.format, settings, engine)
     tested, tested_on = (test, "test") if len(test) else (validation, "validation")
 
     run.begin()
     # Before a checkpoint is loaded: of a run that goes on it is the same.
-    before = without_training(policy, tested, settings, processes, precision)
+    before = without_training(policy, tested, settings, engine)
     # Reward learning and policy learning in turn.
     reward_trainer = None
     if reward is not None:
-        reward_trainer = RewardTrainer(
-            reward, policy, preference, train, validation, settings, processes, precision, run.log
-        )
+        reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings, engine, run.log)
 
     def validate() -> dict[str, float]:
-        means = evaluate(policy, validation, settings, processes, precision, "validation").means
+        means = evaluate(policy, validation, settings, engine, "validation").means
         return {f"eval/{name}": value for name, value in means.items()}
 
     def keep_best() -> None:
-        if processes.is_main:
+        if engine.is_main:
             policy.save_pretrained(best_policy_folder(run.folder))
 
-    trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings, processes, precision, run.log)
+    trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings, engine, run.log)
     _note_periods(settings, reward_trainer)
     if run.restore(trainer.load_state) and not run.same_options:
         trainer.forget_rewards()
@@ -127,7 +125,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         trainer.train(checkpointer)
 
     # The last policy writes the summaries that are reported.
-    evaluation = evaluate(policy, tested, settings, processes, precision, tested_on, settings.bertscore, metrics)
+    evaluation = evaluate(policy, tested, settings, engine, tested_on, settings.bertscore, metrics)
     results = _results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
     results["compared_rows"] = min(COMPARED_ROWS, len(tested))
     if len(tested) > COMPARED_ROWS:
@@ -169,6 +167,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         folder=output_folder(settings),
         all=plain_options(settings),
         neutral=NEUTRAL,
+        inputs={name: getattr(settings, name) for name in INPUTS},
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
         trackers=settings.report_to,
@@ -179,6 +178,13 @@ DATA_OPTIONS = (
     "dataset_name", "dataset_config", "train_file", "validation_file", "test_file", "text_column", "summary_column",
     "preference_column",
     "max_train_samples", "max_eval_samples", "max_predict_samples", "seed",
+)  # fmt: skip
+
+
+# The options that name what is read. A metric of the evaluate library is another's code, as a package's.
+INPUTS = (
+    "dataset_name", "train_file", "validation_file", "test_file", "model_name_or_path", "rew_model_name_or_path",
+    "config_name", "tokenizer_name", "policy_checkpoint_path", "rew_checkpoint_path", "preference",
 )  # fmt: skip
 
 
@@ -199,10 +205,10 @@ def best_policy_folder(folder: RunFolder) -> Path:
 
 
 def _tokenize_all(
-    splits: Splits, text_format: Any, settings: SummarizationSettings, processes: Processes
+    splits: Splits, text_format: Any, settings: SummarizationSettings, engine: Engine
 ) -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
     def work() -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
-        overwrite = settings.overwrite_cache and processes.is_main
+        overwrite = settings.overwrite_cache and engine.is_main
         workers = settings.preprocessing_num_workers
 
         def one(rows: Any, max_target_length: int) -> TokenizedRows:
@@ -214,8 +220,8 @@ def _tokenize_all(
             one(splits.test, settings.eval_target_length),
         )
 
-    done = work() if processes.is_main else None
-    processes.gather(None)  # the others find what is cached
+    done = work() if engine.is_main else None
+    engine.gather(None)  # the others find what is cached
     return done or work()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.credit import Judged
-from common.training.processes import Processes
+from common.training.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,26 @@ class WeighedBatch:
 
 
 def weigh_together(
-    batches: Sequence[Judged | None], weigh: Callable[[Judged], Tensor], processes: Processes
+    batches: Sequence[Judged | None], weigh: Callable[[Judged], Tensor], engine: Engine
 ) -> list[WeighedBatch | None]:
     """Weigh the batches of a step as one, so that neither processes nor accumulation change a weight.
 
     Args:
         batches: this process's part of each; None where it has none.
         weigh: what is known of N sequences -> weights (N, T).
-        processes: each takes part, also one without a row.
+        engine: each process takes part, also one without a row.
 
     Returns:
         This process's part of each batch, weighed.
     """
     own = [batch for batch in batches if batch is not None]
     named = {f"{i}.{name}": t for i, batch in enumerate(own) for name, t in vars(batch).items() if t is not None}
-    everyone = [_batches(tensors) for tensors in processes.gather_tensors(named)]
+    everyone = [_batches(tensors) for tensors in engine.gather_tensors(named)]
     together = [batch for part in everyone for batch in part]
     width = max(batch.mask.shape[1] for batch in together)
     weights = weigh(_joined(together, width))
     total = weights.sum(dtype=torch.float64).item()
-    first = sum(len(batch.mask) for part in everyone[: processes.rank] for batch in part)
+    first = sum(len(batch.mask) for part in everyone[: engine.rank] for batch in part)
     weighed: list[WeighedBatch | None] = []
     for batch in batches:
         if batch is None:

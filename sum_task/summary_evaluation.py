@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.training.processes import Precision, Processes
+from common.training.engine import Engine
 from common.training.progress import progress
 from sum_task.batching import TokenizedRows, sorted_batches
 from sum_task.evaluate_library import LibraryMetric
@@ -48,8 +48,7 @@ def without_training(
     policy: SummaryPolicy,
     data: TokenizedRows,
     settings: SummarizationSettings,
-    processes: Processes,
-    precision: Precision,
+    engine: Engine,
 ) -> dict[str, float]:
     """What a run starts from, on the first `COMPARED_ROWS` rows: the policy as it is, and the first three sentences.
 
@@ -57,7 +56,7 @@ def without_training(
         Means as ``untrained_rougeL``, ``lead3_rougeL`` and so on.
     """
     some = data.first(COMPARED_ROWS)
-    untrained = first_means(evaluate(policy, some, settings, processes, precision, "untrained policy"), COMPARED_ROWS)
+    untrained = first_means(evaluate(policy, some, settings, engine, "untrained policy"), COMPARED_ROWS)
 
     def measure() -> dict[str, float]:
         articles, references = [row.source for row in some.rows], [row.reference for row in some.rows]
@@ -68,7 +67,7 @@ def without_training(
         )
         return {name: means[name] for name in COMPARED_FIGURES}
 
-    of_lead = processes.on_main(measure)
+    of_lead = engine.on_main(measure)
     found = {f"untrained_{name}": value for name, value in untrained.items()}
     return found | {f"lead3_{name}": value for name, value in of_lead.items()}
 
@@ -77,27 +76,26 @@ def write_summaries(
     policy: SummaryPolicy,
     data: TokenizedRows,
     settings: SummarizationSettings,
-    processes: Processes,
-    precision: Precision,
+    engine: Engine,
     title: str,
 ) -> list[str]:
     """The summary of each row, by greedy or beam search; each row is written by one process, all get them all."""
     collate = policy.collator(pad_lengths(settings))
-    batches = sorted_batches(data, settings.per_device_eval_batch_size * processes.count)
+    batches = sorted_batches(data, settings.per_device_eval_batch_size * engine.count)
     written: list[tuple[int, str]] = []
     for rows in progress(batches, title, "batch"):
-        mine = processes.share(rows)
+        mine = engine.share(rows)
         if not mine:
             continue
         batch = collate(data, mine).to(policy.device)
         was_training = policy.lm.training
         policy.lm.eval()
-        with precision.autocast():
+        with engine.autocast():
             sources = policy.encode(batch.source_ids, batch.source_mask).detach()
             summaries = policy.search(sources, settings.eval_target_length, settings.num_beams or 1)
         policy.lm.train(was_training)
         written += zip(mine, policy.texts(summaries), strict=True)
-    by_row = dict(pair for part in processes.gather(written) for pair in part)
+    by_row = dict(pair for part in engine.gather(written) for pair in part)
     return [by_row[i] for i in range(len(data))]
 
 
@@ -105,14 +103,13 @@ def evaluate(
     policy: SummaryPolicy,
     data: TokenizedRows,
     settings: SummarizationSettings,
-    processes: Processes,
-    precision: Precision,
+    engine: Engine,
     title: str,
     bertscore: bool = False,
     metrics: Sequence[LibraryMetric] = (),
 ) -> Evaluation:
     """Write the summaries of a split and measure them (in the main process; all get the result)."""
-    predictions = write_summaries(policy, data, settings, processes, precision, title)
+    predictions = write_summaries(policy, data, settings, engine, title)
 
     def measure() -> tuple[list[dict[str, float | None]], dict[str, float]]:
         references, articles = [row.reference for row in data.rows], [row.source for row in data.rows]
@@ -123,4 +120,4 @@ def evaluate(
         means["score"] = validation_score(means["rouge1"], means["rouge2"], means["rougeLsum"])
         return scores, means
 
-    return Evaluation(predictions, *processes.on_main(measure))
+    return Evaluation(predictions, *engine.on_main(measure))

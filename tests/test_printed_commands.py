@@ -204,7 +204,7 @@ def small_summary_run(words: Sequence[str]) -> list[str]:
 
 
 def small_chat_run(words: Sequence[str]) -> list[str]:
-    small = ["--max_train_samples=4", "--max_eval_samples=2", "--device=cpu", "--quiet", "--overwrite"]
+    small = ["--max_train_samples=4", "--max_eval_samples=2", "--device=cpu", "--quiet=true", "--overwrite=true"]
     if any("builtin.yaml" in word for word in words):
         return small
     return [*small, "--model_name_or_path=POLICY", "--max_prompt_length=16", "--max_reply_length=8"]
@@ -218,7 +218,7 @@ def small_sweep(runner: Callable[[Sequence[str]], list[str]]) -> Callable[[Seque
             return []
         printed = {word.partition("=")[0] for word in words}
         flags = ["--seeds", "0"]
-        own = [word.removeprefix("--") for word in runner(words)]
+        own = [word.removeprefix("--") for word in runner(words) if word != "--overwrite=true"]  # a sweep's own
         if "--datasets" in words:
             first_set = words[words.index("--datasets") + 1].split(",")[0]
             flags += ["--datasets", "builtin/data" if runner is small_summary_run else first_set]

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
+from common.training.engine import start_engine
 from common.training.runtime import start_runtime
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
@@ -135,10 +136,10 @@ def make_run(task_lm: SpyTaskLM | None = None, dropout: float = 0.1, **options: 
     coefficients = (settings.correct_coeff, settings.incorrect_coeff)
     train_scorer, dev_scorer = (PromptScorer(cast(TaskLM, task_lm), part, *coefficients) for part in (TRAIN, DEV))
     events = EventLog()
-    log = cast(MetricsLog, events)
-    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings, runtime, log)
+    shared = settings, runtime, start_engine("cpu"), cast(MetricsLog, events)
+    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, *shared)
     candidates = CandidateTable(policy, train_scorer, dev_scorer)
-    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, settings, runtime, log)
+    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, *shared)
     return Run(
         settings, runtime, policy, reward_model, task_lm, train_scorer, dev_scorer, candidates, reward_trainer, trainer,
         events,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.grounding_loss import kendall_tau
 from common.token_reward_model import saturation_share
-from common.training.processes import Processes
+from common.training.engine import Engine
 
 
 @dataclass
@@ -105,9 +105,9 @@ class RankingFigures:
         """
         return ratio(self.products, math.sqrt(self.score_squares * self.length_squares))
 
-    def over(self, processes: Processes) -> "RankingFigures":
+    def over(self, engine: Engine) -> "RankingFigures":
         """The sums over all processes."""
-        return RankingFigures(*processes.total(*vars(self).values()))
+        return RankingFigures(*engine.total(*vars(self).values()))
 
     def means(self, prefix: str = "") -> dict[str, float]:
         """The figures of a log line; NaN where there was nothing to divide by."""

@@ -18,15 +18,16 @@ import yaml
 
 from common.errors import UserError
 from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
+from common.training.engine import Engine, start_engine
+from common.training.inputs import Fingerprint, changed_inputs, fingerprints
 from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.training.lock import alone_in
-from common.training.processes import Precision, Processes, end_processes, start_processes
 from common.training.progress import set_quiet, set_verbose
 from common.training.run_folder import (
     COMPLETE,
     RunFolder,
+    changed_options,
     check_resumable,
-    check_same_options,
     environment,
     open_run_folder,
 )
@@ -45,8 +46,9 @@ class RunOptions:
         folder: where it writes.
         all: every option of the command as plain data, for ``config.yaml`` and to tell a continuation's options.
         neutral: names of those that change no result.
+        inputs: what those options name that is read: files, folders, models, functions; see `fingerprint`.
         seed, device, num_threads, matmul_precision: see `start_runtime`.
-        mixed_precision: see `Precision`.
+        mixed_precision: see `start_engine`.
         overwrite: replace the run in the folder.
         resume: ``none``, ``auto`` or ``changed``.
         how_to_resume: the words that tell a user how to go on, such as ``the same command and --resume``.
@@ -61,6 +63,7 @@ class RunOptions:
     folder: Path
     all: Mapping[str, Any]
     neutral: Collection[str]
+    inputs: Mapping[str, str | None]
     seed: int
     device: str
     num_threads: int | None
@@ -89,8 +92,8 @@ class Run:
 
     Attributes:
         options: see `RunOptions`.
-        processes: this process among those of the run.
-        runtime, precision: where and how it computes.
+        engine: its device, processes and precision.
+        runtime: its device and seed.
         folder: its files.
         finished: the results where the folder holds the whole run already, which is all there is to show; else None.
         same_options: False where it goes on with changed options: nothing that was remembered of data or models holds.
@@ -99,34 +102,53 @@ class Run:
 
     log: MetricsLog
 
-    def __init__(self, options: RunOptions, processes: Processes, device: str, stop: StopRequest, stack: ExitStack):
+    def __init__(self, options: RunOptions, engine: Engine, stop: StopRequest, stack: ExitStack):
         self.options = options
-        self.processes = processes
+        self.engine = engine
         self._started = time.monotonic()
         self._stop = stop
         self._stack = stack
         self._locked = False
         check_trackers(options.trackers)
-        set_quiet(options.quiet or not processes.is_main)
-        set_verbose(options.verbose and processes.is_main)
-        self.runtime: Runtime = start_runtime(options.seed, device, options.num_threads, options.matmul_precision)
-        self.precision = Precision(options.mixed_precision, self.runtime.device)
-        going_on = processes.on_main(self._open_folder)
+        set_quiet(options.quiet or not engine.is_main)
+        set_verbose(options.verbose and engine.is_main)
+        self.runtime: Runtime = start_runtime(
+            options.seed, str(engine.device), options.num_threads, options.matmul_precision
+        )
+        going_on = engine.on_main(self._open_folder)
         self.folder = RunFolder(options.folder, None if going_on is None else Path(going_on))
         self.finished: dict[str, Any] | None = None
         self.same_options = True
         self._checkpoint: StateTree | None = None
+        self._inputs = self._fingerprints()
         if self.folder.is_complete and not options.overwrite:
-            before = yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))["options"]
-            check_same_options(before, options.all, options.neutral, self.folder.path, COMPLETE)
+            before = yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))
+            check_resumable(self._changes(before), self.folder.path, COMPLETE)
             self.finished = json.loads(self.folder.results.read_text(encoding="utf-8"))
             return
         where = self.folder.checkpoint or (Path(options.checkpoint_path) if options.checkpoint_path else None)
         if where is not None:
             self._checkpoint = load_checkpoint(where)
-            before = self._checkpoint.values["run"]["options"]
-            self.same_options = check_resumable(before, options.all, options.neutral, where, options.resume)
+            self._check_resumable()
             logger.info("going on from %s", where)
+
+    def _check_resumable(self) -> None:
+        if self._checkpoint is not None:
+            where = self.folder.checkpoint or Path(str(self.options.checkpoint_path))
+            advice = None if self.options.resume == "changed" else " (allowed with resume=changed)"
+            self.same_options = check_resumable(self._changes(self._checkpoint.values["run"]), where, advice)
+
+    def _fingerprints(self) -> dict[str, Fingerprint]:
+        return self.engine.on_main(lambda: fingerprints(self.options.inputs))
+
+    def _changes(self, before: Mapping[str, Any]) -> str:
+        """What differs from an earlier run's options and inputs, in words; `before` has both under these names."""
+        options = changed_options(before["options"], self.options.all, self.options.neutral)
+        inputs = changed_inputs(before.get("inputs", {}), self._inputs)
+        parts = [f"another content of {phrase}" for phrase in inputs] + (
+            [f"other options: {options}"] if options else []
+        )
+        return ", ".join(parts)
 
     def _open_folder(self) -> str | None:
         """The checkpoint in the run's folder from which it goes on."""
@@ -145,8 +167,12 @@ class Run:
         """Make the folder (or go on in it), write ``config.yaml`` and open the log. The first thing that writes.
 
         Raises:
-            UserError: the folder cannot be written, or another process writes it.
+            UserError: the folder cannot be written, another process writes it, or what was loaded is not what the
+                checkpoint was made from.
         """
+        earlier, self._inputs = self._inputs, self._fingerprints()
+        if self._inputs != earlier:  # such as what the hub has and was fetched only now
+            self._check_resumable()
         before: dict[str, Any] = {"seconds": 0.0}
         if self._checkpoint is not None:
             before = self._checkpoint.values["run"]
@@ -157,11 +183,11 @@ class Run:
             if self.folder.checkpoint is not None:
                 truncate_after(self.folder.metrics, before["events"])
             self.folder.prepare()
-            self.folder.write_config(self.options.all, sys.argv)
+            self.folder.write_config(self.options.all, sys.argv, self._inputs)
 
-        self.processes.on_main(prepare)
+        self.engine.on_main(prepare)
         log = MetricsLog(
-            self.folder.metrics if self.processes.is_main else None, self.options.trackers,
+            self.folder.metrics if self.engine.is_main else None, self.options.trackers, self.engine.accelerator,
             project=f"token-guidance-{self.options.task}", config=self.options.all, seconds_before=before["seconds"],
         )  # fmt: skip
         self.log = self._stack.enter_context(log)
@@ -176,7 +202,7 @@ class Run:
             return False
         try:
             load_state(self._checkpoint)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"the checkpoint does not fit this run: {error}") from None
         self._checkpoint = None  # its weights are where they belong
         return True
@@ -186,12 +212,13 @@ class Run:
         """While a run trains: what to call after each step. A signal ends the run there, its state saved."""
 
         def save(steps: int) -> None:
-            if not self.processes.is_main:
+            if not self.engine.is_main:
                 return
             self.log.sync()
             state = StateTree()
             save_state(state)
-            progress = {"options": dict(self.options.all), "events": self.log.events, "seconds": self.log.seconds}
+            progress: dict[str, Any] = {"options": dict(self.options.all), "inputs": self._inputs}
+            progress |= {"events": self.log.events, "seconds": self.log.seconds}
             state.put("run", {}, progress)
             save_checkpoint(self.folder.checkpoint_folder(steps), state)
             self.folder.drop_old_checkpoints(self.options.keep_checkpoints)
@@ -199,13 +226,13 @@ class Run:
 
         with self._stop.after_steps():
             yield Checkpointer(
-                save, self.options.checkpoint_steps, self.options.checkpoint_minutes, self._stop, self.processes.largest
+                save, self.options.checkpoint_steps, self.options.checkpoint_minutes, self._stop, self.engine.largest
             )
 
     def figures(self) -> dict[str, Any]:
         """What ``results.json`` says of any run: time, memory, hardware, versions."""
         return {
-            "processes": self.processes.count,
+            "processes": self.engine.count,
             "wall_seconds": self.log.seconds,
             "seconds_in_this_process": time.monotonic() - self._started,
             "peak_memory_mib": peak_memory_mib(self.runtime.device),
@@ -220,7 +247,7 @@ class Run:
             write_files()
             self.folder.write_results(results)
 
-        self.processes.on_main(write)
+        self.engine.on_main(write)
 
 
 @contextmanager
@@ -233,6 +260,6 @@ def open_run(options: RunOptions) -> Iterator[Run]:
     """
     checkpoints = RunFolder(options.folder).checkpoints
     with telling_how_to_go_on(checkpoints, options.how_to_resume), StopRequest() as stop, ExitStack() as stack:
-        processes, device = start_processes(options.device)
-        stack.callback(end_processes)
-        yield Run(options, processes, device, stop, stack)
+        engine = start_engine(options.device, options.mixed_precision)
+        stack.callback(engine.end)
+        yield Run(options, engine, stop, stack)

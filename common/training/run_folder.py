@@ -15,6 +15,7 @@ import yaml
 from common.errors import UserError
 from common.training.checkpoint import checkpoint_folders, latest_checkpoint
 from common.training.files import write_json_atomic, write_text_atomic
+from common.training.inputs import Fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,11 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output folder '{self.path}' cannot be written: {error.strerror}") from None
 
-    def write_config(self, options: Mapping[str, Any], command: list[str]) -> None:
-        """Write everything that is needed to run it again."""
-        content = {"command": command, "options": dict(options), "environment": environment()}
+    def write_config(
+        self, options: Mapping[str, Any], command: list[str], inputs: Mapping[str, Fingerprint] | None = None
+    ) -> None:
+        """Write everything that is needed to run it again, and the fingerprints of its inputs."""
+        content = {"command": command, "options": dict(options), "inputs": inputs or {}, "environment": environment()}
         write_text_atomic(self.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
@@ -136,23 +139,20 @@ def check_same_options(
         raise UserError(f"cannot go on from '{where}' with other options: {changed}{advice}")
 
 
-def check_resumable(
-    before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str], where: Path, resume: str
-) -> bool:
-    """`check_same_options` before a checkpoint is resumed; ``resume=changed`` only warns.
+def check_resumable(changes: str, where: Path, advice: str | None) -> bool:
+    """Refuse to go on from `where` with `changes`; `advice` says what can be done, None that they are wanted.
 
     Returns:
-        Whether the options are the same. Where not, nothing that was remembered of the data or of a model holds.
+        Whether there are none. Where there are, nothing that was remembered of the data or of a model holds.
 
     Raises:
-        UserError: see `check_same_options`.
+        UserError: naming what differs.
     """
-    if resume != "changed":
-        check_same_options(before, now, neutral, where, " (allowed with resume=changed)")
-    changed = changed_options(before, now, neutral)
-    if changed:
-        logger.warning("going on from '%s' with other options: %s", where, changed)
-    return not changed
+    if changes and advice is not None:
+        raise UserError(f"cannot go on from '{where}' with {changes}{advice}")
+    if changes:
+        logger.warning("going on from '%s' with %s", where, changes)
+    return not changes
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], neutral: Collection[str]) -> str:

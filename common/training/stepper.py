@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from common.training.processes import Precision, Processes
+from common.training.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Stepper:
     Args:
         name: ``reward`` or ``policy``, for messages.
         clip_norm: largest gradient norm, or None.
-        processes, precision: of the run; by default one process in float32.
+        engine: of the run.
         optimizer: over the trained parameters; may be replaced.
         alike: every process computes the whole step, and its gradients are those of the main one instead of a sum.
 
@@ -39,27 +39,21 @@ class Stepper:
         self,
         name: str,
         clip_norm: float | None,
-        processes: Processes | None = None,
-        precision: Precision | None = None,
+        engine: Engine,
         optimizer: torch.optim.Optimizer | None = None,
         alike: bool = False,
     ):
         self.name = name
-        self.clip_norm = clip_norm
-        self.processes = processes or Processes()
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.engine = engine
         self.alike = alike
-        self.scaler: torch.amp.GradScaler | None = None
-        if precision is not None and precision.scaled:
-            self.scaler = torch.amp.GradScaler(precision.device.type)
-            # Its scale is made at its first use, which a process without a row would not have.
-            self.scaler.scale(torch.zeros((), device=precision.device))
         self.optimizer = optimizer
         self.skipped = 0
         self._in_a_row = 0
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a part of the step's loss."""
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self.engine.accelerator.backward(loss)
 
     def step(self) -> float:
         """Bring the gradients of the processes together, clip and step. Returns the norm before clipping.
@@ -70,28 +64,21 @@ class Stepper:
         assert self.optimizer is not None
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.alike:
-            self.processes.gradients_of_main(parameters)
+            self.engine.gradients_of_main(parameters)
         else:
-            self.processes.sum_gradients(parameters)
-        scale = 1.0
-        if self.scaler is not None:
-            scale = self.scaler.get_scale()
-            self.scaler.unscale_(self.optimizer)
-        if self.clip_norm is None:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients).item()
-        else:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm).item()
-        if math.isfinite(norm):
+            self.engine.sum_gradients(parameters)
+        accelerator, scaler = self.engine.accelerator, self.engine.accelerator.scaler
+        accelerator.unscale_gradients(self.optimizer)
+        norm: float = accelerator.clip_grad_norm_(parameters, self.clip_norm).item()
+        finite = math.isfinite(norm)
+        scale = 1.0 if finite or scaler is None else scaler.get_scale()
+        if finite:
             self._in_a_row = 0
-            if self.scaler is None:
-                self.optimizer.step()
-            else:
-                self.scaler.step(self.optimizer)
-        if self.scaler is not None:
-            self.scaler.update()
+            self.optimizer.step()
+        if scaler is not None:
+            scaler.update()
         self.optimizer.zero_grad()
-        if not math.isfinite(norm):
+        if not finite:
             self._skip(scale)
         return norm
 
@@ -112,11 +99,13 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold, as JSON."""
-        scaler = None if self.scaler is None else self.scaler.state_dict()
-        return {"skipped": self.skipped, "in_a_row": self._in_a_row, "scaler": scaler}
+        scaler = self.engine.accelerator.scaler
+        found = None if scaler is None else scaler.state_dict()
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row, "scaler": found}
 
     def load_state(self, values: Mapping[str, Any]) -> None:
         """Undo `state`."""
         self.skipped, self._in_a_row = values["skipped"], values["in_a_row"]
-        if self.scaler is not None and values["scaler"] is not None:
-            self.scaler.load_state_dict(values["scaler"])
+        scaler = self.engine.accelerator.scaler
+        if scaler is not None and values["scaler"] is not None:
+            scaler.load_state_dict(values["scaler"])

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import LoggerType
+
 from common.errors import UserError, nearest
 from common.training.files import JsonLinesWriter
 
@@ -42,6 +45,7 @@ class MetricsLog:
             (all but the first of a distributed run).
         report_to: names of trackers (`TRACKERS`) that get every event too. Their step is the number of the event,
             which only ever grows; the step within a phase goes along as `<phase>/step`.
+        accelerator: of the run; it starts them and, at the run's end, ends them.
         project: the project name under which the trackers file the run.
         config: options of the run, shown by the trackers.
         seconds_before: `seconds` of the checkpoint that is resumed.
@@ -54,6 +58,7 @@ class MetricsLog:
         self,
         path: str | Path | None,
         report_to: Sequence[str] = (),
+        accelerator: Accelerator | None = None,
         *,
         project: str = "token-rewards",
         config: Mapping[str, Any] | None = None,
@@ -63,13 +68,15 @@ class MetricsLog:
         self._began = time.monotonic() - seconds_before
         self._events = 0
         self._writer: JsonLinesWriter | None = None
-        self._trackers: list[Any] = []
+        self._accelerator: Accelerator | None = None
         if path is None:
             return
         path = Path(path)
         self._writer = JsonLinesWriter(path)
         self._events = path.read_bytes().count(b"\n")
-        self._trackers = _start_trackers(report_to, project, path.parent, config or {})
+        if accelerator is not None and report_to:
+            self._accelerator = accelerator
+            _start_trackers(accelerator, report_to, project, path.parent, config or {})
 
     @property
     def seconds(self) -> float:
@@ -97,8 +104,8 @@ class MetricsLog:
         if clash:
             raise ValueError(f"values: {', '.join(sorted(clash))} is set by the log itself")
         self._writer.write({**event, **values})
-        for tracker in self._trackers:
-            tracker.log({**values, f"{phase}/round": round, f"{phase}/step": step}, step=self._events)
+        if self._accelerator is not None:
+            self._accelerator.log({**values, f"{phase}/round": round, f"{phase}/step": step}, step=self._events)
         self._events += 1
 
     def sync(self) -> None:
@@ -107,10 +114,7 @@ class MetricsLog:
             self._writer.sync()
 
     def close(self) -> None:
-        """Close the file and end the trackers; closing twice does no harm."""
-        for tracker in self._trackers:
-            tracker.finish()
-        self._trackers = []
+        """Close the file; closing twice does no harm."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -170,29 +174,17 @@ def _whole_lines(path: Path) -> list[bytes]:
     return [line + b"\n" for line in content.split(b"\n")[:-1]]
 
 
-def _start_trackers(names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]) -> list[Any]:
-    if not names:
-        return []
-    from accelerate import PartialState
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    PartialState()  # accelerate's trackers ask it which process they are in; it is made if it is not there yet
-    # `folder` keeps what a tracker writes locally inside the run folder.
-    options: dict[str, dict[str, Any]] = {
-        "tensorboard": {"logging_dir": folder / "tensorboard"},
-        "wandb": {"name": folder.name, "dir": str(folder)},
-        "trackio": {"name": folder.name},
-    }
-    trackers = []
-    for name in names:
-        tracker = LOGGER_TYPE_TO_CLASS[name](project, **options[name])
-        try:
-            tracker.start()
-            tracker.store_init_configuration(_flat(config))
-        except Exception as error:  # each tracker has its own kinds: no login, no network, no folder to write to
-            raise UserError(f"report_to: '{name}' could not start: {error}") from error
-        trackers.append(tracker)
-    return trackers
+def _start_trackers(
+    accelerator: Accelerator, names: Sequence[str], project: str, folder: Path, config: Mapping[str, Any]
+) -> None:
+    # What a tracker writes locally lies inside the run folder.
+    accelerator.log_with = [LoggerType(name) for name in names]
+    accelerator.project_configuration.logging_dir = str(folder / "tensorboard")
+    options = {"wandb": {"name": folder.name, "dir": str(folder)}, "trackio": {"name": folder.name}}
+    try:
+        accelerator.init_trackers(project, _flat(config), options)
+    except Exception as error:  # each tracker has its own kinds: no login, no network, no folder to write to
+        raise UserError(f"report_to: {', '.join(names)} could not start: {error}") from error
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from common.builtin import resolve
 from common.errors import run_command
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
-from common.training.processes import Precision
 from common.training.runtime import DTYPES, choose_device, hardware
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.task_lm import make_task_lm
@@ -163,9 +162,14 @@ def summary_steps(name: str, device: torch.device, tiny: bool, folder: Path) -> 
     data = str(Path(resolve("builtin/data")) / "reports" / "train.jsonl")
     length = 24 if tiny else 512
     setting = sum_models.make_sum_setting(data, str(resolve("builtin/seq2seq")), length, True, tiny)
-    precision = Precision("bf16" if name == "bf16" else "no", device)
+    precision = "bf16" if name == "bf16" else "no"
     project = sum_models.SumProject(
-        setting, sum_models.make_policy_lm(setting), sum_models.make_reward_model(setting), folder, precision
+        setting,
+        sum_models.make_policy_lm(setting),
+        sum_models.make_reward_model(setting),
+        folder,
+        str(device),
+        precision,
     )
     reward, policy = project.reward_batches(), project.policy_batches()
     return {

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from common.token_reward_model import TokenRewardModel
+from common.training.engine import start_engine
 from common.training.runtime import start_runtime
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
@@ -36,18 +37,17 @@ class Project:
         settings = dataclasses.replace(setting.settings, rew_validation_batches=1)
         runtime = start_runtime(seed, device, torch.get_num_threads(), torch.get_float32_matmul_precision())
         log = MetricsLog(folder / "metrics.jsonl", settings.trackers, project="benchmark", config={}, seconds_before=0)
+        shared = settings, runtime, start_engine(device), log
         self.settings = settings
         self.policy = policy
         self.train_scorer = PromptScorer(
             task_lm, setting.splits.train, settings.correct_coeff, settings.incorrect_coeff
         )
         self.dev_scorer = PromptScorer(task_lm, setting.splits.dev, settings.correct_coeff, settings.incorrect_coeff)
-        self.reward_trainer = RewardTrainer(
-            reward_model, policy, self.train_scorer, self.dev_scorer, settings, runtime, log
-        )
+        self.reward_trainer = RewardTrainer(reward_model, policy, self.train_scorer, self.dev_scorer, *shared)
         candidates = CandidateTable(policy, self.train_scorer, self.dev_scorer)
         self.policy_trainer = PolicyTrainer(
-            policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, settings, runtime, log
+            policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, *shared
         )
         self._round: Any = None
         self._step = 0  # of the policy

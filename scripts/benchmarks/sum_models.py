@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from common.language_models.pretrained import load_tokenizer
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
-from common.training.processes import Precision, Processes
+from common.training.engine import start_engine
 from common.training.random_keys import Purpose
 from common.training.tracking import MetricsLog
 from sum_task.batching import TextFormat, TokenizedRows, shuffled_batches, tokenize
@@ -126,22 +126,23 @@ class SumProject:
         lm: T5ForConditionalGeneration,
         reward_model: TokenRewardModel,
         folder: Path,
-        precision: Precision | None = None,
+        device: str = "cpu",
+        mixed_precision: str = "no",
     ):
         settings = setting.settings
-        processes, precision = Processes(), precision or Precision("no", torch.device("cpu"))
+        engine = start_engine(device, mixed_precision)
         log = MetricsLog(folder / "metrics.jsonl")
         self.setting = setting
         self.policy = SummaryPolicy(lm, setting.text_format)
         self.reward = SummaryRewardModel(reward_model, setting.text_format, setting.text_format)
-        self.policy.to(precision.device)
-        self.reward.to(precision.device)
+        self.policy.to(engine.device)
+        self.reward.to(engine.device)
         self.preference: Preference = make_preference(settings.preference)
         self.reward_trainer = RewardTrainer(
-            self.reward, self.policy, self.preference, setting.train, setting.train, settings, processes, precision, log
+            self.reward, self.policy, self.preference, setting.train, setting.train, settings, engine, log
         )
         self.policy_trainer = PolicyTrainer(
-            self.policy, self.reward_trainer, setting.train, dict, lambda: None, settings, processes, precision, log
+            self.policy, self.reward_trainer, setting.train, dict, lambda: None, settings, engine, log
         )
         optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.rew_learning_rate)
         self.reward_trainer.stepper.optimizer = optimizer

@@ -50,10 +50,10 @@ class EvenIds:
 
 def options(folder: Path, resume: str = "none") -> RunOptions:
     return RunOptions(
-        task="chat", folder=folder, all={"seed": 5}, neutral=set(), seed=5, device="cpu", num_threads=1,
-        matmul_precision=None, mixed_precision="no", overwrite=False, resume=resume, how_to_resume="--resume",
-        checkpoint_path=None, checkpoint_minutes=0, checkpoint_steps=0, keep_checkpoints=1, trackers=(), quiet=True,
-        verbose=False,
+        task="chat", folder=folder, all={"seed": 5}, neutral=set(), inputs={}, seed=5, device="cpu",
+        num_threads=1, matmul_precision=None, mixed_precision="no", overwrite=False, resume=resume,
+        how_to_resume="--resume", checkpoint_path=None, checkpoint_minutes=0, checkpoint_steps=0, keep_checkpoints=1,
+        trackers=(), quiet=True, verbose=False,
     )  # fmt: skip
 
 

@@ -101,6 +101,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, mon
     assert events[0] == events[1]
 
 
+def test_a_complete_run_shows_no_result_of_other_data(words, tmp_path):
+    data = Path(words[0].split("=")[1])
+    (tmp_path / "rows.jsonl").write_bytes(data.read_bytes())
+    own = [f"--train_file={tmp_path / 'rows.jsonl'}", *words[1:], "--num_train_epochs=0.2", "--swap_test=false"]
+    results = results_of(own, tmp_path / "run")
+    assert results_of(own, tmp_path / "run", "--resume") == json.loads(json.dumps(results))
+    (tmp_path / "rows.jsonl").write_text(data.read_text().replace("[1", "[0"))
+    with pytest.raises(UserError, match=r"content of train_file \(its rows.jsonl\); the run is complete, overwrite"):
+        results_of(own, tmp_path / "run", "--resume")
+
+
 def test_adapters_are_merged_into_what_is_saved(words, tmp_path):
     pytest.importorskip("peft")
     results = results_of(words, tmp_path / "run", "--lora_rank=2", "--swap_test=false")

@@ -9,6 +9,8 @@ from common.aggregation import AGGREGATIONS, aggregate_token_rewards
 # logarithms of small sums.
 REWARDS = torch.tensor([[[1.0, 2.0, 5.0], [4.0, 4.0, 1.0]]]).log()
 MASK = torch.tensor([[[1, 1, 1], [1, 1, 0]]])
+SOFT = 0.75 * math.log(3)  # of three equal rewards at temperature 0.25, C = 3
+SMOOTH = ("sum", "avg", "max", "min", "mean")  # every token of a sequence has a gradient, which another need not give
 
 
 def random_sets(batch=4, sequences=5, tokens=6, dtype=torch.float64):
@@ -56,13 +58,14 @@ class TestValues:
         torch.testing.assert_close(largest, torch.tensor([[1.8, 1.0]]))
         torch.testing.assert_close(smallest, torch.tensor([[0.2, 0.8]]))
 
-    @pytest.mark.parametrize("method", AGGREGATIONS)
-    def test_equal_lengths_and_equal_rewards(self, method):
+    @pytest.mark.parametrize(
+        ("method", "expected"),
+        [("sum", 1.5), ("avg", 1.5), ("max", 1.5 + SOFT), ("min", 1.5 - SOFT), ("mean", 0.5)],
+    )
+    def test_equal_lengths_and_equal_rewards(self, method, expected):
         # All 3 tokens worth 0.5, C = 3: 1.5, 1.5, 3 (0.5 + beta ln 3), 3 (0.5 - beta ln 3)
         scores = aggregate_token_rewards(torch.full((1, 2, 3), 0.5), torch.ones(1, 2, 3), method, temperature=0.25)
-        soft = 0.75 * math.log(3)
-        expected = {"sum": 1.5, "avg": 1.5, "max": 1.5 + soft, "min": 1.5 - soft, "mean": 0.5}
-        torch.testing.assert_close(scores, torch.full((1, 2), expected[method]))
+        torch.testing.assert_close(scores, torch.full((1, 2), expected))
 
     @pytest.mark.parametrize("method", AGGREGATIONS)
     def test_large_rewards_stay_finite(self, method):
@@ -85,7 +88,8 @@ class TestInvariance:
         scores.square().sum().backward()
         assert torch.equal(dirty.grad, clean.grad)
         assert (dirty.grad[~mask] == 0).all()
-        assert (dirty.grad[mask] != 0).all()
+        if method in SMOOTH:
+            assert (dirty.grad[mask] != 0).all()
 
     def test_padding_on_either_side_changes_nothing(self, method):
         rewards, mask = random_sets()

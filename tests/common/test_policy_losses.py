@@ -157,7 +157,7 @@ class TestRewardWeightedMLE:
         loss = reward_weighted_mle_loss(LOGITS, TOKENS, REWARDS, MASK, guidance="sequence")
         torch.testing.assert_close(loss, torch.tensor(9 / 4 * LN2))
 
-    @pytest.mark.parametrize("guidance", GUIDANCES)
+    @pytest.mark.parametrize("guidance", ["reward", "reward-to-go", "sequence"])
     @pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
     def test_exponentiate_puts_exp_of_the_reward_in_its_place(self, guidance, shift):
         # exp(ln r + shift) is r up to a factor, which cancels in the shares.

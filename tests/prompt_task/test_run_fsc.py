@@ -23,6 +23,7 @@ from common.training import checkpoint as checkpoint_files
 from common.training import random_keys
 from common.training import run as run_module
 from common.training.checkpoint import latest_checkpoint, load_checkpoint
+from common.training.inputs import fingerprints
 from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics
 from prompt_task import policy_trainer, run_fsc
@@ -434,6 +435,15 @@ def test_with_other_options_no_remembered_score_holds(world, finished, tmp_path,
     assert known == [[remembers] * 2]
 
 
+def test_a_checkpoint_knows_the_files_it_was_made_from(world, finished, tmp_path, monkeypatch):
+    command = world.command(**MIDDLE)
+    inputs = fingerprints(run_fsc.run_options(command).inputs)
+    checkpoint = finished / "checkpoints" / "step-000017"
+    assert json.loads((checkpoint / "state.json").read_text())["values"]["run"]["inputs"] == inputs
+    assert list(inputs["base_path"]) == ["dev.tsv", "test.tsv", "train.tsv"]
+    assert "model.safetensors" in inputs["task_lm"] and "config.json" in inputs["policy_lm"]
+
+
 def test_a_checkpoint_that_is_not_there_or_not_whole_is_an_error(world, finished, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint in '.*nowhere'"):
         start(world, tmp_path / "run", checkpoint_path=tmp_path / "nowhere", **MIDDLE)
@@ -588,6 +598,8 @@ class FakeTracker:
     """Stands for a tracker of accelerate."""
 
     made: ClassVar[list["FakeTracker"]] = []
+    name = "wandb"
+    requires_logging_directory = False
 
     def __init__(self, project, **options):
         self.project, self.finished = project, False

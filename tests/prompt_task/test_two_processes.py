@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import UserError
-from common.training.processes import Processes
+from common.training.engine import Engine, start_engine
 from prompt_task.command_line import CONFIGS
 from prompt_task.few_shot_data import Example
 from prompt_task.prompt_scorer import PromptScorer
@@ -38,9 +38,10 @@ class Table:
     data: list[bytes] = field(default_factory=lambda: [b"", b""])
 
 
-@dataclass(frozen=True)
-class Threads(Processes):
-    table: Any = None
+class Threads(Engine):
+    def __init__(self, rank: int, table: Table):
+        super().__init__(start_engine("cpu").accelerator)
+        self.rank, self.count, self.table = rank, 2, table
 
     def _exchange(self, data: bytes) -> list[bytes]:
         self.table.data[self.rank] = data
@@ -51,16 +52,17 @@ class Threads(Processes):
 
 
 def together(work):
-    """What `work` gives to each of two processes."""
+    """What `work` gives to each of two engine."""
     table = Table()
+    engines = [Threads(rank, table) for rank in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        return [future.result() for future in [pool.submit(work, Threads(rank, 2, table)) for rank in range(2)]]
+        return [future.result() for future in [pool.submit(work, engine) for engine in engines]]
 
 
 def test_each_process_asks_for_its_share_and_both_know_all():
-    def work(processes):
+    def work(engine):
         spy: Any = SpyTaskLM()
-        scorer = PromptScorer(spy, EXAMPLES, processes=processes)
+        scorer = PromptScorer(spy, EXAMPLES, engine=engine)
         return scorer.score(["a", "bb"]).score.tolist(), set(spy.asked), scorer.pairs_scored
 
     alone: Any = SpyTaskLM()
@@ -80,27 +82,27 @@ def test_what_one_process_cannot_read_is_raised_in_both():
                 raise UserError("no room")
             return super().class_probabilities(pairs)
 
-    def work(processes):
+    def work(engine):
         lm: Any = Narrow()
         with pytest.raises(UserError, match="no room"):
-            PromptScorer(lm, EXAMPLES, processes=processes).score(["a"])
+            PromptScorer(lm, EXAMPLES, engine=engine).score(["a"])
 
     together(work)
 
 
 def test_processes_that_ask_for_different_prompts_stop():
-    def work(processes):
+    def work(engine):
         lm: Any = SpyTaskLM()
         with pytest.raises(RuntimeError, match="come apart"):
-            PromptScorer(lm, EXAMPLES, processes=processes).score(["ab"[processes.rank]])
+            PromptScorer(lm, EXAMPLES, engine=engine).score(["ab"[engine.rank]])
 
     together(work)
 
 
 def test_tensors_and_plain_data_travel_as_they_are():
-    def work(processes):
-        tensors = {"half": torch.arange(processes.rank + 1).half(), "mask": torch.tensor([True, False])}
-        return processes.gather([0.1, float("nan"), "é"]), processes.gather_tensors(tensors)
+    def work(engine):
+        tensors = {"half": torch.arange(engine.rank + 1).half(), "mask": torch.tensor([True, False])}
+        return engine.gather([0.1, float("nan"), "é"]), engine.gather_tensors(tensors)
 
     for values, tensors in together(work):
         assert [value[0] for value in values] == [0.1, 0.1]

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.policy_losses import reward_weighted_mle_loss
 from common.token_reward_model import bound_rewards
 from common.training.checkpoint import StateTree
-from common.training.processes import Precision, Processes
+from common.training.engine import start_engine
 from common.training.tracking import MetricsLog, read_metrics
 from sum_task.batching import tokenize
 from sum_task.data import load_splits
@@ -28,7 +28,7 @@ def make_trainer(tiny, folder, **changes):
     policy = load_policy(settings)
     train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
     log = MetricsLog(folder / "metrics.jsonl")
-    shared = (settings, Processes(), Precision("no", torch.device("cpu")), log)
+    shared = (settings, start_engine("cpu"), log)
     reward_trainer = None
     if settings.uses_rewards:
         reward = load_reward_model(settings, policy)

@@ -35,7 +35,7 @@ def my_rewards(monkeypatch):
     own.brevity = lambda predictions, references, sources: [-len(p) + len(s) for p, s in zip(predictions, sources)]  # noqa: B905
     own.tensor = lambda predictions, references, sources: torch.arange(len(predictions))
     own.two = lambda predictions, references, sources: [1.0, 2.0]
-    own.nan = lambda predictions, references, sources: [0.0, float("nan"), 1.0]
+    own.nan = lambda predictions, references, sources: [0.0, *[float("nan")] * (len(sources) - 1)]
     own.none = lambda predictions, references, sources: None
     own.words = lambda predictions, references, sources: ["good", "bad", "ugly"]
     own.version = "1.0"
@@ -113,9 +113,9 @@ def test_what_is_no_preference(my_rewards, spec, message):
     ("function", "message"),
     [
         ("two", "returned 2 scores for 3 summaries"),
-        ("nan", "the score of summary 1 of 3 is nan"),
-        ("none", "returned NoneType, not a list of 3 numbers"),
-        ("words", "not a list of 3 numbers"),
+        ("nan", "the score of summary 1 of 2 is nan"),
+        ("none", "returned NoneType, not a list of 2 numbers"),
+        ("words", "not a list of 2 numbers"),
     ],
 )
 def test_what_a_function_must_not_return(my_rewards, function, message):

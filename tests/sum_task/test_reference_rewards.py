@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from common.training.processes import Processes
+from common.training.engine import Engine
 from sum_task.reference_rewards import ReferenceRewards
+from tests.engines import pretended
 
 
 def test_rewards_are_found_again_row_by_row():
@@ -31,14 +32,14 @@ def test_every_process_learns_what_the_others_put(monkeypatch):
     both[0].put(0, torch.tensor([0.7, 0.8]))  # the second has put nothing
     sent: list[Any] = []
 
-    def gather(processes: Processes, tensors: Any) -> list[Any]:
+    def gather(engine: Engine, tensors: Any) -> list[Any]:
         sent.append({name: tensor.clone() for name, tensor in tensors.items()})
         return sent
 
-    monkeypatch.setattr(Processes, "gather_tensors", gather)
+    monkeypatch.setattr(Engine, "gather_tensors", gather)
     for rank in (1, 0):  # the last one sees what all have sent
-        both[rank].exchange(Processes(rank, 2))
-    both[1].exchange(Processes(1, 2))
+        both[rank].exchange(pretended(rank, 2))
+    both[1].exchange(pretended(1, 2))
     assert torch.equal(both[0].values.isnan(), both[1].values.isnan())
     assert torch.equal(both[0].table([0, 1], 3), both[1].table([0, 1], 3))
     assert [list(rows) for rows in sent] == [[], ["1", "0"], []]  # nothing is sent twice

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.training.processes import Precision, Processes
+from common.training.engine import Engine, start_engine
 from common.training.ranking_figures import RankingFigures
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog, read_metrics
@@ -22,7 +22,7 @@ def count_of(word):
     return Preference(word, lambda predictions, references, sources: [p.split().count(word) for p in predictions])
 
 
-def make_trainer(tiny, folder, preference=None, processes=None, **changes):
+def make_trainer(tiny, folder, preference=None, engine=None, **changes):
     settings = tiny.settings(**changes)
     torch.manual_seed(settings.seed)
     splits = load_splits(train_file=tiny.train, validation_file=tiny.validation)
@@ -30,10 +30,8 @@ def make_trainer(tiny, folder, preference=None, processes=None, **changes):
     reward = load_reward_model(settings, policy)
     train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
     log = MetricsLog(folder / "metrics.jsonl")
-    precision = Precision("no", torch.device("cpu"))
     preference = preference or count_of("flood")
-    processes = processes or Processes()
-    return RewardTrainer(reward, policy, preference, train, validation, settings, processes, precision, log)
+    return RewardTrainer(reward, policy, preference, train, validation, settings, engine or start_engine("cpu"), log)
 
 
 def test_ties_are_broken_by_noise_and_nothing_else():
@@ -172,13 +170,13 @@ def test_what_is_sampled_together_does_not_depend_on_where_a_round_goes_on(tiny,
 
 
 def test_a_process_without_rows_of_a_batch_takes_the_others(tiny, tmp_path):
-    class Second(Processes):
+    class Second(Engine):
         """The second of two."""
 
         def share(self, items):
             return list(items)[1::2]
 
-    trainer = make_trainer(tiny, tmp_path, processes=Second(), rew_sampling_batches=4)
+    trainer = make_trainer(tiny, tmp_path, engine=Second(start_engine("cpu").accelerator), rew_sampling_batches=4)
     ranked = list(trainer.ranked_from([[0, 1], [2], [3, 4, 5]], 0))
     assert [None if sets is None else sets.batch.indices for sets in ranked] == [[1], None, [4]]
     alone = list(trainer.ranked_from([[2]], 0))

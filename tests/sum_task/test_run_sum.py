@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
 from common.training import random_keys
 from common.training.files import json_text
+from common.training.inputs import fingerprints
 from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics
 from sum_task import policy_trainer, run_sum, summary_evaluation
@@ -216,6 +218,32 @@ def test_options_that_change_results_are_refused_by_name_unless_told_otherwise(t
     assert "with other options: learning_rate was" in caplog.text
 
 
+def test_a_run_goes_on_from_the_very_data_it_was_made_from(tiny, tmp_path, monkeypatch):
+    rows = Path(tiny.train).read_text().splitlines(keepends=True)
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(rows))
+    options = RESUMED | {"output_dir": tmp_path / "cut", "train_file": data}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        cut(patch, policy_trainer.PolicyTrainer, "_step", 1, kill)
+        run(tiny.settings(**options))
+    before = read_metrics(tmp_path / "cut" / "metrics.jsonl")
+    data.write_text("".join(rows[3:]))  # as many options, other rows
+    monkeypatch.setattr(run_sum, "load_policy", None)  # refused before any work
+    with pytest.raises(UserError, match=r"with another content of train_file \(its own.jsonl\) \(allowed with resume"):
+        run(tiny.settings(resume="auto", **options))
+    assert read_metrics(tmp_path / "cut" / "metrics.jsonl") == before
+    with pytest.raises(TypeError, match="NoneType"):  # it goes on to load the policy
+        run(tiny.settings(resume="changed", **options))
+    found = fingerprints(
+        run_sum.run_options(tiny.settings(**options | {"preference": "tests.sum_task.tiny:brevity"})).inputs
+    )
+    assert {name: list(files) for name, files in found.items() if name != "model_name_or_path"} == {
+        "train_file": ["own.jsonl"], "validation_file": ["validation.jsonl"], "test_file": ["test.jsonl"],
+        "preference": ["tiny.py"],
+    }  # fmt: skip
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= found["model_name_or_path"].keys()
+
+
 @pytest.mark.parametrize(("resume", "remembers"), [("auto", True), ("changed", False)])
 def test_with_other_options_no_remembered_reward_holds(tiny, tmp_path, monkeypatch, resume, remembers):
     options = RESUMED | {"reward_retrain_period": 3, "checkpoint_steps": 1}
@@ -259,8 +287,8 @@ def test_reported_policy_is_the_last_and_the_best_is_kept_beside_it(tiny, tmp_pa
     scores = iter([3.0, 2.0, 1.0])
     plain = run_sum.evaluate
 
-    def evaluate(policy, data, settings, processes, precision, title, bertscore=False, metrics=()):
-        found = plain(policy, data, settings, processes, precision, title, bertscore, metrics)
+    def evaluate(policy, data, settings, engine, title, bertscore=False, metrics=()):
+        found = plain(policy, data, settings, engine, title, bertscore, metrics)
         if title == "validation":
             found.means["score"] = next(scores)
         return found

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.training.processes import Processes
 from common.training.tracking import read_metrics
 from sum_task.command_line import ROOT
 from sum_task.run_sum import run
+from tests.engines import pretended
 
 # A stand-in for the command's own file: METEOR needs WordNet, which a test machine may lack.
 LAUNCHED = """
@@ -27,7 +27,7 @@ sys.exit(main())
 
 
 def test_rows_are_shared_without_rest_or_overlap():
-    shares = [Processes(rank, 3).share(range(7)) for rank in range(3)]
+    shares = [pretended(rank, 3).share(range(7)) for rank in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(7))
 
 

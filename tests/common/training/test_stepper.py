@@ -9,24 +9,25 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.training.processes import Precision
+from common.training.engine import Engine, start_engine
 from common.training.stepper import MOST_SKIPPED_IN_A_ROW, Stepper
 
 
-def scaled_precision():
-    """Loss scaling without the float16 that only CUDA has."""
-    precision = Precision("no", torch.device("cpu"))
-    precision.scaled = True
-    return precision
+def scaled_engine():
+    """Loss scaling as of fp16, without the CUDA device that it asks for."""
+    accelerator = start_engine("cpu").accelerator
+    accelerator.scaler, accelerator.native_amp = torch.amp.GradScaler("cpu"), True
+    accelerator.state._mixed_precision = "fp16"
+    return Engine(accelerator)
 
 
 class Weight:
     """One weight at 1.0, a stepper for it, and steps with a given gradient."""
 
-    def __init__(self, precision=None, clip_norm=None):
+    def __init__(self, engine=None, clip_norm=None):
         self.value = torch.nn.Parameter(torch.ones(()))
         optimizer = torch.optim.SGD([self.value], lr=0.1)
-        self.stepper: Any = Stepper("reward", clip_norm, precision=precision, optimizer=optimizer)
+        self.stepper: Any = Stepper("reward", clip_norm, engine or start_engine("cpu"), optimizer)
 
     def step(self, slope):
         self.stepper.backward(self.value * slope)
@@ -56,27 +57,27 @@ def test_many_in_a_row_stop_the_run_with_one_line():
 
 
 def test_the_norm_is_that_before_clipping_and_scaling():
-    for precision in (None, scaled_precision()):
-        weight = Weight(precision, clip_norm=0.5)
+    for make in (lambda: start_engine("cpu"), scaled_engine):
+        weight = Weight(make(), clip_norm=0.5)
         assert weight.step(4.0) == pytest.approx(4.0)
         assert weight.value.item() == pytest.approx(0.95)
 
 
 def test_the_loss_scale_is_searched_without_an_alarm(caplog):
-    weight = Weight(scaled_precision())
-    start = weight.stepper.scaler.get_scale()
+    weight = Weight(scaled_engine())
+    start = weight.stepper.engine.accelerator.scaler.get_scale()
     for _ in range(3):
         weight.step(torch.finfo(torch.float32).max / start * 7)  # fits once the scale has been halved three times
     assert weight.stepper.skipped == 3
-    assert weight.stepper.scaler.get_scale() == start / 8
+    assert weight.stepper.engine.accelerator.scaler.get_scale() == start / 8
     weight.step(1.0)
     assert weight.value.item() == pytest.approx(0.9)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_gradient_that_is_nan_at_any_scale_stops_the_run():
-    weight = Weight(scaled_precision())
-    halvings = int(math.log2(weight.stepper.scaler.get_scale()))
+    weight = Weight(scaled_engine())
+    halvings = int(math.log2(weight.stepper.engine.accelerator.scaler.get_scale()))
     for _ in range(halvings + MOST_SKIPPED_IN_A_ROW - 1):
         weight.step(math.nan)
     with pytest.raises(UserError, match="in a row"):
@@ -85,7 +86,7 @@ def test_a_gradient_that_is_nan_at_any_scale_stops_the_run():
 
 def test_going_on_from_a_checkpoint_is_exact():
     slopes = [1.0, math.inf, 0.5, math.nan, 0.25, 3e38, 0.125]
-    whole, first, second = Weight(scaled_precision()), Weight(scaled_precision()), Weight(scaled_precision())
+    whole, first, second = Weight(scaled_engine()), Weight(scaled_engine()), Weight(scaled_engine())
     for slope in slopes:
         whole.step(slope)
     for slope in slopes[:4]:

@@ -7,7 +7,13 @@ import pytest
 
 from common.errors import UserError
 from common.training import tracking
+from common.training.engine import start_engine
 from common.training.tracking import MetricsLog, check_trackers, read_metrics, truncate_after
+
+
+@pytest.fixture
+def engine():
+    return start_engine("cpu")
 
 
 def write_events(path, count, **options):
@@ -132,9 +138,9 @@ class TestTrackers:
         monkeypatch.setitem(sys.modules, "wandb", module)
         return module
 
-    def test_gets_every_event_under_a_step_that_only_grows(self, tmp_path, fake_wandb):
+    def test_gets_every_event_under_a_step_that_only_grows(self, tmp_path, fake_wandb, engine):
         path = tmp_path / "metrics.jsonl"
-        with MetricsLog(path, ["wandb"], project="p", config={"lr": 0.1, "names": ["a"]}) as log:
+        with MetricsLog(path, ["wandb"], engine.accelerator, project="p", config={"lr": 0.1, "names": ["a"]}) as log:
             log.log("reward", 0, 5, **{"reward/loss": 2.0})
             log.log("reward", 1, 1, **{"reward/loss": 1.0})
         (run,) = fake_wandb.runs
@@ -144,24 +150,26 @@ class TestTrackers:
             (0, {"reward/loss": 2.0, "reward/round": 0, "reward/step": 5}),
             (1, {"reward/loss": 1.0, "reward/round": 1, "reward/step": 1}),
         ]
+        engine.end()
         assert run.finished
         assert len(read_metrics(path)) == 2
 
-    def test_goes_on_counting_in_a_resumed_run(self, tmp_path, fake_wandb):
+    def test_goes_on_counting_in_a_resumed_run(self, tmp_path, fake_wandb, engine):
         write_events(tmp_path / "metrics.jsonl", 4)
-        with MetricsLog(tmp_path / "metrics.jsonl", ["wandb"]) as log:
+        with MetricsLog(tmp_path / "metrics.jsonl", ["wandb"], engine.accelerator) as log:
             log.log("reward", 0, 4)
         assert fake_wandb.runs[0].logged[0][0] == 4
 
-    def test_one_that_cannot_start_is_a_clear_error(self, tmp_path, fake_wandb):
+    def test_one_that_cannot_start_is_a_clear_error(self, tmp_path, fake_wandb, engine):
         def init(project, **options):
             raise RuntimeError("no API key configured")
 
         fake_wandb.init = init
-        with pytest.raises(UserError, match="'wandb' could not start: no API key configured"):
-            MetricsLog(tmp_path / "metrics.jsonl", ["wandb"])
+        with pytest.raises(UserError, match="report_to: wandb could not start: no API key configured"):
+            MetricsLog(tmp_path / "metrics.jsonl", ["wandb"], engine.accelerator)
 
-    def test_tensorboard_writes_into_the_run_folder(self, tmp_path):
+    def test_tensorboard_writes_into_the_run_folder(self, tmp_path, engine):
         pytest.importorskip("tensorboard")
-        write_events(tmp_path / "metrics.jsonl", 2, report_to=["tensorboard"])
+        write_events(tmp_path / "metrics.jsonl", 2, report_to=["tensorboard"], accelerator=engine.accelerator)
+        engine.end()
         assert list((tmp_path / "tensorboard").rglob("events.out.tfevents.*"))
