@@ -27,7 +27,7 @@ from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
-from prompt_task.settings import FewShotSettings
+from prompt_task.settings import RewardSettings
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class RewardTrainer:
         policy: PromptPolicy,
         train_scorer: PromptScorer,
         dev_scorer: PromptScorer,
-        settings: FewShotSettings,
+        settings: RewardSettings,
         runtime: Runtime,
         engine: Engine,
         log: MetricsLog,

@@ -31,7 +31,7 @@ from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
 from sum_task.preferences import Preference
-from sum_task.settings import SummarizationSettings
+from sum_task.settings import RewardSettings
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class RewardTrainer:
         preference: Preference,
         train: TokenizedRows,
         validation: TokenizedRows,
-        settings: SummarizationSettings,
+        settings: RewardSettings,
         engine: Engine,
         log: MetricsLog,
     ):
@@ -99,7 +99,7 @@ class RewardTrainer:
         self.settings = settings
         self.engine = engine
         self.log = log
-        self.collate: Collator = policy.collator(pad_lengths(settings))
+        self.collate: Collator = policy.collator(settings.pad_lengths)
         self.rounds_done = 0
         self.steps_done = 0  # over all rounds
         self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
@@ -197,7 +197,7 @@ class RewardTrainer:
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=self.settings.rew_learning_rate)
         self.stepper.optimizer = optimizer
-        return _Round(optimizer, Plateau(self.settings.reward_plateau, optimizer, model))
+        return _Round(optimizer, Plateau(self.settings.plateau(), optimizer, model))
 
     def _round_batches(self) -> list[list[int]]:
         """Rows of each batch of this round; each round takes other ones."""
@@ -433,8 +433,3 @@ class _Round:
     steps: int = 0
     chosen: dict[str, float] = field(default_factory=dict)
     since_log: RankingFigures = field(default_factory=RankingFigures)
-
-
-def pad_lengths(settings: SummarizationSettings) -> tuple[int, int] | None:
-    """Lengths to which every batch is padded, or None."""
-    return (settings.max_source_length, settings.max_target_length) if settings.pad_to_max_length else None

@@ -146,7 +146,7 @@ def test_a_flag_that_says_false_is_false(word):
         with pytest.raises(Exception, match=r"gradient_clip: '.*' is not true or false"):
             read_command([f"gradient_clip={word}"])
     else:
-        assert read_command([f"gradient_clip={word}"]).settings.gradient_clip is False
+        assert read_command([f"gradient_clip={word}"]).settings.reward.gradient_clip is False
 
 
 SOURCES = sorted(

@@ -24,14 +24,16 @@ def count_of(word):
 
 def make_trainer(tiny, folder, preference=None, engine=None, **changes):
     settings = tiny.settings(**changes)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.run.seed)
     splits = load_splits(train_file=tiny.train, validation_file=tiny.validation)
-    policy = load_policy(settings)
-    reward = load_reward_model(settings, policy)
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
+    reward = load_reward_model(settings.models, settings.text, policy)
     train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
     log = MetricsLog(folder / "metrics.jsonl")
     preference = preference or count_of("flood")
-    return RewardTrainer(reward, policy, preference, train, validation, settings, engine or start_engine("cpu"), log)
+    return RewardTrainer(
+        reward, policy, preference, train, validation, settings.reward, engine or start_engine("cpu"), log
+    )
 
 
 def test_ties_are_broken_by_noise_and_nothing_else():
