@@ -28,15 +28,15 @@ def make_trainer(tiny, folder, **changes):
     policy = load_policy(settings.models, settings.text, settings.evaluation)
     train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
     log = MetricsLog(folder / "metrics.jsonl")
-    shared = (settings, start_engine("cpu"), log)
+    engine = start_engine("cpu")
     reward_trainer = None
     if settings.policy.uses_rewards:
         reward = load_reward_model(settings.models, settings.text, policy)
-        reward_trainer = RewardTrainer(reward, policy, make_preference("rouge1"), train, validation, *shared)
+        preference = make_preference("rouge1")
+        reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, log)
     scores = iter(range(100))
-    return PolicyTrainer(
-        policy, reward_trainer, train, lambda: {"eval/score": float(next(scores))}, lambda: None, *shared
-    )
+    validate = lambda: {"eval/score": float(next(scores))}  # noqa: E731
+    return PolicyTrainer(policy, reward_trainer, train, validate, lambda: None, settings.policy, engine, log)
 
 
 def whole_batch(trainer):
