@@ -119,7 +119,7 @@ class RewardTrainer:
             return after_step()
         total = settings.rew_num_train_epochs * self.steps_per_epoch
         done = current.epochs_done * self.steps_per_epoch + current.steps
-        title = f"reward learning, round {self.rounds_done + 1}"
+        title = f"reward learning, round {self.rounds_done}"
         self._rate = Rate(self.steps_done)
         with Progress(total, title, initial=done) as bar:
             while current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
@@ -256,7 +256,7 @@ class RewardTrainer:
             logger.warning(
                 "reward learning, round %d, epoch %d: in no ranking set were two preferences different (the policy "
                 "writes one prompt, or the task LM answers all alike), so there was nothing to learn",
-                self.rounds_done + 1, current.epochs_done,
+                self.rounds_done, current.epochs_done,
             )  # fmt: skip
         self.reward_model.eval()
         held_out = self._swap_figures(current.swaps)
@@ -273,7 +273,7 @@ class RewardTrainer:
         dev_loss, dev_accuracy = figures["reward/dev_loss"], figures["reward/dev_rank_accuracy"]
         logger.info(
             "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-            self.rounds_done + 1, step, dev_loss, dev_accuracy, figures.get("reward/dev_swap_accuracy", math.nan),
+            self.rounds_done, step, dev_loss, dev_accuracy, figures.get("reward/dev_swap_accuracy", math.nan),
         )  # fmt: skip
         if current.plateau.update(figures["reward/dev_loss"], step):
             current.chosen = {name: value for name, value in figures.items() if name.startswith("reward/dev_")}

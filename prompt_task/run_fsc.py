@@ -16,7 +16,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
-from common.builtin import resolve
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
 from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
@@ -31,7 +30,7 @@ from common.training.run_folder import RunFolder
 from common.training.runtime import describe, random_state, restore_random_state
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.command_line import Command, check_sweep, command_from, help_text, read_command
-from prompt_task.few_shot_data import FewShotSplits, load_few_shot_splits, split_folder
+from prompt_task.few_shot_data import FewShotSplits, find_split, load_few_shot_splits
 from prompt_task.policy_trainer import PolicyTrainer
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
@@ -110,13 +109,10 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
 
     # Reward learning and policy learning in turn.
     run.begin()
-    reward_trainer = RewardTrainer(
-        reward_model, policy, train_scorer, dev_scorer, settings.reward, run.runtime, run.engine, run.log
-    )
+    shared = run.runtime, run.engine, run.log
+    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings.reward, *shared)
     candidates = CandidateTable(policy, train_scorer, dev_scorer)
-    trainer = PolicyTrainer(
-        policy, reward_trainer, train_scorer, dev_scorer, candidates, settings.policy, run.runtime, run.engine, run.log
-    )
+    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, settings.policy, *shared)
     state = _State(reward_model, reward_trainer, trainer, train_scorer, dev_scorer)
     if run.restore(state.load) and not run.same_options:
         train_scorer.forget()
@@ -171,7 +167,7 @@ def run_options(command: Command) -> RunOptions:
     """The part of a command that concerns the run as such."""
     settings = command.settings
     data = settings.data
-    split = split_folder(resolve(data.base_path), command.spec.name, data.num_shots, data.dataset_seed)
+    split = find_split(data.base_path, command.spec.name, data.num_shots, data.dataset_seed)
     return RunOptions.of(
         settings.run,
         task="fsc",

@@ -136,7 +136,7 @@ class RewardTrainer:
             for k in range(1, math.ceil(settings.rew_num_train_epochs / settings.rew_eval_period) + 1)
         } | {self.steps_per_round}
         began, steps_since, sampled_tokens = time.monotonic(), 0, 0.0  # those of this process, not of the round
-        title = f"reward learning, round {self.rounds_done + 1}"
+        title = f"reward learning, round {self.rounds_done}"
         with Progress(self.steps_per_round, title, initial=current.steps) as bar:
             while current.steps < self.steps_per_round and not plateau.should_stop:
                 step = current.steps + 1
@@ -164,14 +164,14 @@ class RewardTrainer:
                             "reward learning, round %d, step %d: in no ranking set were two preferences different (the "
                             "policy writes one summary an article, or the preference gives equal scores), so there was "
                             "nothing to learn",
-                            self.rounds_done + 1,
+                            self.rounds_done,
                             step,
                         )
                     if evaluate:
                         held_out = self._validate(validation)
                         logger.info(
                             "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-                            self.rounds_done + 1,
+                            self.rounds_done,
                             step,
                             held_out["reward/dev_loss"],
                             held_out["reward/dev_rank_accuracy"],

@@ -137,14 +137,10 @@ def make_run(task_lm: SpyTaskLM | None = None, dropout: float = 0.1, **options: 
         PromptScorer(cast(TaskLM, task_lm), part, **vars(settings.preference)) for part in (TRAIN, DEV)
     )
     events = EventLog()
-    log, engine = cast(MetricsLog, events), start_engine("cpu")
-    reward_trainer = RewardTrainer(
-        reward_model, policy, train_scorer, dev_scorer, settings.reward, runtime, engine, log
-    )
+    shared = runtime, start_engine("cpu"), cast(MetricsLog, events)
+    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings.reward, *shared)
     candidates = CandidateTable(policy, train_scorer, dev_scorer)
-    trainer = PolicyTrainer(
-        policy, reward_trainer, train_scorer, dev_scorer, candidates, settings.policy, runtime, engine, log
-    )
+    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, settings.policy, *shared)
     return Run(
         settings, runtime, policy, reward_model, task_lm, train_scorer, dev_scorer, candidates, reward_trainer, trainer,
         events,

@@ -38,25 +38,17 @@ class Project:
         log = MetricsLog(
             folder / "metrics.jsonl", settings.run.trackers, project="benchmark", config={}, seconds_before=0
         )
-        engine = start_engine(device)
+        shared = runtime, start_engine(device), log
         self.settings = settings
         self.policy = policy
         self.train_scorer = PromptScorer(task_lm, setting.splits.train, **vars(settings.preference))
         self.dev_scorer = PromptScorer(task_lm, setting.splits.dev, **vars(settings.preference))
         self.reward_trainer = RewardTrainer(
-            reward_model, policy, self.train_scorer, self.dev_scorer, settings.reward, runtime, engine, log
+            reward_model, policy, self.train_scorer, self.dev_scorer, settings.reward, *shared
         )
         candidates = CandidateTable(policy, self.train_scorer, self.dev_scorer)
         self.policy_trainer = PolicyTrainer(
-            policy,
-            self.reward_trainer,
-            self.train_scorer,
-            self.dev_scorer,
-            candidates,
-            settings.policy,
-            runtime,
-            engine,
-            log,
+            policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, settings.policy, *shared
         )
         self._round: Any = None
         self._step = 0  # of the policy

@@ -28,15 +28,22 @@ def make_trainer(tiny, folder, **changes):
     policy = load_policy(settings.models, settings.text, settings.evaluation)
     train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
     log = MetricsLog(folder / "metrics.jsonl")
-    engine = start_engine("cpu")
+    shared = (start_engine("cpu"), log)
     reward_trainer = None
     if settings.policy.uses_rewards:
         reward = load_reward_model(settings.models, settings.text, policy)
         preference = make_preference("rouge1")
-        reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, log)
+        reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, *shared)
     scores = iter(range(100))
-    validate = lambda: {"eval/score": float(next(scores))}  # noqa: E731
-    return PolicyTrainer(policy, reward_trainer, train, validate, lambda: None, settings.policy, engine, log)
+    return PolicyTrainer(
+        policy,
+        reward_trainer,
+        train,
+        lambda: {"eval/score": float(next(scores))},
+        lambda: None,
+        settings.policy,
+        *shared,
+    )
 
 
 def whole_batch(trainer):

@@ -31,9 +31,8 @@ def make_trainer(tiny, folder, preference=None, engine=None, **changes):
     train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
     log = MetricsLog(folder / "metrics.jsonl")
     preference = preference or count_of("flood")
-    return RewardTrainer(
-        reward, policy, preference, train, validation, settings.reward, engine or start_engine("cpu"), log
-    )
+    engine = engine or start_engine("cpu")
+    return RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, log)
 
 
 def test_ties_are_broken_by_noise_and_nothing_else():
@@ -196,7 +195,7 @@ def test_equal_preferences_are_no_ranking_and_the_round_says_so_and_goes_on(tiny
     trainer = make_trainer(tiny, tmp_path)
     trainer.preference = Preference("constant", lambda p, r, s: [0.5] * len(p))
     trainer.run_round()
-    assert "round 1, step 1: in no ranking set were two preferences different" in caplog.text
+    assert "round 0, step 1: in no ranking set were two preferences different" in caplog.text
     assert all(p.isfinite().all() for p in trainer.reward.model.parameters())
     assert trainer.rounds_done == 1
 
