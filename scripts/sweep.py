@@ -30,7 +30,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
@@ -42,6 +41,7 @@ from common.errors import Interrupted, UserError, nearest, printable_text, run_c
 from common.training.checkpoint import latest_checkpoint
 from common.training.console import Parser, as_typed
 from common.training.interruption import SIGNALS
+from common.training.run_files import read_config
 from common.training.run_folder import RunFolder, check_same_options
 from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
 from prompt_task import run_fsc
@@ -414,9 +414,10 @@ def state_of(folder: Path, options: dict[str, Any], task: Task) -> State:
         whole = is_complete(folder)
         config = RunFolder(folder).config
         if config.exists():
-            before = yaml.safe_load(config.read_text(encoding="utf-8"))["options"]
-            check_same_options(before, options, task.neutral, folder)
-    except (UserError, OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+            check_same_options(read_config(config).options, options, task.neutral, folder)
+        elif whole:
+            raise UserError(f"'{folder}' holds results of no run; it has no config.yaml")
+    except (UserError, OSError) as error:
         return State(False, True, f"{' '.join(str(error).split())} (--output gives a sweep a folder of its own)")
     if whole:
         return State(False, False, "complete")
