@@ -43,7 +43,6 @@ from common.training.console import Parser, as_typed
 from common.training.interruption import SIGNALS
 from common.training.run_files import read_config
 from common.training.run_folder import RunFolder, check_same_options
-from common.training.settings import plain_options
 from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
 from prompt_task import run_fsc
 from prompt_task import settings as fsc_settings
@@ -124,7 +123,7 @@ TASKS = {
         own=("output_folder", "overwrite", "resume", "checkpoint_path"),
         neutral=fsc_settings.NEUTRAL,
         word=lambda name, value: f"{name}={hydra_word(value)}",
-        options=lambda words: run_fsc.plain_options(run_fsc.read_command(words).options),
+        options=lambda words: run_fsc.read_command(words).options,
         dataset_name=lambda options: str(options["dataset"]["name"]),
     ),
     "sum": Task(
@@ -135,7 +134,7 @@ TASKS = {
         own=("output_dir", "overwrite", "resume"),
         neutral=sum_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
-        options=lambda words: plain_options(run_sum.read_command(words)),
+        options=lambda words: run_sum.read_command(words).options(),
         dataset_name=dataset_or_file,
     ),
     "chat": Task(
@@ -146,7 +145,7 @@ TASKS = {
         own=("output_dir", "overwrite", "resume"),
         neutral=chat_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
-        options=lambda words: plain_options(run_chat.read_command(words)),
+        options=lambda words: run_chat.read_command(words).options(),
         dataset_name=dataset_or_file,
     ),
 }

@@ -7,7 +7,7 @@ is done here, in one order: nothing is written before `Run.begin`, and `Run.fini
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,6 +30,7 @@ from common.training.run_folder import (
     open_run_folder,
 )
 from common.training.runtime import Runtime, hardware, peak_memory_mib, start_runtime
+from common.training.settings import RunSettings
 from common.training.tracking import MetricsLog, check_events, check_trackers, truncate_after
 
 logger = logging.getLogger(__name__)
@@ -74,14 +75,14 @@ class RunOptions:
     checkpoint_minutes: float
     checkpoint_steps: int
     keep_checkpoints: int
-    trackers: tuple[str, ...]
+    trackers: Sequence[str]
     quiet: bool
     verbose: bool
 
     @classmethod
-    def of(cls, settings: Any, **own: Any) -> "RunOptions":
-        """From a task's settings, whose fields have these names; `own` are those that it calls otherwise or lacks."""
-        shared = {f.name: getattr(settings, f.name) for f in fields(cls) if f.name not in own}
+    def of(cls, run: RunSettings, **own: Any) -> "RunOptions":
+        """From a task's group, whose fields have these names; `own` are those that it calls otherwise or lacks."""
+        shared = {f.name: getattr(run, f.name) for f in fields(cls) if f.name not in own}
         return cls(**shared, **own)
 
 
