@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from common.data_files import is_table, read_lines, read_rows, read_text, text_cell
+from common.data_files import is_table, read_lines, read_rows, read_text, text_cell, unmarked_cell
 from common.errors import UserError, nearest, run_command
 from common.training.console import as_typed
 from common.training.files import check_output
@@ -50,7 +50,8 @@ def read_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
     if Path(path).suffix.lower() == ".json":
         return _texts(read_text(path), path)
     if is_table(path):
-        found = [text_cell(where, cells, "prompt") for where, cells in read_rows(path)]
+        rows = [(text_cell(where, cells, "prompt"), cells) for where, cells in read_rows(path)]
+        found = [unmarked_cell(text) if "token_ids" in cells else text for text, cells in rows]  # a run's own, or not
     else:
         found = [line for line in read_lines(path) if line]
     if not found:
@@ -92,20 +93,17 @@ def main() -> int:
     prompts = read_prompts(own["prompts"], own["prompts_file"])
     if own["output_file"] is not None:
         _check_output_file(Path(own["output_file"]), own["prompts_file"])
-    splits = load_few_shot_splits(
-        spec, settings.base_path, settings.num_shots, settings.dataset_seed, settings.tsv_quoting
+    splits = load_few_shot_splits(spec, **vars(settings.data))
+    set_quiet(settings.run.quiet)
+    runtime = start_runtime(
+        settings.run.random_seed, settings.run.device, settings.run.num_threads, settings.run.matmul_precision
     )
-    set_quiet(settings.quiet)
-    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads, settings.matmul_precision)
-    task_lm = load_task_lm(
-        settings.task_lm, spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
-        settings.scoring_tokens_per_batch, settings.sentence_cache_mib,
-    )  # fmt: skip
+    task_lm = load_task_lm(spec=spec, device=runtime.device, **vars(settings.classifier))
     examples = getattr(splits, own["split"])
-    scorer = PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff)
+    scorer = PromptScorer(task_lm, examples, **vars(settings.preference))
     candidates = [Candidate(prompt) for prompt in dict.fromkeys(prompts)]
     score_candidates(scorer, candidates, own["split"], show_progress=True)
-    print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.task_lm}")
+    print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.classifier.task_lm}")
     print("accuracy     score  prompt")
     for c in candidates:
         accuracy, score = getattr(c, f"{own['split']}_accuracy"), getattr(c, f"{own['split']}_score")

@@ -6,27 +6,28 @@ each prompt to a score and takes the ListMLE loss against the ranking.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from common.aggregation import aggregate_token_rewards
-from common.grounding_loss import kendall_tau, list_mle_loss, rank_accuracy
+from common.grounding_loss import list_mle_loss
 from common.swaps import draw_places, swap_tokens
-from common.token_reward_model import TokenRewardModel, saturation_share
+from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.engine import Engine
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose, keyed_generator, seed_global
+from common.training.ranking_figures import RankingFigures
 from common.training.runtime import Runtime
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
-from prompt_task.settings import FewShotSettings
+from prompt_task.settings import RewardSettings
 
 logger = logging.getLogger(__name__)
 
@@ -75,15 +76,6 @@ def draw_sets(count: int, sets: int, size: int, generator: torch.Generator) -> t
     return torch.rand(sets, count, generator=generator).argsort(-1)[:, :size]
 
 
-def mean_figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each figure over rows; a row in which it is undefined (NaN: nothing to rank) does not count."""
-    means = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows if not math.isnan(row[name])]
-        means[name] = sum(values) / len(values) if values else math.nan
-    return means
-
-
 class RewardTrainer:
     """Fits the token reward model to the preference over what the policy writes now."""
 
@@ -93,7 +85,7 @@ class RewardTrainer:
         policy: PromptPolicy,
         train_scorer: PromptScorer,
         dev_scorer: PromptScorer,
-        settings: FewShotSettings,
+        settings: RewardSettings,
         runtime: Runtime,
         engine: Engine,
         log: MetricsLog,
@@ -126,17 +118,16 @@ class RewardTrainer:
         if current is None:
             return after_step()
         total = settings.rew_num_train_epochs * self.steps_per_epoch
-        done = current.epochs_done * self.steps_per_epoch + len(current.figures)
+        done = current.epochs_done * self.steps_per_epoch + current.steps
         title = f"reward learning, round {self.rounds_done}"
         self._rate = Rate(self.steps_done)
         with Progress(total, title, initial=done) as bar:
             while current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
                 self.reward_model.train()
-                while len(current.figures) < self.steps_per_epoch:
-                    if current.figures:
+                while current.steps < self.steps_per_epoch:
+                    if current.steps:
                         after_step()
-                    current.figures.append(self._step(current))
-                    bar.update(1, loss=f"{current.figures[-1]['reward/loss']:.3f}")
+                    bar.update(1, loss=f"{self._step(current):.3f}")
                 self._end_epoch(current)
                 if current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
                     after_step()
@@ -216,53 +207,50 @@ class RewardTrainer:
         return SwappedPrompts(tokens, scores.score.view(2, -1), places)
 
     @torch.no_grad()
-    def _swap_accuracy(self, swaps: SwappedPrompts) -> float:
-        """Share of the pairs whose token rewards at the swapped place have the order of their preferences."""
+    def _swap_figures(self, swaps: SwappedPrompts) -> RankingFigures:
+        """How often the token rewards at the swapped place have the order of the preferences of the two prompts."""
         rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, swaps.tokens.flatten(0, 1))
-        pairs = rewards.view(swaps.tokens.shape)[:, torch.arange(len(swaps.places)), swaps.places]  # (2, N)
-        return rank_accuracy(pairs.T.cpu(), swaps.preferences.T).item()
+        pairs = rewards.view(swaps.tokens.shape)[:, torch.arange(len(swaps.places)), swaps.places].cpu()  # (2, N)
+        better = (swaps.preferences[0] - swaps.preferences[1]).sign()
+        seen = ((pairs[0] - pairs[1]).sign() * better + 1) / 2
+        return RankingFigures(swaps=better.abs().sum().item(), swaps_seen=seen[better != 0].sum().item())
 
-    def _step(self, current: "_Round") -> dict[str, float]:
+    def _step(self, current: "_Round") -> float:
+        """One optimizer step. Returns its loss."""
         settings = self.settings
-        batches = []
+        step = current.epochs_done * self.steps_per_epoch + current.steps + 1
+        figures, distinct = RankingFigures(), 0.0
         for number in range(settings.rew_gradient_accumulation_steps):
-            where = (self.rounds_done, current.epochs_done * self.steps_per_epoch + len(current.figures) + 1, number)
-            seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, *where)
+            seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, self.rounds_done, step, number)
             ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
-            loss, agreement, rewards = self._loss(ranked)
+            loss, found = self._loss(ranked)
             self.stepper.backward(loss / settings.rew_gradient_accumulation_steps)
-            batches.append(
-                {
-                    "reward/loss": loss.item(),
-                    **{f"reward/{name}": value for name, value in agreement.items()},
-                    "reward/token_mean": rewards.mean().item(),
-                    "reward/token_std": rewards.std(correction=0).item(),
-                    "reward/saturation_share": saturation_share(rewards, self.reward_model.config.bound).item(),
-                    "reward/distinct_prompts": len(torch.unique(ranked.tokens, dim=0)) / len(ranked.tokens),
-                }
-            )
-        figures = mean_figures(batches)
-        figures["reward/gradient_norm"] = self.stepper.step()
+            figures += found
+            distinct += len(torch.unique(ranked.tokens, dim=0)) / len(ranked.tokens)
+        current.gradient_norms += self.stepper.step()
+        current.distinct += distinct / settings.rew_gradient_accumulation_steps
+        current.figures += figures
+        current.steps += 1
         self.steps_done += 1
-        return figures
+        return figures.loss / figures.sets
 
-    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
-        """ListMLE loss of the ranking sets, how far their orders agree, and the token rewards (N, T)."""
+    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, RankingFigures]:
+        """ListMLE loss of the ranking sets, and the sums for the log."""
         rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, ranked.tokens)
         per_set = rewards[ranked.sets.to(rewards.device)]  # (B, K, T)
         mask = torch.ones_like(per_set, dtype=torch.bool)
         scores = aggregate_token_rewards(per_set, mask, self.settings.agg_func, self.settings.soft_maxmin_temp)
-        preferences = ranked.preferences[ranked.sets].to(scores.device)
-        loss = list_mle_loss(scores, preferences, generator=self.generator)
-        agreement = {
-            "rank_accuracy": rank_accuracy(scores.detach(), preferences).item(),
-            "kendall_tau": kendall_tau(scores.detach(), preferences).nanmean().item(),
-        }
-        return loss, agreement, rewards.detach()
+        preferences = ranked.preferences[ranked.sets]
+        loss = list_mle_loss(scores, preferences.to(scores.device), generator=self.generator)
+        all_tokens = torch.ones_like(rewards, dtype=torch.bool)
+        bound = self.reward_model.config.bound
+        return loss, RankingFigures.of(loss, scores, rewards, all_tokens, preferences, bound)
 
     def _end_epoch(self, current: "_Round") -> None:
-        figures = mean_figures(current.figures)
-        current.figures = []
+        figures = current.figures.means()
+        figures["reward/gradient_norm"] = current.gradient_norms / current.steps
+        figures["reward/distinct_prompts"] = current.distinct / current.steps
+        current.restart()
         current.epochs_done += 1
         if math.isnan(figures["reward/rank_accuracy"]):
             logger.warning(
@@ -271,14 +259,13 @@ class RewardTrainer:
                 self.rounds_done, current.epochs_done,
             )  # fmt: skip
         self.reward_model.eval()
+        held_out = self._swap_figures(current.swaps)
         with torch.no_grad():
-            results = [self._loss(ranked)[:2] for ranked in current.validation]
-        dev = [
-            {"reward/dev_loss": loss.item()} | {f"reward/dev_{name}": value for name, value in agreement.items()}
-            for loss, agreement in results
-        ]
-        figures |= mean_figures(dev)
-        figures["reward/dev_swap_accuracy"] = self._swap_accuracy(current.swaps)
+            for ranked in current.validation:
+                held_out += self._loss(ranked)[1]
+        figures |= held_out.means("dev_")
+        # All prompts have one length.
+        figures = {name: value for name, value in figures.items() if not name.endswith("length_correlation")}
         figures["reward/learning_rate"] = current.plateau.learning_rate
         figures["reward/skipped_steps"] = self.stepper.skipped
         figures["perf/reward_steps_per_second"] = self._rate.steps_per_second(self.steps_done)
@@ -286,7 +273,7 @@ class RewardTrainer:
         dev_loss, dev_accuracy = figures["reward/dev_loss"], figures["reward/dev_rank_accuracy"]
         logger.info(
             "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-            self.rounds_done, step, dev_loss, dev_accuracy, figures["reward/dev_swap_accuracy"],
+            self.rounds_done, step, dev_loss, dev_accuracy, figures.get("reward/dev_swap_accuracy", math.nan),
         )  # fmt: skip
         if current.plateau.update(figures["reward/dev_loss"], step):
             current.chosen = {name: value for name, value in figures.items() if name.startswith("reward/dev_")}
@@ -300,7 +287,8 @@ class RewardTrainer:
         values["last_figures"] = self.last_figures
         if self._round is not None:
             current = self._round
-            values["round"] = {name: getattr(current, name) for name in ("epochs_done", "figures", "chosen")}
+            names = ("epochs_done", "steps", "gradient_norms", "distinct", "chosen")
+            values["round"] = {name: getattr(current, name) for name in names} | {"figures": vars(current.figures)}
             state.put("reward/swaps", dict(vars(current.swaps)))
             state.put("reward/optimizer", *optimizer_state(current.optimizer))
             state.put("reward/plateau", *current.plateau.state())
@@ -329,14 +317,21 @@ class RewardTrainer:
         pool = state.get("reward/pool")[0].get("tokens")
         self.stepper.optimizer = optimizer
         swaps = SwappedPrompts(**state.get("reward/swaps")[0])
-        self._round = _Round(optimizer, plateau, validation, swaps, pool, **values["round"])
+        progress = values["round"] | {"figures": RankingFigures(**values["round"]["figures"])}
+        self._round = _Round(optimizer, plateau, validation, swaps, pool, **progress)
 
 
 @dataclass
 class _Round:
     """The state of a round under way.
 
-    `figures` are those of the steps since the last epoch ended, `chosen` those of the best validation so far.
+    Attributes:
+        optimizer, plateau, validation, swaps, pool: of the whole round.
+        epochs_done: epochs that are over.
+        steps: optimizer steps since.
+        figures, gradient_norms, distinct: sums over these steps; the latter two of gradient norms and of the share of
+            prompts that no other in their batch equals.
+        chosen: figures of the best validation so far.
     """
 
     optimizer: torch.optim.Optimizer
@@ -345,5 +340,12 @@ class _Round:
     swaps: SwappedPrompts
     pool: torch.Tensor | None
     epochs_done: int = 0
-    figures: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    figures: RankingFigures = field(default_factory=RankingFigures)
+    gradient_norms: float = 0.0
+    distinct: float = 0.0
     chosen: dict[str, float] = field(default_factory=dict)
+
+    def restart(self) -> None:
+        """Begin the sums anew."""
+        self.steps, self.figures, self.gradient_norms, self.distinct = 0, RankingFigures(), 0.0, 0.0

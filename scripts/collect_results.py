@@ -21,6 +21,7 @@ import argparse
 import io
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from chat_task import settings as chat_settings
-from common.errors import UserError, run_command
-from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, printable_text, spread
+from common.data_files import marked_cell
+from common.errors import UserError, printable_text, run_command
+from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, spread
 from common.reporting.run_table import (
     FEWEST_SEEDS,
     Metric,
@@ -107,7 +109,7 @@ def main() -> int:
     rows, problems = collect(arguments.runs, TASKS)
     if not rows:
         for problem in problems[:20]:
-            print(f"{problem.kind}: {problem.where}: {problem.reason}")
+            print(printable_text(f"{problem.kind}: {problem.where}: {problem.reason}"))
         raise UserError(f"no complete run in {', '.join(map(str, arguments.runs))}")
     pairs = compared_rows(rows, arguments.compare)
     comparisons = [
@@ -260,7 +262,7 @@ def markdown(rows: Sequence[Row], comparisons: Sequence[Paired], problems: Seque
             parts += [f"## {task.title}: percent, mean (std) over seeds", markdown_table(shown_records(task, own))]
             if any(name.endswith("published mean") for record in own for name in record):
                 parts.append(f"Published: {published_source(task)}. Not ours.")
-    parts += [f"* {remark}" for remark in remarks(rows)]
+    parts += [f"* {markdown_text(remark)}" for remark in remarks(rows)]
     if comparisons:
         parts += [
             "## Two methods over the same seeds",
@@ -296,10 +298,24 @@ def markdown_table(records: Sequence[dict[str, Any]]) -> str:
     names = list(records[0])
 
     def line(cells: Sequence[Any]) -> str:
-        texts = (" ".join(printable_text(cell).replace("\\", "\\\\").replace("|", "\\|").split()) for cell in cells)
-        return f"| {' | '.join(texts)} |"
+        return f"| {' | '.join(markdown_text(cell) for cell in cells)} |"
 
-    return "\n".join([line(names), line(["---"] * len(names)), *(line(list(record.values())) for record in records)])
+    return "\n".join(
+        [line(names), f"| {' | '.join(['---'] * len(names))} |", *(line(list(record.values())) for record in records)]
+    )
+
+
+def markdown_text(text: Any) -> str:
+    """A text as Markdown that is but text: no cell's end, mark-up, HTML, entity, or link, not even a bare address."""
+    plain = " ".join(printable_text(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = re.sub(r"[\\|`*\[\]~!]", r"\\\g<0>", plain)
+    plain = plain.replace("://", "&#58;//").replace("@", "&#64;")
+    return re.sub(r"(?i)(www)\.", r"\1&#46;", plain)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV whose texts do nothing where it is opened."""
+    return table.map(lambda cell: marked_cell(cell) if isinstance(cell, str) else cell).to_csv(index=False)
 
 
 # --- the files ---
@@ -320,12 +336,12 @@ def write_all(
         raise UserError(f"--output: '{output}' cannot be written: {error.strerror}") from None
     records = table_records(rows)
     write_text_atomic(output / "table.md", text + "\n")
-    write_text_atomic(output / "table.csv", pd.DataFrame(records).to_csv(index=False))
+    write_text_atomic(output / "table.csv", csv_text(pd.DataFrame(records)))
     write_text_atomic(output / "table.tex", latex(records))
-    write_text_atomic(output / "runs.csv", pd.DataFrame(run_records(rows)).to_csv(index=False))
+    write_text_atomic(output / "runs.csv", csv_text(pd.DataFrame(run_records(rows))))
     names = [field for field in Paired.__dataclass_fields__]
     compared = pd.DataFrame([vars(found) for found in comparisons], columns=names)
-    write_text_atomic(output / "compare.csv", compared.to_csv(index=False))
+    write_text_atomic(output / "compare.csv", csv_text(compared))
     for kind in ("svg", "png"):
         write_bytes_atomic(output / f"plot.{kind}", plot(rows, kind))
     page(rows, pairs, comparisons, problems).write(output / "report.html")

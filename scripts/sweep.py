@@ -22,13 +22,14 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
@@ -36,11 +37,12 @@ from omegaconf import DictConfig
 
 from chat_task import run_chat
 from chat_task import settings as chat_settings
-from common.errors import Interrupted, UserError, nearest, run_command
+from common.errors import Interrupted, UserError, nearest, printable_text, run_command
 from common.training.checkpoint import latest_checkpoint
 from common.training.console import Parser, as_typed
+from common.training.interruption import SIGNALS
+from common.training.run_files import read_config
 from common.training.run_folder import RunFolder, check_same_options
-from common.training.settings import plain_options
 from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
 from prompt_task import run_fsc
 from prompt_task import settings as fsc_settings
@@ -67,6 +69,10 @@ LAUNCHERS = {
     "slurm": Launcher("submitit_slurm", "hydra_plugins.hydra_submitit_launcher", "slurm"),
     "ray": Launcher("ray", "hydra_plugins.hydra_ray_launcher", "ray"),
 }
+
+
+HERE = ("serial", "local")
+"""Launchers whose runs are processes of this machine, which end with the sweep."""
 
 
 class Choice(NamedTuple):
@@ -117,7 +123,7 @@ TASKS = {
         own=("output_folder", "overwrite", "resume", "checkpoint_path"),
         neutral=fsc_settings.NEUTRAL,
         word=lambda name, value: f"{name}={hydra_word(value)}",
-        options=lambda words: run_fsc.plain_options(run_fsc.read_command(words).options),
+        options=lambda words: run_fsc.read_command(words).options,
         dataset_name=lambda options: str(options["dataset"]["name"]),
     ),
     "sum": Task(
@@ -128,7 +134,7 @@ TASKS = {
         own=("output_dir", "overwrite", "resume"),
         neutral=sum_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
-        options=lambda words: plain_options(run_sum.read_command(words)),
+        options=lambda words: run_sum.read_command(words).options(),
         dataset_name=dataset_or_file,
     ),
     "chat": Task(
@@ -139,7 +145,7 @@ TASKS = {
         own=("output_dir", "overwrite", "resume"),
         neutral=chat_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
-        options=lambda words: plain_options(run_chat.read_command(words)),
+        options=lambda words: run_chat.read_command(words).options(),
         dataset_name=dataset_or_file,
     ),
 }
@@ -408,9 +414,10 @@ def state_of(folder: Path, options: dict[str, Any], task: Task) -> State:
         whole = is_complete(folder)
         config = RunFolder(folder).config
         if config.exists():
-            before = yaml.safe_load(config.read_text(encoding="utf-8"))["options"]
-            check_same_options(before, options, task.neutral, folder)
-    except (UserError, OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+            check_same_options(read_config(config).options, options, task.neutral, folder)
+        elif whole:
+            raise UserError(f"'{folder}' holds results of no run; it has no config.yaml")
+    except (UserError, OSError) as error:
         return State(False, True, f"{' '.join(str(error).split())} (--output gives a sweep a folder of its own)")
     if whole:
         return State(False, False, "complete")
@@ -428,7 +435,7 @@ def print_overview(output: Path, names: Sequence[str], states: Sequence[State]) 
     """Each run and what becomes of it."""
     print(f"{len(names)} runs in {output}")
     for name, state in zip(names, states, strict=True):
-        print(f"  {name}: {state.text}", flush=True)
+        print(f"  {name}: {printable_text(state.text)}", flush=True)
 
 
 # `launch` fills in the plan and the numbers; a launcher calls this in whichever process it has chosen.
@@ -463,12 +470,11 @@ def launch(plan: Plan, launcher: str, jobs: int, to_launcher: Sequence[str]) -> 
     sys.argv = [sys.argv[0], *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors are to arrive here, not to be printed and to end this process
     try:
-        one_run()
+        with stopping(plan, waits=launcher in HERE):
+            one_run()
         return ""
     except HydraException as error:
         raise UserError(f"--launcher {launcher}: {str(error).strip().splitlines()[0]}") from None
-    except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, "the same command goes on from here") from None
     except Exception as error:  # of any kind: a lost worker, a cluster that answers no more
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     finally:
@@ -476,6 +482,34 @@ def launch(plan: Plan, launcher: str, jobs: int, to_launcher: Sequence[str]) -> 
         os.environ.pop("HYDRA_FULL_ERROR")
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextmanager
+def stopping(plan: Plan, waits: bool) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the running runs in their orderly way, and then the sweep; a second one ends it at once.
+
+    Runs that are not waited for, those of a cluster, go on by themselves.
+
+    Raises:
+        Interrupted: one came.
+    """
+    advice = "the same command goes on from here" + ("" if waits else "; jobs that were handed in run on")
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1 or not waits:
+            raise Interrupted(number, advice)
+        plan.stop()
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise Interrupted(came[0], advice)
 
 
 def failures(plan: Plan, lost: str) -> dict[str, str]:

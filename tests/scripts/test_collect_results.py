@@ -185,7 +185,7 @@ def test_without_a_complete_run_there_is_no_table(tmp_path, monkeypatch, capsys)
 
 
 def test_odd_characters_stay_in_their_cells(tmp_path, monkeypatch, capsys):
-    odd = "a|b\n<script>alert(1)</script> \\ $x_1$ & 50% \u202e é"
+    odd = "a|b\n<script>alert(1)</script> [x](http://x.y) `c` \\ $x_1$ & 50% \u202e é"
     for seed, source in enumerate(("plain", odd)):
         prompt_run(tmp_path / f"r{seed}", 0.9, source_str=source)
     output = tmp_path / "o ü(1)"
@@ -193,6 +193,9 @@ def test_odd_characters_stay_in_their_cells(tmp_path, monkeypatch, capsys):
     assert code == 0
     line = next(line for line in out.splitlines() if "alert" in line)
     assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", out.splitlines()[2]))
+    for mark in ("<script>", "[x](", "http://", " `c` "):
+        assert mark not in out
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \[x\](http&#58;//x.y) \`c\`" in line
     assert "<script>" not in (output / "report.html").read_text()
     tex = (output / "table.tex").read_text()
     assert r"\$x\_1\$ \& 50\%" in tex

@@ -3,9 +3,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from common.errors import UserError, run_command
-from common.training.sweep_run import Outcome, Plan, PlannedRun
+from common.errors import Interrupted, UserError, run_command
+from common.training.sweep_run import Outcome, Plan, PlannedRun, carry_out
 from common.training.tracking import read_metrics
 from prompt_task.command_line import read_command
 from scripts import sweep
@@ -255,8 +257,8 @@ def test_the_command_of_a_run_is_what_the_runner_reads(tmp_path):
     folder = tmp_path / "o'dd \\ ${name} (1), ü"
     words = sweep.command(sweep.TASKS["fsc"], ["agg_func=max"], folder)[2:]
     settings = read_command(words).settings
-    assert settings.output_folder == str(folder)
-    assert settings.resume == "auto"
+    assert settings.run.output_folder == str(folder)
+    assert settings.run.resume == "auto"
 
 
 @pytest.mark.parametrize("task", ["fsc", "sum", "chat"])
@@ -500,6 +502,33 @@ def test_a_failed_run_of_a_real_sweep_is_named_and_the_rest_goes_on(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     assert "builtin/none" in line
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_sweep_ends_its_runs_in_order_and_begins_no_other(number, tmp_path):
+    code = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit('state saved'));"
+        f"pathlib.Path({str(tmp_path / 'began')!r}).touch(); time.sleep(60)"
+    )
+    runs = [PlannedRun(name, [sys.executable, "-c", code]) for name in ("a/b/c", "d/e/f")]
+    plan = Plan(tmp_path / ".sweep" / "1", "fsc", str(tmp_path), runs)
+    plan.write()
+
+    def send():
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(Interrupted, match="the same command goes on from here"), sweep.stopping(plan, waits=True):
+        carry_out(plan.folder, 0)
+        carry_out(plan.folder, 1)
+    thread.join()
+    assert [getattr(plan.outcome(number), "reason", None) for number in (0, 1)] == [
+        "state saved (exit code 1)", "the sweep was stopped before it began",
+    ]  # fmt: skip
+    assert not list(plan.folder.glob("*.pid"))
 
 
 @pytest.mark.slow
