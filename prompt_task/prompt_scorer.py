@@ -198,6 +198,10 @@ class PromptScorer:
             numbers(f"preference: '{self.preference}'", found, (len(prompts),)).float(), scores.accuracy
         )
 
+    def right(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Where the one most probable class is the label: (P, E), bool."""
+        return label_gaps(self.probabilities(prompts), self.labels) > 0
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What is remembered, for a checkpoint: a later rounding of the same number could turn a ranking."""
         prompts = list(self._known)
