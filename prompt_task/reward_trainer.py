@@ -21,7 +21,7 @@ from common.training.engine import Engine
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose, keyed_generator, seed_global
-from common.training.runtime import Runtime
+from common.training.runtime import Runtime, fetch, upload
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
@@ -66,8 +66,8 @@ def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, toke
     distinct, row = torch.unique(tokens, dim=0, return_inverse=True)
     device = source_ids.device
     source = source_ids.expand(len(distinct), -1)
-    rewards = model(torch.cat([source, distinct.to(device)], 1), targets_from=source.shape[1])  # (U, S + T)
-    return rewards[:, source.shape[1] :][row.to(device)]
+    rewards = model(torch.cat([source, upload(distinct, device)], 1), targets_from=source.shape[1])  # (U, S + T)
+    return rewards[:, source.shape[1] :][upload(row, device)]
 
 
 def draw_sets(count: int, sets: int, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -103,6 +103,7 @@ class RewardTrainer:
         self.train_scorer = train_scorer
         self.dev_scorer = dev_scorer
         self.settings = settings
+        self.engine = engine
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_REWARD_STREAM)
         self.rounds_done = 0
@@ -184,7 +185,8 @@ class RewardTrainer:
         return pool
 
     def _sample(self, count: int) -> torch.Tensor:
-        return self.policy.sample(count, self.generator, self.settings.top_k, self.settings.top_p).tokens
+        with self.engine.autocast():
+            return self.policy.sample(count, self.generator, self.settings.top_k, self.settings.top_p).tokens
 
     def _ranked(self, scorer: PromptScorer, pool: torch.Tensor | None, share: float = 1.0) -> RankedPrompts:
         """Sample prompts, score them on a random share of the scorer's examples, draw ranking sets."""
@@ -209,7 +211,9 @@ class RewardTrainer:
         # A prompt has no end token: one that nothing stands behind keeps the last token among the choices.
         mask = torch.ones(len(prompts), prompts.shape[1] + 1, dtype=torch.bool)
         places = draw_places(mask, torch.rand(len(prompts), generator=generator))
-        tokens = torch.stack([prompts, swap_tokens(prompts, places, self.policy.logits_at(prompts, places).cpu())])
+        with self.engine.autocast():
+            logits = self.policy.logits_at(prompts, places).cpu()
+        tokens = torch.stack([prompts, swap_tokens(prompts, places, logits)])
         scores = self.dev_scorer.score(
             self.policy.texts(tokens.flatten(0, 1)), standardize=self.settings.compute_zscore
         )
@@ -218,47 +222,50 @@ class RewardTrainer:
     @torch.no_grad()
     def _swap_accuracy(self, swaps: SwappedPrompts) -> float:
         """Share of the pairs whose token rewards at the swapped place have the order of their preferences."""
-        rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, swaps.tokens.flatten(0, 1))
+        rewards = self._rewards(swaps.tokens.flatten(0, 1)).cpu()
         pairs = rewards.view(swaps.tokens.shape)[:, torch.arange(len(swaps.places)), swaps.places]  # (2, N)
-        return rank_accuracy(pairs.T.cpu(), swaps.preferences.T).item()
+        return rank_accuracy(pairs.T, swaps.preferences.T).item()
+
+    def _rewards(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token rewards (N, T) of prompts (N, T)."""
+        with self.engine.autocast():
+            return prompt_token_rewards(self.reward_model, self.policy.source_ids, tokens)
 
     def _step(self, current: "_Round") -> dict[str, float]:
         settings = self.settings
-        batches = []
+        batches, parts = [], []
         for number in range(settings.rew_gradient_accumulation_steps):
             where = (self.rounds_done, current.epochs_done * self.steps_per_epoch + len(current.figures) + 1, number)
             seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, *where)
             ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
-            loss, agreement, rewards = self._loss(ranked)
+            loss, scores, rewards = self._loss(ranked)
             self.stepper.backward(loss / settings.rew_gradient_accumulation_steps)
-            batches.append(
+            batches.append(ranked)
+            parts += [loss, scores, rewards]
+        norm, *found = self.stepper.step(*parts)
+        rows = []
+        for number, ranked in enumerate(batches):
+            loss, scores, rewards = found[3 * number : 3 * number + 3]
+            rows.append(
                 {
-                    "reward/loss": loss.item(),
-                    **{f"reward/{name}": value for name, value in agreement.items()},
+                    **{f"reward/{name}": value for name, value in _agreement(loss, scores, ranked).items()},
                     "reward/token_mean": rewards.mean().item(),
                     "reward/token_std": rewards.std(correction=0).item(),
                     "reward/saturation_share": saturation_share(rewards, self.reward_model.config.bound).item(),
                     "reward/distinct_prompts": len(torch.unique(ranked.tokens, dim=0)) / len(ranked.tokens),
                 }
             )
-        figures = mean_figures(batches)
-        figures["reward/gradient_norm"] = self.stepper.step()
         self.steps_done += 1
-        return figures
+        return mean_figures(rows) | {"reward/gradient_norm": norm}
 
-    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, dict[str, float], torch.Tensor]:
-        """ListMLE loss of the ranking sets, how far their orders agree, and the token rewards (N, T)."""
-        rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, ranked.tokens)
-        per_set = rewards[ranked.sets.to(rewards.device)]  # (B, K, T)
+    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ListMLE loss of the ranking sets, their scores (B, K), and the token rewards (N, T)."""
+        rewards = self._rewards(ranked.tokens)
+        per_set = rewards[upload(ranked.sets, rewards.device)]  # (B, K, T)
         mask = torch.ones_like(per_set, dtype=torch.bool)
         scores = aggregate_token_rewards(per_set, mask, self.settings.agg_func, self.settings.soft_maxmin_temp)
-        preferences = ranked.preferences[ranked.sets].to(scores.device)
-        loss = list_mle_loss(scores, preferences, generator=self.generator)
-        agreement = {
-            "rank_accuracy": rank_accuracy(scores.detach(), preferences).item(),
-            "kendall_tau": kendall_tau(scores.detach(), preferences).nanmean().item(),
-        }
-        return loss, agreement, rewards.detach()
+        preferences = upload(ranked.preferences[ranked.sets], scores.device)
+        return list_mle_loss(scores, preferences, generator=self.generator), scores, rewards
 
     def _end_epoch(self, current: "_Round") -> None:
         figures = mean_figures(current.figures)
@@ -272,11 +279,8 @@ class RewardTrainer:
             )  # fmt: skip
         self.reward_model.eval()
         with torch.no_grad():
-            results = [self._loss(ranked)[:2] for ranked in current.validation]
-        dev = [
-            {"reward/dev_loss": loss.item()} | {f"reward/dev_{name}": value for name, value in agreement.items()}
-            for loss, agreement in results
-        ]
+            results = [_agreement(*fetch(*self._loss(ranked)[:2]), ranked) for ranked in current.validation]
+        dev = [{f"reward/dev_{name}": value for name, value in row.items()} for row in results]
         figures |= mean_figures(dev)
         figures["reward/dev_swap_accuracy"] = self._swap_accuracy(current.swaps)
         figures["reward/learning_rate"] = current.plateau.learning_rate
@@ -330,6 +334,16 @@ class RewardTrainer:
         self.stepper.optimizer = optimizer
         swaps = SwappedPrompts(**state.get("reward/swaps")[0])
         self._round = _Round(optimizer, plateau, validation, swaps, pool, **values["round"])
+
+
+def _agreement(loss: torch.Tensor, scores: torch.Tensor, ranked: RankedPrompts) -> dict[str, float]:
+    """The loss, and how far the scores (B, K) of the ranking sets order them as their preferences do."""
+    preferences = ranked.preferences[ranked.sets]
+    return {
+        "loss": loss.item(),
+        "rank_accuracy": rank_accuracy(scores, preferences).item(),
+        "kendall_tau": kendall_tau(scores, preferences).nanmean().item(),
+    }
 
 
 @dataclass

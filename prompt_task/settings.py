@@ -85,6 +85,7 @@ class FewShotSettings(RunSettings):
     num_candidates: int = setting(minimum=1)
     num_reported: int = setting(minimum=1)
 
+    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
     random_seed: int = setting(minimum=0, maximum=2**32 - 1)
     output_folder: str | None = setting()
     checkpoint_path: str | None = setting()
