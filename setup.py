@@ -66,7 +66,10 @@ setup(
     install_requires=DEPENDENCIES,
     extras_require={
         "dev": DEVELOPMENT,
+        # report_to=tensorboard, wandb, trackio
+        "tensorboard": ["tensorboard>=2.20,<3"],
         "wandb": ["wandb>=0.20,<1"],
+        "trackio": ["trackio>=0.40,<1"],
         "lora": ["peft>=0.21,<1"],
         # common/integrations/trl.py and the policy stage of chat_task
         "trl": ["trl>=1.16,<2", "peft>=0.21,<1"],

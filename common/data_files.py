@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TSV_QUOTING = ("auto", "quoted", "unquoted")
+
+_MARKED = ("=", "+", "-", "@", "'", "\t", "\r")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # tabs and line ends stand in quoted cells as they are
+_PICTURE = re.compile("[\u2400-\u241f\u2421]")
 
 Located = tuple[str, Mapping[str, Any]]
 """The words that say where a row stands, and its cells by column."""
@@ -195,6 +200,23 @@ def tsv_text(rows: Iterable[Sequence[object]]) -> str:
     file = io.StringIO()
     csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
     return file.getvalue()
+
+
+def marked_cell(text: str) -> str:
+    """A text as a cell of a CSV file that does nothing where it is opened: `unmarked_cell` undoes it.
+
+    Spreadsheets compute what begins like a formula, and terminals obey control characters. Such a text gets an
+    apostrophe before it, as spreadsheets mark what is text, and its control characters their pictures (U+2400 on).
+    """
+    pictured = _CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < "\x7f" else "\u2421", text)
+    return f"'{pictured}" if pictured != text or text.startswith(_MARKED) else text
+
+
+def unmarked_cell(cell: str) -> str:
+    """The text of a cell of `marked_cell`."""
+    if not cell.startswith("'"):
+        return cell
+    return _PICTURE.sub(lambda found: "\x7f" if found[0] == "\u2421" else chr(ord(found[0]) - 0x2400), cell[1:])
 
 
 def _quoted_rows(lines: Sequence[str]) -> list[tuple[int, list[str]]]:

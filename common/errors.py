@@ -1,11 +1,18 @@
 """How a command ends early: for a user's mistake (exit code 2) or a signal (130, 143), each with one clear line."""
 
 import difflib
+import errno
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
+
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG,
+)  # fmt: skip
+"""What a disk refuses. That a file is not there is none of it: whoever looks for one says so himself."""
 
 
 class UserError(Exception):
@@ -24,8 +31,8 @@ class UserErrors(UserError):
         self.messages = list(messages)
 
 
-class Interrupted(Exception):
-    """A signal ended the run.
+class Interrupted(BaseException):
+    """A signal ended the run. As KeyboardInterrupt it is no `Exception`, which libraries catch to go on.
 
     Attributes:
         number: of the signal.
@@ -53,10 +60,15 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 
+def printable_text(text: object) -> str:
+    """`text` with a replacement character for each one that does not print, where no mark-up can stand."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in str(text))
+
+
 def exit_with(error: UserError) -> NoReturn:
     """Print the error on one line of standard error (each of several on its own) and leave with exit code 2."""
     for message in error.messages if isinstance(error, UserErrors) else [str(error)]:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"error: {printable_text(' '.join(message.split()))}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
@@ -67,13 +79,40 @@ def exit_interrupted(interrupted: Interrupted) -> NoReturn:
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's `main`; a `UserError` becomes one line on standard error and exit code 2, a signal 130 or 143."""
+    """Run a command's `main` and leave with its exit code.
+
+    A `UserError`, and what the machine refuses (memory, disk), become one line on standard error and exit code 2, a
+    signal 130 or 143; a reader of standard output that is gone, such as ``head``, ends the command silently with 141.
+    """
     try:
         code = main()
+        sys.stdout.flush()
     except UserError as error:
         exit_with(error)
     except Interrupted as interrupted:
         exit_interrupted(interrupted)
     except KeyboardInterrupt:
         exit_interrupted(Interrupted(signal.SIGINT))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush it
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except (MemoryError, OverflowError, RuntimeError, OSError) as error:
+        refusal = machine_refusal(error)
+        if refusal is None:
+            raise
+        exit_with(UserError(refusal))
     raise SystemExit(code or 0)
+
+
+def machine_refusal(error: Exception) -> str | None:
+    """What the machine refuses, in one line: memory, numbers beyond its range, a disk; None for any other error."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError):
+        if error.errno not in DISK_ERRORS or error.filename is None:
+            return None
+        return f"cannot write or read {error.filename}: {error.strerror}"
+    if isinstance(error, OverflowError) or "overflow" in first.lower():
+        return f"a number is larger than the machine can work with: {first}"
+    if isinstance(error, MemoryError) or "memory" in first.lower():
+        return f"the machine has not enough memory: {first}; smaller batches, lengths or models need less"
+    return None

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from common.data_files import marked_cell
 from common.errors import UserError
 from common.training.files import write_text_atomic
 from common.training.progress import Progress
@@ -102,9 +103,10 @@ def _fill(candidates: list[Candidate], scores: PromptScores, split: str) -> None
 
 
 def write_candidates(path: Path, candidates: list[Candidate]) -> None:
-    """Write ``prompts.csv``, in the order given; texts are quoted, so that any prompt survives."""
+    """Write ``prompts.csv``, in the order given; texts are quoted and marked (`marked_cell`): any prompt survives."""
     rows = [{name: getattr(candidate, name) for name in COLUMNS} for candidate in candidates]
     for row in rows:
+        row["prompt"], row["error"] = marked_cell(row["prompt"]), row["error"] and marked_cell(row["error"])
         row["token_ids"] = " ".join(map(str, row["token_ids"])) if row["token_ids"] else ""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     write_text_atomic(path, table.to_csv(index=False, quoting=2, lineterminator="\n"))

@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from common.data_files import is_table, read_lines, read_rows, read_text, text_cell
+from common.data_files import is_table, read_lines, read_rows, read_text, text_cell, unmarked_cell
 from common.errors import UserError, nearest, run_command
 from common.training.console import as_typed
 from common.training.files import check_output
@@ -50,7 +50,8 @@ def read_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
     if Path(path).suffix.lower() == ".json":
         return _texts(read_text(path), path)
     if is_table(path):
-        found = [text_cell(where, cells, "prompt") for where, cells in read_rows(path)]
+        rows = [(text_cell(where, cells, "prompt"), cells) for where, cells in read_rows(path)]
+        found = [unmarked_cell(text) if "token_ids" in cells else text for text, cells in rows]  # a run's own, or not
     else:
         found = [line for line in read_lines(path) if line]
     if not found:

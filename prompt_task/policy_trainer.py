@@ -148,7 +148,7 @@ class PolicyTrainer:
         entropy_loss = negative_entropy(rollout.logits, mask)
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss
         self.stepper.backward(loss)
-        norm, *values = self.stepper.step(loss, policy_loss, -entropy_loss, rewards.mean())
+        norm, values = self.stepper.step(loss, policy_loss, -entropy_loss, rewards.mean())
         names = ("policy/loss", "policy/reinforce_loss", "policy/entropy", "policy/token_reward")
         figures: dict[str, float] = {name: value.item() for name, value in zip(names, values, strict=True)}
         if not math.isfinite(figures["policy/loss"]):

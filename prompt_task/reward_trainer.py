@@ -128,7 +128,7 @@ class RewardTrainer:
             return after_step()
         total = settings.rew_num_train_epochs * self.steps_per_epoch
         done = current.epochs_done * self.steps_per_epoch + len(current.figures)
-        title = f"reward learning, round {self.rounds_done + 1}"
+        title = f"reward learning, round {self.rounds_done}"
         self._rate = Rate(self.steps_done)
         with Progress(total, title, initial=done) as bar:
             while current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
@@ -242,7 +242,7 @@ class RewardTrainer:
             self.stepper.backward(loss / settings.rew_gradient_accumulation_steps)
             batches.append(ranked)
             parts += [loss, scores, rewards]
-        norm, *found = self.stepper.step(*parts)
+        norm, found = self.stepper.step(*parts)
         rows = []
         for number, ranked in enumerate(batches):
             loss, scores, rewards = found[3 * number : 3 * number + 3]
@@ -275,12 +275,14 @@ class RewardTrainer:
             logger.warning(
                 "reward learning, round %d, epoch %d: in no ranking set were two preferences different (the policy "
                 "writes one prompt, or the task LM answers all alike), so there was nothing to learn",
-                self.rounds_done + 1, current.epochs_done,
+                self.rounds_done, current.epochs_done,
             )  # fmt: skip
         self.reward_model.eval()
         with torch.no_grad():
-            results = [_agreement(*fetch(*self._loss(ranked)[:2]), ranked) for ranked in current.validation]
-        dev = [{f"reward/dev_{name}": value for name, value in row.items()} for row in results]
+            dev = []
+            for ranked in current.validation:
+                loss, scores = fetch(*self._loss(ranked)[:2])
+                dev.append({f"reward/dev_{name}": value for name, value in _agreement(loss, scores, ranked).items()})
         figures |= mean_figures(dev)
         figures["reward/dev_swap_accuracy"] = self._swap_accuracy(current.swaps)
         figures["reward/learning_rate"] = current.plateau.learning_rate
@@ -290,7 +292,7 @@ class RewardTrainer:
         dev_loss, dev_accuracy = figures["reward/dev_loss"], figures["reward/dev_rank_accuracy"]
         logger.info(
             "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-            self.rounds_done + 1, step, dev_loss, dev_accuracy, figures["reward/dev_swap_accuracy"],
+            self.rounds_done, step, dev_loss, dev_accuracy, figures["reward/dev_swap_accuracy"],
         )  # fmt: skip
         if current.plateau.update(figures["reward/dev_loss"], step):
             current.chosen = {name: value for name, value in figures.items() if name.startswith("reward/dev_")}

@@ -16,7 +16,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
-from common.builtin import resolve
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
 from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
@@ -31,7 +30,7 @@ from common.training.run_folder import RunFolder
 from common.training.runtime import describe, random_state, restore_random_state
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.command_line import Command, check_sweep, command_from, help_text, read_command
-from prompt_task.few_shot_data import FewShotSplits, load_few_shot_splits, split_folder
+from prompt_task.few_shot_data import FewShotSplits, find_split, load_few_shot_splits
 from prompt_task.policy_trainer import PolicyTrainer
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
@@ -173,7 +172,7 @@ def save_models(folder: RunFolder, policy: PromptPolicy, reward_model: TokenRewa
 def run_options(command: Command) -> RunOptions:
     """The part of a command that concerns the run as such."""
     settings = command.settings
-    split = split_folder(resolve(settings.base_path), command.spec.name, settings.num_shots, settings.dataset_seed)
+    split = find_split(settings.base_path, command.spec.name, settings.num_shots, settings.dataset_seed)
     return RunOptions.of(
         settings,
         task="fsc",

@@ -10,8 +10,8 @@ mean, nor is a second run of the same row and seed; both are listed, and so is e
 lacks.
 
 --compare A B takes one method minus another over the seeds that both have, for each data set: the mean difference with
-its 95 % bootstrap interval. A method is named by options that only it has, as key=value,key=value. Without it all pairs
-are compared where a data set has up to 4 methods.
+its 95 % bootstrap interval, from five seeds on. A method is named by options that only it has, as key=value,key=value.
+Without it all pairs are compared where a data set has up to 4 methods.
 
 Written to --output: table.md, table.csv, table.tex, runs.csv (every run), compare.csv, plot.svg, plot.png (each seed a
 point) and report.html, one page of all this with curves, and the prompts or summaries that improved most and least.
@@ -21,6 +21,7 @@ import argparse
 import io
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from chat_task import settings as chat_settings
-from common.errors import UserError, run_command
-from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, printable_text, spread
+from common.data_files import marked_cell
+from common.errors import UserError, printable_text, run_command
+from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, spread
 from common.reporting.run_table import (
+    FEWEST_SEEDS,
     Metric,
     Paired,
     Problem,
@@ -106,7 +109,7 @@ def main() -> int:
     rows, problems = collect(arguments.runs, TASKS)
     if not rows:
         for problem in problems[:20]:
-            print(f"{problem.kind}: {problem.where}: {problem.reason}")
+            print(printable_text(f"{problem.kind}: {problem.where}: {problem.reason}"))
         raise UserError(f"no complete run in {', '.join(map(str, arguments.runs))}")
     pairs = compared_rows(rows, arguments.compare)
     comparisons = [
@@ -259,12 +262,12 @@ def markdown(rows: Sequence[Row], comparisons: Sequence[Paired], problems: Seque
             parts += [f"## {task.title}: percent, mean (std) over seeds", markdown_table(shown_records(task, own))]
             if any(name.endswith("published mean") for record in own for name in record):
                 parts.append(f"Published: {published_source(task)}. Not ours.")
-    parts += [f"* {remark}" for remark in remarks(rows)]
+    parts += [f"* {markdown_text(remark)}" for remark in remarks(rows)]
     if comparisons:
         parts += [
             "## Two methods over the same seeds",
             markdown_table(compare_records(comparisons)),
-            "Interval: percentile bootstrap over seeds; with fewer than about five of them it is too narrow.",
+            f"Interval: percentile bootstrap over seeds, from {FEWEST_SEEDS} of them on.",
         ]
     if problems:
         counted = [{"what": p.kind, "run": p.where, "why": p.reason} for p in problems]
@@ -295,10 +298,24 @@ def markdown_table(records: Sequence[dict[str, Any]]) -> str:
     names = list(records[0])
 
     def line(cells: Sequence[Any]) -> str:
-        texts = (" ".join(printable_text(cell).replace("\\", "\\\\").replace("|", "\\|").split()) for cell in cells)
-        return f"| {' | '.join(texts)} |"
+        return f"| {' | '.join(markdown_text(cell) for cell in cells)} |"
 
-    return "\n".join([line(names), line(["---"] * len(names)), *(line(list(record.values())) for record in records)])
+    return "\n".join(
+        [line(names), f"| {' | '.join(['---'] * len(names))} |", *(line(list(record.values())) for record in records)]
+    )
+
+
+def markdown_text(text: Any) -> str:
+    """A text as Markdown that is but text: no cell's end, mark-up, HTML, entity, or link, not even a bare address."""
+    plain = " ".join(printable_text(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = re.sub(r"[\\|`*\[\]~!]", r"\\\g<0>", plain)
+    plain = plain.replace("://", "&#58;//").replace("@", "&#64;")
+    return re.sub(r"(?i)(www)\.", r"\1&#46;", plain)
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """A table as CSV whose texts do nothing where it is opened."""
+    return table.map(lambda cell: marked_cell(cell) if isinstance(cell, str) else cell).to_csv(index=False)
 
 
 # --- the files ---
@@ -319,12 +336,12 @@ def write_all(
         raise UserError(f"--output: '{output}' cannot be written: {error.strerror}") from None
     records = table_records(rows)
     write_text_atomic(output / "table.md", text + "\n")
-    write_text_atomic(output / "table.csv", pd.DataFrame(records).to_csv(index=False))
+    write_text_atomic(output / "table.csv", csv_text(pd.DataFrame(records)))
     write_text_atomic(output / "table.tex", latex(records))
-    write_text_atomic(output / "runs.csv", pd.DataFrame(run_records(rows)).to_csv(index=False))
+    write_text_atomic(output / "runs.csv", csv_text(pd.DataFrame(run_records(rows))))
     names = [field for field in Paired.__dataclass_fields__]
     compared = pd.DataFrame([vars(found) for found in comparisons], columns=names)
-    write_text_atomic(output / "compare.csv", compared.to_csv(index=False))
+    write_text_atomic(output / "compare.csv", csv_text(compared))
     for kind in ("svg", "png"):
         write_bytes_atomic(output / f"plot.{kind}", plot(rows, kind))
     page(rows, pairs, comparisons, problems).write(output / "report.html")
@@ -361,7 +378,7 @@ def run_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def latex(records: Sequence[dict[str, Any]]) -> str:
-    """A table with booktabs rules for each task."""
+    """A table for each task, with caption and label; its rules are those of booktabs where that is loaded."""
     tables = []
     for task in TASKS:
         own = [record for record in records if record["task"] == task.name]
@@ -369,9 +386,13 @@ def latex(records: Sequence[dict[str, Any]]) -> str:
             shown = pd.DataFrame(shown_records(task, own))
             shown = shown.map(lambda cell: printable_text(cell).replace(NO_VALUE, "--"))
             tables.append(
-                shown.to_latex(index=False, escape=True, caption=f"{task.title}: percent, mean (std) over seeds")
-            )
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
+                shown.to_latex(
+                    index=False, escape=True, caption=f"{task.title}: percent, mean (std) over seeds",
+                    label=f"tab:{task.name}",
+                )
+            )  # fmt: skip
+    plain = "".join(f"\\providecommand{{\\{rule}}}{{\\hline}}\n" for rule in ("toprule", "midrule", "bottomrule"))
+    return f"% \\usepackage{{booktabs}} draws better rules than these\n{plain}" + "\n".join(tables)
 
 
 def plot(rows: Sequence[Row], kind: str) -> bytes:
@@ -456,7 +477,7 @@ def page(
         report.add_table(
             "Two methods over the same seeds",
             compare_records(comparisons),
-            "Percentile bootstrap over the seeds' differences; with fewer than about five seeds it is too narrow.",
+            f"Percentile bootstrap over the seeds' differences, from {FEWEST_SEEDS} seeds on.",
         )
     report.add_curves(
         "Training",

@@ -239,7 +239,7 @@ def write_table(output: Path, rows: list[dict[str, Any]], overrides: list[str]) 
     text = "\n".join(lines)
     print(text)
     write_text_atomic(output / "table.md", text + "\n")
-    pd.DataFrame(rows).to_csv(output / "runs.csv", index=False)
+    write_text_atomic(output / "runs.csv", pd.DataFrame(rows).to_csv(index=False))
     device = hardware(torch.device("cpu")) if not torch.cuda.is_available() else hardware(torch.device("cuda"))
     write_json_atomic(output / "table.json", {"options": overrides, "hardware": device, "rows": summary, "runs": rows})
     for name in ("table.md", "runs.csv", "table.json"):

@@ -22,9 +22,11 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
@@ -36,9 +38,10 @@ from omegaconf import DictConfig
 
 from chat_task import run_chat
 from chat_task import settings as chat_settings
-from common.errors import Interrupted, UserError, nearest, run_command
+from common.errors import Interrupted, UserError, nearest, printable_text, run_command
 from common.training.checkpoint import latest_checkpoint
 from common.training.console import Parser, as_typed
+from common.training.interruption import SIGNALS
 from common.training.run_folder import RunFolder, check_same_options
 from common.training.settings import plain_options
 from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
@@ -50,7 +53,7 @@ from sum_task import settings as sum_settings
 ROOT = Path(__file__).resolve().parent.parent
 MAX_NAME = 150
 NOT_TEXT = ("null", "true", "false", "inf", "nan")
-FIRST_IN_NAMES = ("agg_func", "guidance")
+FIRST_IN_NAMES = ("agg_func", "guidance")  # these name a method also where they have one value
 
 
 class Launcher(NamedTuple):
@@ -67,6 +70,10 @@ LAUNCHERS = {
     "slurm": Launcher("submitit_slurm", "hydra_plugins.hydra_submitit_launcher", "slurm"),
     "ray": Launcher("ray", "hydra_plugins.hydra_ray_launcher", "ray"),
 }
+
+
+HERE = ("serial", "local")
+"""Launchers whose runs are processes of this machine, which end with the sweep."""
 
 
 class Choice(NamedTuple):
@@ -245,10 +252,15 @@ def combinations(
     values = _values(task, overrides)
     datasets = _dataset_axis(task, flags.datasets, values)
     seeds = _seed_axes(task, flags.seeds, values)
-    # In an order that does not depend on how the sweep was typed: the same run has the same folder in every sweep.
+    # Named by what is swept, in an order that does not depend on how it was typed.
     kept = sorted(values.keys() - {task.dataset, *task.seeds}, key=lambda key: (key not in FIRST_IN_NAMES, key))
+    named = {key for key in kept if key in FIRST_IN_NAMES or len(values[key]) > 1}
     methods = [
-        [Choice((task.word(key, value),), f"{key}={plain_word(value)}") for value in values[key]] for key in kept
+        [
+            Choice((task.word(key, value),), f"{key}={plain_word(value)}" if key in named else "")
+            for value in values[key]
+        ]
+        for key in kept
     ]
     base = Choice(tuple(flags.config_words), _config_label(flags.config_words))
     found: dict[str, tuple[str, list[str], dict[str, Any]]] = {}
@@ -406,7 +418,7 @@ def state_of(folder: Path, options: dict[str, Any], task: Task) -> State:
             before = yaml.safe_load(config.read_text(encoding="utf-8"))["options"]
             check_same_options(before, options, task.neutral, folder)
     except (UserError, OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        return State(False, True, " ".join(str(error).split()))
+        return State(False, True, f"{' '.join(str(error).split())} (--output gives a sweep a folder of its own)")
     if whole:
         return State(False, False, "complete")
     return State(True, False, "goes on" if latest_checkpoint(folder / "checkpoints") else "starts")
@@ -423,7 +435,7 @@ def print_overview(output: Path, names: Sequence[str], states: Sequence[State]) 
     """Each run and what becomes of it."""
     print(f"{len(names)} runs in {output}")
     for name, state in zip(names, states, strict=True):
-        print(f"  {name}: {state.text}", flush=True)
+        print(f"  {name}: {printable_text(state.text)}", flush=True)
 
 
 # `launch` fills in the plan and the numbers; a launcher calls this in whichever process it has chosen.
@@ -458,12 +470,11 @@ def launch(plan: Plan, launcher: str, jobs: int, to_launcher: Sequence[str]) -> 
     sys.argv = [sys.argv[0], *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors are to arrive here, not to be printed and to end this process
     try:
-        one_run()
+        with stopping(plan, waits=launcher in HERE):
+            one_run()
         return ""
     except HydraException as error:
         raise UserError(f"--launcher {launcher}: {str(error).strip().splitlines()[0]}") from None
-    except KeyboardInterrupt:
-        raise Interrupted(signal.SIGINT, "the same command goes on from here") from None
     except Exception as error:  # of any kind: a lost worker, a cluster that answers no more
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     finally:
@@ -471,6 +482,34 @@ def launch(plan: Plan, launcher: str, jobs: int, to_launcher: Sequence[str]) -> 
         os.environ.pop("HYDRA_FULL_ERROR")
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextmanager
+def stopping(plan: Plan, waits: bool) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the running runs in their orderly way, and then the sweep; a second one ends it at once.
+
+    Runs that are not waited for, those of a cluster, go on by themselves.
+
+    Raises:
+        Interrupted: one came.
+    """
+    advice = "the same command goes on from here" + ("" if waits else "; jobs that were handed in run on")
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1 or not waits:
+            raise Interrupted(number, advice)
+        plan.stop()
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise Interrupted(came[0], advice)
 
 
 def failures(plan: Plan, lost: str) -> dict[str, str]:

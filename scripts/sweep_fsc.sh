@@ -16,7 +16,7 @@
 # key=value1,value2   any option of prompt_task/run_fsc.py (its --help explains all); every combination is run. A value
 #                     that holds a comma or other marks is quoted: source_str="'a, b'"
 # --config-name NAME  a file of configs/ to start from; --config-dir DIR: a folder with your own
-# --output DIR        the sweep's folder, otherwise outputs/sweep/fsc below the current folder; a run lies in
+# --output DIR        the sweep's folder (runs in it are named by the options that have several values), otherwise outputs/sweep/fsc below the current folder; a run lies in
 #                     DIR/sst-2/agg_func=max/seed-0, its log in seed-0.log beside it
 # --launcher WORD     serial: one after another (the default); local: several at a time, by joblib; slurm: jobs of a
 #                     cluster, by submitit; ray: by Ray, on this machine or the cluster of RAY_ADDRESS

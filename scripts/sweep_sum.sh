@@ -15,7 +15,7 @@
 # key=value1,value2   any option of sum_task/run_sum.py (its --help explains all), with or without -- before it; every
 #                     combination is run. A value that holds a comma or other marks is quoted: preference="'0.5*meteor'"
 # --config FILE       YAML file with defaults, such as configs/sum_builtin.yaml
-# --output DIR        the sweep's folder, otherwise outputs/sweep/sum below the current folder; a run lies in
+# --output DIR        the sweep's folder (runs in it are named by the options that have several values), otherwise outputs/sweep/sum below the current folder; a run lies in
 #                     DIR/xsum/agg_func=max/seed-0, its log in seed-0.log beside it
 # --launcher WORD     serial: one after another (the default); local: several at a time, by joblib; slurm: jobs of a
 #                     cluster, by submitit; ray: by Ray, on this machine or the cluster of RAY_ADDRESS

@@ -247,7 +247,7 @@ class RewardTrainer:
             for k in range(1, math.ceil(settings.rew_num_train_epochs / settings.rew_eval_period) + 1)
         } | {self.steps_per_round}
         began, steps_since, sampled_tokens = time.monotonic(), 0, 0.0  # those of this process, not of the round
-        title = f"reward learning, round {self.rounds_done + 1}"
+        title = f"reward learning, round {self.rounds_done}"
         with Progress(self.steps_per_round, title, initial=current.steps) as bar:
             while current.steps < self.steps_per_round and not plateau.should_stop:
                 step = current.steps + 1
@@ -275,14 +275,14 @@ class RewardTrainer:
                             "reward learning, round %d, step %d: in no ranking set were two preferences different (the "
                             "policy writes one summary an article, or the preference gives equal scores), so there was "
                             "nothing to learn",
-                            self.rounds_done + 1,
+                            self.rounds_done,
                             step,
                         )
                     if evaluate:
                         held_out = self._validate(validation)
                         logger.info(
                             "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-                            self.rounds_done + 1,
+                            self.rounds_done,
                             step,
                             held_out["reward/dev_loss"],
                             held_out["reward/dev_rank_accuracy"],
@@ -442,7 +442,7 @@ class RewardTrainer:
                 raise UserError(f"reward step {step}: the loss is {found.loss}; a lower rew_learning_rate may help")
             self.stepper.backward(loss * (found.sets / sets_in_step))
             figures += found
-        (norm,) = self.stepper.step()
+        norm, _ = self.stepper.step()
         self.reward.model.eval()
         return figures.over(self.engine), norm
 

@@ -24,6 +24,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common.errors import printable_text
 from common.training.files import write_text_atomic
 
 TEMPLATE = "report_template.html.j2"
@@ -334,11 +335,6 @@ def curves_from_metrics(
 def visible_text(text: Any) -> Markup:
     """`text` escaped for HTML, with a visible stand-in for each character that does not print."""
     return Markup("").join(_visible(character) for character in str(text))
-
-
-def printable_text(text: Any) -> str:
-    """`text` with a replacement character for each one that does not print, where no mark-up can stand."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in str(text))
 
 
 @cache

@@ -22,6 +22,7 @@ from common.errors import UserError
 from common.training.sweep_run import PLANS, Plan
 
 NUM_RESAMPLES = 10_000
+FEWEST_SEEDS = 5  # for an interval
 CONFIDENCE = 0.95
 METHOD_OPTIONS = ("guidance", "agg_func")
 
@@ -124,7 +125,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two methods over the seeds that both have: mean difference, and its bootstrap interval where n is 2 or more."""
+    """Two methods over the seeds that both have: mean difference, and its bootstrap interval from five seeds on."""
 
     dataset: str
     metric: str
@@ -324,7 +325,8 @@ def code_versions(row: Row) -> list[str]:
 def paired(one: Row, other: Row, metric: Metric) -> Paired | None:
     """Compare two rows of one data set over the seeds that both have; None without one.
 
-    The interval is that of the percentile bootstrap over the seeds' differences, with a fixed generator.
+    The interval is that of the percentile bootstrap over the seeds' differences, with a fixed generator; of fewer than
+    five seeds it would be far too narrow, so that there is none.
     """
     first, second = one.values(metric), other.values(metric)
     seeds = [seed for seed in first if seed in second]
@@ -332,7 +334,7 @@ def paired(one: Row, other: Row, metric: Metric) -> Paired | None:
         return None
     differences = np.array([first[seed] - second[seed] for seed in seeds])
     low = high = None
-    if len(seeds) > 1:
+    if len(seeds) >= FEWEST_SEEDS:
         interval = stats.bootstrap(
             (differences,), np.mean, n_resamples=NUM_RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
         ).confidence_interval

@@ -56,7 +56,7 @@ class Stepper:
         """Add the gradient of a part of the step's loss."""
         self.engine.accelerator.backward(loss)
 
-    def step(self, *figures: torch.Tensor) -> tuple[float, *tuple[torch.Tensor, ...]]:
+    def step(self, *figures: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
         """Bring the gradients of the processes together, clip and step.
 
         Returns:
@@ -84,7 +84,7 @@ class Stepper:
         self.optimizer.zero_grad()
         if not finite:
             self._skip(scale)
-        return norm.item(), *fetched
+        return norm.item(), fetched
 
     def _skip(self, scale: float) -> None:
         self.skipped += 1

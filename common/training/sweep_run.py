@@ -8,19 +8,24 @@ takes no other with it, and starts with memory and threads of its own.
 import dataclasses
 import json
 import os
+import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from common.training.files import write_json_atomic
+from common.errors import UserError, printable_text
+from common.training.files import write_json_atomic, write_text_atomic
 from common.training.lock import LOCK_VARIABLE, Locked, alone_in
 
 PLANS = ".sweep"
+STOPPED = "stopped"
 LAST_LOG_BYTES = 20_000
 
 
@@ -106,6 +111,18 @@ class Plan:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"the plan in '{folder}' cannot be read: {error}") from None
 
+    def stop(self) -> None:
+        """Let every run of this machine end as at a SIGTERM of its own, its state saved, and start no further one."""
+        (self.folder / STOPPED).touch()
+        for file in self.folder.glob("run-*.pid"):
+            with suppress(OSError, ValueError):
+                machine, pid = file.read_text(encoding="utf-8").split(" ")
+                if machine == platform.node():
+                    os.kill(int(pid), signal.SIGTERM)
+
+    def is_stopped(self) -> bool:
+        return (self.folder / STOPPED).exists()
+
     def write_outcome(self, number: int, outcome: Outcome) -> None:
         """Write how a run ended, beside the plan."""
         write_json_atomic(self.folder / f"run-{number:04d}.json", dataclasses.asdict(outcome))
@@ -166,17 +183,36 @@ def _run(plan: Plan, number: int) -> Outcome:
         words = stack.enter_context(open(log, "ab"))
         if is_complete(folder):
             return Outcome("complete")
+        if plan.is_stopped():
+            return Outcome("failed", "the sweep was stopped before it began")
         # The child holds the lock too: it stays locked if this process is killed and the run lives on.
         environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
         environment[LOCK_VARIABLE] = str(lock.fileno())
-        done = subprocess.run(
+        # In a session of its own: Ctrl-C reaches the sweep alone, which hands it on once (a second one would be hasty).
+        with subprocess.Popen(
             command, cwd=plan.working_directory, env=environment, stdin=subprocess.DEVNULL, stdout=words,
-            stderr=subprocess.STDOUT, pass_fds=[lock.fileno()],
-        )  # fmt: skip
-        if done.returncode == 0 and is_complete(folder):
+            stderr=subprocess.STDOUT, pass_fds=[lock.fileno()], start_new_session=True,
+        ) as child, _known_as(child.pid, plan.folder / f"run-{number:04d}.pid"):  # fmt: skip
+            if plan.is_stopped():  # just now
+                child.terminate()
+            code = child.wait()
+        if code == 0 and is_complete(folder):
             return Outcome("done")
-    ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
     return Outcome("failed", f"{last_line(log) or 'it said nothing'} ({ended})")
+
+
+@contextmanager
+def _known_as(pid: int, file: Path) -> Iterator[None]:
+    """While the block lasts the file says which process a run is; a worker of a launcher leaves Ctrl-C to the sweep."""
+    is_worker = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_worker and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    write_text_atomic(file, f"{platform.node()} {pid}")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def last_line(log: Path) -> str:
@@ -188,4 +224,4 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+    return printable_text(lines[-1][:300]) if lines else ""

@@ -25,6 +25,7 @@ TRACKERS = {
     "wandb": ("wandb", "wandb"),
     "trackio": ("trackio", "trackio"),
 }
+POLICY_STEP = "policy_step"  # what trackers draw against
 
 
 def check_trackers(report_to: Sequence[str]) -> None:
@@ -43,8 +44,8 @@ class MetricsLog:
     Args:
         path: `metrics.jsonl` of the run folder, continued if it is there; None where this process is to write nothing
             (all but the first of a distributed run).
-        report_to: names of trackers (`TRACKERS`) that get every event too. Their step is the number of the event,
-            which only ever grows; the step within a phase goes along as `<phase>/step`.
+        report_to: names of trackers (`TRACKERS`) that get every event too. Their step is that of the policy, which
+            stands still during a round of reward learning; the step within a phase goes along as `<phase>/step`.
         accelerator: of the run; it starts them and, at the run's end, ends them.
         project: the project name under which the trackers file the run.
         config: options of the run, shown by the trackers.
@@ -67,6 +68,7 @@ class MetricsLog:
         check_trackers(report_to)
         self._began = time.monotonic() - seconds_before
         self._events = 0
+        self._policy_step = 0
         self._writer: JsonLinesWriter | None = None
         self._accelerator: Accelerator | None = None
         if path is None:
@@ -75,6 +77,8 @@ class MetricsLog:
         self._writer = JsonLinesWriter(path)
         self._events = path.read_bytes().count(b"\n")
         if accelerator is not None and report_to:
+            known = (event for event in read_metrics(path) if event["phase"] != "reward")
+            self._policy_step = max((event["step"] for event in known), default=0)
             self._accelerator = accelerator
             _start_trackers(accelerator, report_to, project, path.parent, config or {})
 
@@ -104,8 +108,13 @@ class MetricsLog:
         if clash:
             raise ValueError(f"values: {', '.join(sorted(clash))} is set by the log itself")
         self._writer.write({**event, **values})
-        if self._accelerator is not None:
-            self._accelerator.log({**values, f"{phase}/round": round, f"{phase}/step": step}, step=self._events)
+        if phase != "reward":
+            self._policy_step = step
+        for tracker in () if self._accelerator is None else self._accelerator.trackers:
+            # wandb keeps one event a step of its own: it counts by itself, and draws against the policy's
+            own_step = None if tracker.name == "wandb" else self._policy_step
+            told = {**values, f"{phase}/round": round, f"{phase}/step": step, POLICY_STEP: self._policy_step}
+            tracker.log(told, step=own_step)
         self._events += 1
 
     def sync(self) -> None:
@@ -180,11 +189,21 @@ def _start_trackers(
     # What a tracker writes locally lies inside the run folder.
     accelerator.log_with = [LoggerType(name) for name in names]
     accelerator.project_configuration.logging_dir = str(folder / "tensorboard")
-    options = {"wandb": {"name": folder.name, "dir": str(folder)}, "trackio": {"name": folder.name}}
+    name = _run_name(folder)
+    options = {"wandb": {"name": name, "dir": str(folder)}, "trackio": {"name": name}}
     try:
         accelerator.init_trackers(project, _flat(config), options)
+        for tracker in accelerator.trackers:
+            if tracker.name == "wandb":
+                tracker.tracker.define_metric("*", step_metric=POLICY_STEP)
     except Exception as error:  # each tracker has its own kinds: no login, no network, no folder to write to
         raise UserError(f"report_to: {', '.join(names)} could not start: {error}") from error
+
+
+def _run_name(folder: Path) -> str:
+    """A run by its path below the sweep that it belongs to; by its folder where it belongs to none."""
+    sweep = next((parent for parent in folder.absolute().parents if (parent / ".sweep").is_dir()), None)
+    return folder.name if sweep is None else folder.absolute().relative_to(sweep).as_posix()
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.data_files import csv_rows, read_rows, read_text, read_tsv, tsv_text
+from common.data_files import csv_rows, marked_cell, read_rows, read_text, read_tsv, tsv_text, unmarked_cell
 from common.errors import UserError
 
 FILE = Path("rows.csv")
@@ -116,3 +116,16 @@ def test_the_dialect_is_said_once_and_can_be_set(tmp_path, caplog):
 @given(st.lists(st.text(st.sampled_from('ab" \n\t,\u2028'), min_size=1), min_size=1))
 def test_what_is_written_is_what_is_read(tmp_path, texts):
     assert tsv(tmp_path, tsv_text([("text", "label"), *((text, 1) for text in texts)])) == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("plain, with = inside", "plain, with = inside"), ("=1+1", "'=1+1"), ("-- a review", "'-- a review"),
+        ("@x", "'@x"), ("+1", "'+1"), ("\tx", "'\tx"), ("'tis", "''tis"), ("a\x1b[31m\x7f", "'a␛[31m␡"),
+        ("two\nlines", "two\nlines"), ("", ""), ("a ␛ of its own", "a ␛ of its own"),
+    ],
+)  # fmt: skip
+def test_a_cell_of_a_csv_file_does_nothing_and_says_its_text(text, cell):
+    assert marked_cell(text) == cell
+    assert unmarked_cell(cell) == text

@@ -1,6 +1,13 @@
-import pytest
+import math
+import os
+import shlex
+import subprocess
+import sys
 
-from common.errors import UserError, nearest, run_command
+import pytest
+import torch
+
+from common.errors import Interrupted, UserError, nearest, run_command
 
 
 def test_the_nearest_allowed_name_is_offered():
@@ -40,3 +47,39 @@ def test_a_mistake_of_the_program_keeps_its_traceback():
 
     with pytest.raises(ZeroDivisionError):
         run_command(main)
+
+
+def test_an_interruption_is_nothing_that_a_library_catches():
+    assert not issubclass(Interrupted, Exception)
+
+
+@pytest.mark.parametrize(
+    ("work", "line"),
+    [
+        (lambda: torch.empty(2**50), "error: the machine has not enough memory: "),
+        (lambda: torch.empty(2**62, 2**62), "error: a number is larger than the machine can work with: "),
+        (lambda: bytearray(2**62), "error: the machine has not enough memory: MemoryError"),
+        (lambda: math.exp(1e300), "error: a number is larger than the machine can work with: math range error"),
+        (lambda: os.open("/dev/full/x", os.O_RDONLY), None),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(work, line, capsys):
+    with pytest.raises(SystemExit if line else OSError, match="2" if line else None):
+        run_command(work)
+    if line:
+        found = capsys.readouterr().err
+        assert found.startswith(line) and found.count("\n") == 1
+
+
+def test_a_full_disk_and_a_closed_pipe_are_no_tracebacks(tmp_path):
+    code = "from common.errors import run_command\ndef main(): {}\nrun_command(main)"
+    full = "raise OSError(28, 'No space left on device', '/x/y')"
+    done = subprocess.run([sys.executable, "-c", code.format(full)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: cannot write or read /x/y: No space left on device\n")
+    shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(code.format('print(1)'))}; echo $? >&2"
+    done = subprocess.run(f"({shell}) | true", shell=True, capture_output=True, text=True)
+    assert done.stderr in ("141\n", "0\n")  # 0 where the reader was not gone yet
+    wide = code.format("[print('x' * 9999) for _ in range(99)]")
+    shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(wide)}; echo $? >&2"
+    done = subprocess.run(f"({shell}) | true", shell=True, capture_output=True, text=True)
+    assert done.stderr == "141\n"

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from common.data_files import unmarked_cell
 from common.errors import UserError
 from prompt_task.candidates import COLUMNS, Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.evaluate_prompts import read_prompts
@@ -17,6 +18,9 @@ from tests import tiny_models
 from tests.tiny_runs import DEV, TRAIN, SpyTaskLM, make_run
 
 ODD_TEXTS = [
+    "=cmd|' /C calc'!A0",
+    "'=quoted",
+    "\x1b[31m",
     " leading and trailing ",
     "null",
     "12",
@@ -145,7 +149,8 @@ def test_the_table_of_candidates_holds_every_text_verbatim(tmp_path):
     write_candidates(path, candidates)
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["prompt"] for row in rows] == ODD_TEXTS
+    assert [unmarked_cell(row["prompt"]) for row in rows] == ODD_TEXTS
+    assert [row["prompt"] for row in rows if row["prompt"].startswith(("=", "+", "-", "@"))] == []
     assert list(rows[0]) == list(COLUMNS)
     assert list(rows[0])[:5] == ["prompt", "token_ids", "train_score", "dev_score", "test_accuracy"]
     assert rows[3]["token_ids"] == "1 2 3"

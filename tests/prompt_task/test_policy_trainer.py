@@ -369,13 +369,17 @@ def test_a_published_run_has_seven_rounds(monkeypatch):
 
 
 def test_fp16_scales_the_losses_of_both_models_and_learns_what_float32_learns():
-    options = {"dropout": 0.0, "max_train_steps": 3}
-    whole = make_run(**options)
+    whole = make_run(dropout=0.0, max_train_steps=3)
     whole.trainer.train()
-    half = make_run(engine=scaled(), **options)
+    half = make_run(dropout=0.0, max_train_steps=3, engine=scaled())
     scaler = half.trainer.stepper.engine.accelerator.scaler
     losses = []
-    half.trainer.stepper.backward = lambda loss: losses.append(loss) or scaler.scale(loss).backward()
+
+    def backward(loss):
+        losses.append(loss)
+        scaler.scale(loss).backward()
+
+    half.trainer.stepper.backward = backward
     half.trainer.train()
     assert all(loss.dtype == torch.float32 for loss in losses)
     assert half.trainer.stepper.skipped == half.reward_trainer.stepper.skipped == 0

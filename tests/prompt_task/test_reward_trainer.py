@@ -407,7 +407,7 @@ def test_equal_answers_of_the_task_lm_are_no_ranking_and_the_run_says_so_and_goe
     run = make_run(task_lm=SpyTaskLM(lambda sentence, prompt: 0.5))
     with caplog.at_level(logging.WARNING):
         run.trainer.train()
-    assert "round 1, epoch 1: in no ranking set were two preferences different" in caplog.text
+    assert "round 0, epoch 1: in no ranking set were two preferences different" in caplog.text
     assert all(math.isnan(value) for value in run.log.values("reward/rank_accuracy"))
     assert all(p.isfinite().all() for p in run.reward_model.parameters())
     assert run.trainer.finished

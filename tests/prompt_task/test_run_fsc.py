@@ -116,6 +116,8 @@ def test_the_run_folder_holds_all_that_it_should(finished):
         "config.yaml", "metrics.jsonl", "results.json", "prompts.csv", "policy", "reward_model", "checkpoints",
         "report.html",
     }  # fmt: skip
+    explained = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}" in explained or f" `{name}" in explained for name in names)
     assert not [path for path in finished.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth", ".ckpt")]
     results = json.loads((finished / "results.json").read_text())
     assert results["status"] == "complete"

@@ -41,7 +41,7 @@ def test_the_table_holds_mean_deviation_n_and_the_published_figure(runs, monkeyp
     assert "| sst-2 | token | sum | 3 | 93.00 (3.61) | 92.60 (1.70) |" in lines
     assert "| sst-2 | token | max | 2 | 85.00 (7.07) | 91.20 (2.50) |" in lines
     # Seeds 0 and 1: -10 and -2; the third seed of one of them is in no comparison.
-    assert "| sst-2 | token, max | token, sum | test accuracy | 2 | 85.00 | 91.00 | -6.00 | -10.00 to -2.00 |" in lines
+    assert "| sst-2 | token, max | token, sum | test accuracy | 2 | 85.00 | 91.00 | -6.00 | \N{EN DASH} |" in lines
     assert any(line.startswith("| partial |") and "max-2" in line for line in lines)
     assert any(line.startswith("| missing | sst-2, token, max | no whole run of dataset_seed=2") for line in lines)
 
@@ -60,7 +60,7 @@ def test_every_file_is_written_and_says_the_same(runs, tmp_path, monkeypatch, ca
     (compared,) = csv.DictReader((output / "compare.csv").open())
     assert float(compared["difference"]) == pytest.approx(-6)
     tex = (output / "table.tex").read_text()
-    assert r"\toprule" in tex
+    assert r"\toprule" in tex and r"\providecommand{\toprule}{\hline}" in tex and r"\label{tab:prompt}" in tex
     assert "sst-2 & token & sum & 3 & 93.00 (3.61) & 92.60 (1.70)" in tex
     assert (output / "plot.png").read_bytes()[:4] == b"\x89PNG"
     # A mark for each of the five runs.
@@ -185,7 +185,7 @@ def test_without_a_complete_run_there_is_no_table(tmp_path, monkeypatch, capsys)
 
 
 def test_odd_characters_stay_in_their_cells(tmp_path, monkeypatch, capsys):
-    odd = "a|b\n<script>alert(1)</script> \\ $x_1$ & 50% \u202e é"
+    odd = "a|b\n<script>alert(1)</script> [x](http://x.y) `c` \\ $x_1$ & 50% \u202e é"
     for seed, source in enumerate(("plain", odd)):
         prompt_run(tmp_path / f"r{seed}", 0.9, source_str=source)
     output = tmp_path / "o ü(1)"
@@ -193,6 +193,9 @@ def test_odd_characters_stay_in_their_cells(tmp_path, monkeypatch, capsys):
     assert code == 0
     line = next(line for line in out.splitlines() if "alert" in line)
     assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", out.splitlines()[2]))
+    for mark in ("<script>", "[x](", "http://", " `c` "):
+        assert mark not in out
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt; \[x\](http&#58;//x.y) \`c\`" in line
     assert "<script>" not in (output / "report.html").read_text()
     tex = (output / "table.tex").read_text()
     assert r"\$x\_1\$ \& 50\%" in tex

@@ -3,9 +3,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from common.errors import UserError, run_command
-from common.training.sweep_run import Outcome, Plan, PlannedRun
+from common.errors import Interrupted, UserError, run_command
+from common.training.sweep_run import Outcome, Plan, PlannedRun, carry_out
 from common.training.tracking import read_metrics
 from prompt_task.command_line import read_command
 from scripts import sweep
@@ -78,11 +80,11 @@ class TestCombinations:
             "split-0-seed-5", "split-0-seed-6", "split-1-seed-5", "split-1-seed-6",
         ]  # fmt: skip
 
-    def test_the_same_run_has_the_same_folder_however_the_sweep_is_typed(self):
-        one = runs_of("fsc", "--seeds", "3", "learning_rate=1e-4", "agg_func=max", "device=cpu")
-        other = runs_of("fsc", "agg_func=sum,max", "--seeds", "3", "learning_rate=0.0001", "dataset=sst-2")
-        assert one[0][0] == "sst-2/agg_func=max,learning_rate=0.0001/seed-3"
-        assert one[0][0] in [name for name, _ in other]
+    def test_folders_are_named_by_the_keys_that_are_swept_however_they_are_typed(self):
+        one = runs_of("fsc", "--seeds", "3", "top_p=0.9", "learning_rate=1e-4,1e-3", "agg_func=max", "device=cpu")
+        other = runs_of("fsc", "agg_func=sum,max", "learning_rate=0.001,0.0001", "--seeds", "3", "top_p=0.9")
+        assert one[0][0] == "sst-2/agg_func=max,learning_rate=0.0001/seed-3" and "top_p=0.9" in one[0][1]
+        assert {name for name, _ in one} < {name for name, _ in other}
 
     def test_a_configuration_is_part_of_the_name(self):
         (found,) = runs_of("fsc", "--config-name", "builtin", "--seeds", "0")
@@ -291,13 +293,23 @@ def test_the_scripts_install_and_hand_on_every_word_as_it_is(task, tmp_path):
     (bin_folder / "python").write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\"\n")
     (bin_folder / "python").chmod(stat.S_IRWXU)
     words = ["source_str='a, b'", "$(touch x)", "*", "--seeds", "0-4"]
-    environment = {key: value for key, value in os.environ.items() if key != "VENV"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("VENV", "VIRTUAL_ENV")}
     done = subprocess.run(
         ["bash", str(checkout / "scripts" / f"sweep_{task}.sh"), *words],
         cwd=tmp_path, capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     assert done.stdout.splitlines() == ["installing", str(checkout / "scripts" / "sweep.py"), task, *words]
     assert not (tmp_path / "x").exists()
+    # An activated environment with the project is used as it is, and nothing is installed.
+    own = tmp_path / "own" / "bin"
+    own.mkdir(parents=True)
+    (own / "python").write_text("#!/bin/sh\necho own\n")
+    (own / "python").chmod(stat.S_IRWXU)
+    done = subprocess.run(
+        ["bash", str(checkout / "scripts" / f"sweep_{task}.sh")],
+        capture_output=True, text=True, check=True, env=environment | {"VIRTUAL_ENV": str(own.parent)},
+    )  # fmt: skip
+    assert done.stdout == "own\n"
 
 
 def write_stub_plan(output):
@@ -490,6 +502,33 @@ def test_a_failed_run_of_a_real_sweep_is_named_and_the_rest_goes_on(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     assert "builtin/none" in line
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_sweep_ends_its_runs_in_order_and_begins_no_other(number, tmp_path):
+    code = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit('state saved'));"
+        f"pathlib.Path({str(tmp_path / 'began')!r}).touch(); time.sleep(60)"
+    )
+    runs = [PlannedRun(name, [sys.executable, "-c", code]) for name in ("a/b/c", "d/e/f")]
+    plan = Plan(tmp_path / ".sweep" / "1", "fsc", str(tmp_path), runs)
+    plan.write()
+
+    def send():
+        while not (tmp_path / "began").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(Interrupted, match="the same command goes on from here"), sweep.stopping(plan, waits=True):
+        carry_out(plan.folder, 0)
+        carry_out(plan.folder, 1)
+    thread.join()
+    assert [getattr(plan.outcome(number), "reason", None) for number in (0, 1)] == [
+        "state saved (exit code 1)", "the sweep was stopped before it began",
+    ]  # fmt: skip
+    assert not list(plan.folder.glob("*.pid"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -26,6 +27,11 @@ def trained(tiny, tmp_path_factory):
         out = tmp_path_factory.mktemp("trained") / "run"
         run(tiny.settings(output_dir=out))
     return out
+
+
+def test_every_file_of_a_run_is_explained(trained):
+    explained = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert [path.name for path in trained.iterdir() if f"`{path.name}" not in explained] == []
 
 
 def test_summary_of_a_text_file_is_one_line(trained, tmp_path, capsys):

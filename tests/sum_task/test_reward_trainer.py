@@ -193,7 +193,7 @@ def test_equal_preferences_are_no_ranking_and_the_round_says_so_and_goes_on(tiny
     trainer = make_trainer(tiny, tmp_path)
     trainer.preference = Preference("constant", lambda p, r, s: [0.5] * len(p))
     trainer.run_round()
-    assert "round 1, step 1: in no ranking set were two preferences different" in caplog.text
+    assert "round 0, step 1: in no ranking set were two preferences different" in caplog.text
     assert all(p.isfinite().all() for p in trainer.reward.model.parameters())
     assert trainer.rounds_done == 1
 

@@ -123,6 +123,9 @@ class TestTrackers:
             def log(self, values, step=None):
                 self.logged.append((step, values))
 
+            def define_metric(self, names, step_metric):
+                self.axis = (names, step_metric)
+
             def finish(self):
                 self.finished = True
 
@@ -138,27 +141,34 @@ class TestTrackers:
         monkeypatch.setitem(sys.modules, "wandb", module)
         return module
 
-    def test_gets_every_event_under_a_step_that_only_grows(self, tmp_path, fake_wandb, engine):
-        path = tmp_path / "metrics.jsonl"
+    def test_gets_every_event_at_the_step_of_the_policy(self, tmp_path, fake_wandb, engine):
+        (tmp_path / "sweep" / ".sweep").mkdir(parents=True)
+        path = tmp_path / "sweep" / "sst-2" / "seed-0" / "metrics.jsonl"
+        path.parent.mkdir(parents=True)
         with MetricsLog(path, ["wandb"], engine.accelerator, project="p", config={"lr": 0.1, "names": ["a"]}) as log:
             log.log("reward", 0, 5, **{"reward/loss": 2.0})
+            log.log("policy", 0, 30, **{"policy/loss": 3.0})
             log.log("reward", 1, 1, **{"reward/loss": 1.0})
         (run,) = fake_wandb.runs
         assert run.project == "p"
         assert fake_wandb.config_values == {"lr": 0.1, "names": "['a']"}
         assert run.logged == [
-            (0, {"reward/loss": 2.0, "reward/round": 0, "reward/step": 5}),
-            (1, {"reward/loss": 1.0, "reward/round": 1, "reward/step": 1}),
+            (None, {"reward/loss": 2.0, "reward/round": 0, "reward/step": 5, "policy_step": 0}),
+            (None, {"policy/loss": 3.0, "policy/round": 0, "policy/step": 30, "policy_step": 30}),
+            (None, {"reward/loss": 1.0, "reward/round": 1, "reward/step": 1, "policy_step": 30}),
         ]
+        assert run.axis == ("*", "policy_step") and run.options["name"] == "sst-2/seed-0"
         engine.end()
         assert run.finished
-        assert len(read_metrics(path)) == 2
+        assert len(read_metrics(path)) == 3
 
-    def test_goes_on_counting_in_a_resumed_run(self, tmp_path, fake_wandb, engine):
-        write_events(tmp_path / "metrics.jsonl", 4)
+    def test_goes_on_from_the_step_of_a_resumed_run(self, tmp_path, fake_wandb, engine):
+        with MetricsLog(tmp_path / "metrics.jsonl") as log:
+            log.log("policy", 0, 7)
+            log.log("reward", 1, 3)
         with MetricsLog(tmp_path / "metrics.jsonl", ["wandb"], engine.accelerator) as log:
-            log.log("reward", 0, 4)
-        assert fake_wandb.runs[0].logged[0][0] == 4
+            log.log("reward", 1, 4)
+        assert fake_wandb.runs[0].logged[0][1]["policy_step"] == 7
 
     def test_one_that_cannot_start_is_a_clear_error(self, tmp_path, fake_wandb, engine):
         def init(project, **options):
