@@ -24,7 +24,7 @@ from chat_task.evaluation import (
 )
 from chat_task.ranked_sets import EncodedSet, EncodedSets, collate
 from chat_task.reward_trainer import TokenRewardTrainer
-from chat_task.settings import ChatSettings
+from chat_task.settings import RewardSettings
 from common.errors import UserError, nearest
 from common.grounding_loss import rank_accuracy
 from common.language_models.replies import ReplyFormat
@@ -76,7 +76,7 @@ class RewardStage:
 
     Args:
         run: which has begun.
-        settings: of the run.
+        settings: see there.
         model, reply_format, reading: see `load_reward_model`.
         train, validation: ranking sets in the model's tokens.
         arguments: of `training_arguments`.
@@ -85,7 +85,7 @@ class RewardStage:
     def __init__(
         self,
         run: Run,
-        settings: ChatSettings,
+        settings: RewardSettings,
         model: TokenRewardModel,
         reply_format: ReplyFormat,
         reading: RewardReading,
@@ -285,7 +285,7 @@ def _logits_before(
     return torch.stack(rows)
 
 
-def training_arguments(settings: ChatSettings, run: Run) -> TrainingArguments:
+def training_arguments(settings: RewardSettings, run: Run) -> TrainingArguments:
     """The Trainer's own options.
 
     Raises:
@@ -313,7 +313,7 @@ def training_arguments(settings: ChatSettings, run: Run) -> TrainingArguments:
         "seed": settings.seed,
         "use_cpu": run.runtime.device.type == "cpu",
         "save_strategy": "no",  # checkpoints are the run's, see _RunCallback
-        "save_total_limit": settings.keep_checkpoints + 1,
+        "save_total_limit": run.options.keep_checkpoints + 1,
         "report_to": "none",
         "disable_tqdm": True,  # progress is shown as in all runs
     }

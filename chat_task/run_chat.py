@@ -29,7 +29,6 @@ from common.training.files import write_folder_atomic
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
-from common.training.settings import plain_options
 
 logger = logging.getLogger("chat_task.run_chat")  # not __name__, which is __main__ for a command
 
@@ -41,7 +40,7 @@ def run(settings: ChatSettings) -> dict[str, Any]:
         UserError: for bad input and for what the machine refuses.
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
-    check_adapters(settings.lora_rank)
+    check_adapters(settings.models.lora_rank)
     with open_run(run_options(settings)) as run:
         results = run.finished or _learn(run, settings)
         if run.engine.is_main:
@@ -50,24 +49,28 @@ def run(settings: ChatSettings) -> dict[str, Any]:
 
 
 def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
-    arguments = training_arguments(settings, run)
+    arguments = training_arguments(settings.reward, run)
     # Data and models.
-    preferences = load_preferences(columns=settings.columns, **{name: getattr(settings, name) for name in DATA_OPTIONS})
+    preferences = load_preferences(columns=settings.columns.columns, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
-    model, reply_format, reading = load_reward_model(settings)
+    model, reply_format, reading = load_reward_model(settings.models, settings.text)
+    model.config.trained_on = {
+        "task": "chat", "dataset": settings.data.dataset_name or settings.data.train_file,
+        "granularity": settings.models.granularity, "agg_func": settings.reward.agg_func,
+    }  # fmt: skip
     device: Any = run.runtime.device
     model.to(device)
     describe("reward model", model)
     entropy_model = load_entropy_model(reading, model.is_encoder_decoder, run.runtime.device)
     train, validation = (
-        encode_sets(sets, reply_format, reading, entropy_model, settings.long_rows)
+        encode_sets(sets, reply_format, reading, entropy_model, settings.text.long_rows)
         for sets in (preferences.train, preferences.validation)
     )
     del entropy_model
 
     run.begin()
     # Reward learning.
-    stage = RewardStage(run, settings, model, reply_format, reading, train, validation, arguments)
+    stage = RewardStage(run, settings.reward, model, reply_format, reading, train, validation, arguments)
     before = stage.figures_before()
     run.restore(stage.load_state)
     with run.checkpoints(stage.save_state) as checkpointer:
@@ -76,9 +79,9 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     # What it knows of the held-out sets.
     found = stage.evaluate()
     swap_accuracy = None
-    if settings.swap_test and settings.granularity == "token":
+    if settings.run.swap_test and settings.models.granularity == "token":
         try:
-            lm = load_lm(settings.reference_model, model.is_encoder_decoder, run.runtime.device)
+            lm = load_lm(settings.models.reference_model, model.is_encoder_decoder, run.runtime.device)
             swap_accuracy = stage.swap_accuracy(lm)
         except UserError as error:
             logger.warning("no swap test: %s", error)
@@ -100,23 +103,18 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
 
 def run_options(settings: ChatSettings) -> RunOptions:
     """The part of the options that concerns the run as such."""
+    options = settings.options()
     return RunOptions.of(
-        settings,
+        settings.run,
         task="chat",
         folder=output_folder(settings),
-        all=plain_options(settings),
+        all=options,
         neutral=NEUTRAL,
-        inputs={name: getattr(settings, name) for name in INPUTS},
+        inputs={name: options[name] for name in INPUTS},
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
-        trackers=settings.report_to,
+        trackers=settings.run.report_to,
     )
-
-
-DATA_OPTIONS = (
-    "dataset_name", "dataset_config", "dataset_split", "train_file", "validation_file", "validation_share",
-    "max_train_samples", "max_eval_samples", "bad_rows", "seed",
-)  # fmt: skip
 
 
 # The options that name what is read.
@@ -128,12 +126,12 @@ INPUTS = (
 
 def output_folder(settings: ChatSettings) -> Path:
     """The run's folder; by default named after what distinguishes runs."""
-    if settings.output_dir is not None:
-        return Path(settings.output_dir)
-    data = settings.dataset_name or Path(str(settings.train_file)).stem
-    name = f"{settings.granularity}-{settings.agg_func}-{settings.seed}"
-    if settings.expid is not None:
-        name += f"-{settings.expid}"
+    if settings.run.output_dir is not None:
+        return Path(settings.run.output_dir)
+    data = settings.data.dataset_name or Path(str(settings.data.train_file)).stem
+    name = f"{settings.models.granularity}-{settings.reward.agg_func}-{settings.run.seed}"
+    if settings.run.expid is not None:
+        name += f"-{settings.run.expid}"
     return Path("outputs", "chat", data.replace("/", "-"), name)
 
 
@@ -142,13 +140,13 @@ def _results(settings: ChatSettings, stage: RewardStage, preferences: Preference
     return {
         "status": "complete",
         "task": "chat",
-        "stage": settings.stage,
-        "dataset": settings.dataset_name or settings.train_file,
-        "seed": settings.seed,
-        "granularity": settings.granularity,
-        "agg_func": settings.agg_func,
+        "stage": settings.run.stage,
+        "dataset": settings.data.dataset_name or settings.data.train_file,
+        "seed": settings.run.seed,
+        "granularity": settings.models.granularity,
+        "agg_func": settings.reward.agg_func,
         "rew_head": stage.model.config.head,
-        "model": settings.rew_checkpoint_path or settings.model_name_or_path,
+        "model": settings.models.rew_checkpoint_path or settings.models.model_name_or_path,
         **found.figures,
         "reward_steps": stage.steps_done,
         "train_sets": len(preferences.train),

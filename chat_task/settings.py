@@ -1,18 +1,15 @@
 """The options of rewards for replies, their types and ranges. Defaults and explanations: configs/chat_config.yaml."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from chat_task.data import BAD_ROWS, Columns
 from chat_task.ranked_sets import LONG_ROWS
-from common.aggregation import AGGREGATIONS
 from common.errors import UserError
 from common.language_models.replies import PLACE
 from common.segments import GRANULARITIES
 from common.token_reward_model import BOUNDS, HEADS
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
-from common.training.settings import RunSettings, build_settings, setting
+from common.training.settings import AdapterSettings, NamedRunSettings, ScoreSettings, TaskSettings, setting
 
 STAGES = ("reward",)
 
@@ -21,10 +18,8 @@ NEUTRAL = RUN_NEUTRAL | {"output_dir"}
 
 
 @dataclass(frozen=True)
-class ChatSettings(RunSettings):
-    """One field an option; see configs/chat_config.yaml for what each means."""
-
-    stage: str = setting(choices=STAGES)
+class DataSettings:
+    """Where the ranking sets come from; see `load_preferences`."""
 
     dataset_name: str | None = setting()
     dataset_config: str | None = setting()
@@ -32,6 +27,16 @@ class ChatSettings(RunSettings):
     train_file: str | None = setting()
     validation_file: str | None = setting()
     validation_share: float = setting(above=0, maximum=0.9)
+    max_train_samples: int | None = setting(minimum=1)
+    max_eval_samples: int | None = setting(minimum=1)
+    bad_rows: str = setting(choices=BAD_ROWS)
+    seed: int = setting(minimum=0, maximum=2**32 - 1)
+
+
+@dataclass(frozen=True)
+class ColumnSettings:
+    """Which columns hold what."""
+
     prompt_column: str = setting()
     chosen_column: str = setting()
     rejected_column: str = setting()
@@ -42,27 +47,56 @@ class ChatSettings(RunSettings):
     weight_column: str | None = setting()
     spans_column: str | None = setting()
     prompt_end: str | None = setting()
-    bad_rows: str = setting(choices=BAD_ROWS)
-    max_train_samples: int | None = setting(minimum=1)
-    max_eval_samples: int | None = setting(minimum=1)
+
+    @property
+    def columns(self) -> Columns:
+        """As `load_preferences` takes them."""
+        return Columns(
+            prompt=self.prompt_column, chosen=self.chosen_column, rejected=self.rejected_column,
+            completions=self.completions_column, scores=self.scores_column, ranks=self.ranks_column,
+            margin=self.margin_column, weight=self.weight_column, spans=self.spans_column, prompt_end=self.prompt_end,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How prompts and replies become tokens."""
+
     prompt_template: str = setting()
     chat_template: str | None = setting()
     max_prompt_length: int = setting(minimum=1)
     max_reply_length: int = setting(minimum=1)
     long_rows: str = setting(choices=LONG_ROWS)
 
+
+@dataclass(frozen=True)
+class ModelSettings(AdapterSettings):
+    """The reward model and where its rewards are read."""
+
     model_name_or_path: str = setting()
     reference_model_name_or_path: str | None = setting()
     rew_checkpoint_path: str | None = setting()
-
     granularity: str = setting(choices=GRANULARITIES)
     segment_cut: float = setting()
-    agg_func: str = setting(choices=AGGREGATIONS)
-    soft_maxmin_temp: float = setting(above=0)
     rew_head: str = setting(choices=HEADS)
     rew_bound: str | None = setting(choices=BOUNDS)
     head_hidden_size: int = setting(minimum=1)
     head_init_gain: float = setting(above=0)
+
+    @property
+    def reference_model(self) -> str:
+        """The frozen LM: its surprise ends segments, its likeliest other tokens are what swaps offer."""
+        return self.reference_model_name_or_path or self.model_name_or_path
+
+    @property
+    def bound(self) -> str:
+        """The range of rewards; a linear head has none unless one is asked for."""
+        return self.rew_bound or ("none" if self.rew_head == "linear" else "softplus")
+
+
+@dataclass(frozen=True)
+class RewardSettings(ScoreSettings):
+    """How the rewards are learnt; most are the Trainer's own."""
 
     per_device_train_batch_size: int = setting(minimum=1)
     per_device_eval_batch_size: int = setting(minimum=1)
@@ -74,47 +108,36 @@ class ChatSettings(RunSettings):
     weight_decay: float = setting(minimum=0)
     max_grad_norm: float = setting(minimum=0)
     mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
-    gradient_checkpointing: bool = setting()
-    lora_rank: int = setting(minimum=0)
-    lora_alpha: float = setting(above=0)
     trainer_options: str | None = setting()
-
     eval_steps: int = setting(minimum=0)
+    seed: int = setting(minimum=0, maximum=2**32 - 1)
+    log_every: int = setting(minimum=1)
+
+
+@dataclass(frozen=True)
+class ChatRunSettings(NamedRunSettings):
+    """What the run as such reads."""
+
+    stage: str = setting(choices=STAGES)
     swap_test: bool = setting()
 
-    seed: int = setting(minimum=0, maximum=2**32 - 1)
-    output_dir: str | None = setting()
-    expid: str | None = setting()
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "ChatSettings":
-        """Check every option and those that only make sense together.
+@dataclass(frozen=True)
+class ChatSettings(TaskSettings):
+    """The options of rewards for replies; see configs/chat_config.yaml for what each means."""
 
-        Raises:
-            UserError: see `build_settings`; or two options contradict each other.
-        """
-        settings = build_settings(cls, values)
-        if (settings.dataset_name is None) == (settings.train_file is None):
+    data: DataSettings
+    columns: ColumnSettings
+    text: TextSettings
+    models: ModelSettings
+    reward: RewardSettings
+    run: ChatRunSettings
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        if (self.data.dataset_name is None) == (self.data.train_file is None):
             raise UserError("no data: give either dataset_name or train_file")
-        if PLACE not in settings.prompt_template:
-            raise UserError(f"prompt_template: {settings.prompt_template!r} has no {PLACE}, where the prompt belongs")
-        settings.check_switches()
-        return settings
-
-    @property
-    def columns(self) -> Columns:
-        return Columns(
-            prompt=self.prompt_column, chosen=self.chosen_column, rejected=self.rejected_column,
-            completions=self.completions_column, scores=self.scores_column, ranks=self.ranks_column,
-            margin=self.margin_column, weight=self.weight_column, spans=self.spans_column, prompt_end=self.prompt_end,
-        )  # fmt: skip
-
-    @property
-    def reference_model(self) -> str:
-        """The frozen LM: its surprise ends segments, its likeliest other tokens are what swaps offer."""
-        return self.reference_model_name_or_path or self.model_name_or_path
-
-    @property
-    def bound(self) -> str:
-        """The range of rewards; a linear head has none unless one is asked for."""
-        return self.rew_bound or ("none" if self.rew_head == "linear" else "softplus")
+        template = self.text.prompt_template
+        if PLACE not in template:
+            raise UserError(f"prompt_template: {template!r} has no {PLACE}, where the prompt belongs")
+        self.run.check_switches()

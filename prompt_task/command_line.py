@@ -1,6 +1,5 @@
 """From the words after a command to checked settings. Every mistake is found before a model is loaded."""
 
-import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -93,12 +92,12 @@ def command_from(values: dict[str, Any], extra: dict[str, Any]) -> Command:
     """Check a composed configuration."""
     values = {key: value for key, value in values.items() if key != "hydra"}
     own = {key: values.pop(key) for key in extra}
-    options = dict(values) | own
     dataset = values.pop("dataset", None)
     if not isinstance(dataset, dict):
         raise UserError("dataset: must name a file of configs/dataset")
     settings = FewShotSettings.from_mapping(values)
-    return Command(settings, DatasetSpec.from_mapping(dataset, settings.task_lm), own, options)
+    spec = DatasetSpec.from_mapping(dataset, settings.classifier.task_lm)
+    return Command(settings, spec, own, settings.options() | {"dataset": dataset} | own)
 
 
 def _split(words: Sequence[str]) -> tuple[str, list[str], list[str]]:
@@ -154,7 +153,7 @@ def _store(path: Path) -> str:
         raise UserError(f"--config-name: cannot read {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config-name: {path} holds no options, such as random_seed: 1")
-    names = [field.name for field in dataclasses.fields(FewShotSettings)]
+    names = list(FewShotSettings.kinds())
     known = {*names, "dataset", "defaults", "hydra"}
     unknown = [f"{path}: unknown option '{key}'{nearest(key, names)}" for key in map(str, values) if key not in known]
     if unknown:

@@ -93,20 +93,17 @@ def main() -> int:
     prompts = read_prompts(own["prompts"], own["prompts_file"])
     if own["output_file"] is not None:
         _check_output_file(Path(own["output_file"]), own["prompts_file"])
-    splits = load_few_shot_splits(
-        spec, settings.base_path, settings.num_shots, settings.dataset_seed, settings.tsv_quoting
+    splits = load_few_shot_splits(spec, **vars(settings.data))
+    set_quiet(settings.run.quiet)
+    runtime = start_runtime(
+        settings.run.random_seed, settings.run.device, settings.run.num_threads, settings.run.matmul_precision
     )
-    set_quiet(settings.quiet)
-    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads, settings.matmul_precision)
-    task_lm = load_task_lm(
-        settings.task_lm, spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
-        settings.scoring_tokens_per_batch, settings.sentence_cache_mib,
-    )  # fmt: skip
+    task_lm = load_task_lm(spec=spec, device=runtime.device, **vars(settings.classifier))
     examples = getattr(splits, own["split"])
-    scorer = PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff)
+    scorer = PromptScorer(task_lm, examples, **vars(settings.preference))
     candidates = [Candidate(prompt) for prompt in dict.fromkeys(prompts)]
     score_candidates(scorer, candidates, own["split"], show_progress=True)
-    print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.task_lm}")
+    print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.classifier.task_lm}")
     print("accuracy     score  prompt")
     for c in candidates:
         accuracy, score = getattr(c, f"{own['split']}_accuracy"), getattr(c, f"{own['split']}_score")

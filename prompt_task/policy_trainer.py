@@ -24,7 +24,7 @@ from prompt_task.candidates import CandidateTable
 from prompt_task.prompt_policy import PromptPolicy, Rollout
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.reward_trainer import RewardTrainer, prompt_token_rewards
-from prompt_task.settings import FewShotSettings
+from prompt_task.settings import PolicySettings
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class PolicyTrainer:
         train_scorer: PromptScorer,
         dev_scorer: PromptScorer,
         candidates: CandidateTable,
-        settings: FewShotSettings,
+        settings: PolicySettings,
         runtime: Runtime,
         engine: Engine,
         log: MetricsLog,

@@ -6,27 +6,28 @@ each prompt to a score and takes the ListMLE loss against the ranking.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from common.aggregation import aggregate_token_rewards
-from common.grounding_loss import kendall_tau, list_mle_loss, rank_accuracy
+from common.grounding_loss import list_mle_loss
 from common.swaps import draw_places, swap_tokens
-from common.token_reward_model import TokenRewardModel, saturation_share
+from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.engine import Engine
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose, keyed_generator, seed_global
+from common.training.ranking_figures import RankingFigures
 from common.training.runtime import Runtime, fetch, upload
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
-from prompt_task.settings import FewShotSettings
+from prompt_task.settings import RewardSettings
 
 logger = logging.getLogger(__name__)
 
@@ -75,15 +76,6 @@ def draw_sets(count: int, sets: int, size: int, generator: torch.Generator) -> t
     return torch.rand(sets, count, generator=generator).argsort(-1)[:, :size]
 
 
-def mean_figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each figure over rows; a row in which it is undefined (NaN: nothing to rank) does not count."""
-    means = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows if not math.isnan(row[name])]
-        means[name] = sum(values) / len(values) if values else math.nan
-    return means
-
-
 class RewardTrainer:
     """Fits the token reward model to the preference over what the policy writes now."""
 
@@ -93,7 +85,7 @@ class RewardTrainer:
         policy: PromptPolicy,
         train_scorer: PromptScorer,
         dev_scorer: PromptScorer,
-        settings: FewShotSettings,
+        settings: RewardSettings,
         runtime: Runtime,
         engine: Engine,
         log: MetricsLog,
@@ -127,17 +119,16 @@ class RewardTrainer:
         if current is None:
             return after_step()
         total = settings.rew_num_train_epochs * self.steps_per_epoch
-        done = current.epochs_done * self.steps_per_epoch + len(current.figures)
+        done = current.epochs_done * self.steps_per_epoch + current.steps
         title = f"reward learning, round {self.rounds_done}"
         self._rate = Rate(self.steps_done)
         with Progress(total, title, initial=done) as bar:
             while current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
                 self.reward_model.train()
-                while len(current.figures) < self.steps_per_epoch:
-                    if current.figures:
+                while current.steps < self.steps_per_epoch:
+                    if current.steps:
                         after_step()
-                    current.figures.append(self._step(current))
-                    bar.update(1, loss=f"{current.figures[-1]['reward/loss']:.3f}")
+                    bar.update(1, loss=f"{self._step(current):.3f}")
                 self._end_epoch(current)
                 if current.epochs_done < settings.rew_num_train_epochs and not current.plateau.should_stop:
                     after_step()
@@ -220,43 +211,42 @@ class RewardTrainer:
         return SwappedPrompts(tokens, scores.score.view(2, -1), places)
 
     @torch.no_grad()
-    def _swap_accuracy(self, swaps: SwappedPrompts) -> float:
-        """Share of the pairs whose token rewards at the swapped place have the order of their preferences."""
+    def _swap_figures(self, swaps: SwappedPrompts) -> RankingFigures:
+        """How often the token rewards at the swapped place have the order of the preferences of the two prompts."""
         rewards = self._rewards(swaps.tokens.flatten(0, 1)).cpu()
         pairs = rewards.view(swaps.tokens.shape)[:, torch.arange(len(swaps.places)), swaps.places]  # (2, N)
-        return rank_accuracy(pairs.T, swaps.preferences.T).item()
+        better = (swaps.preferences[0] - swaps.preferences[1]).sign()
+        seen = ((pairs[0] - pairs[1]).sign() * better + 1) / 2
+        return RankingFigures(swaps=better.abs().sum().item(), swaps_seen=seen[better != 0].sum().item())
 
     def _rewards(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token rewards (N, T) of prompts (N, T)."""
         with self.engine.autocast():
             return prompt_token_rewards(self.reward_model, self.policy.source_ids, tokens)
 
-    def _step(self, current: "_Round") -> dict[str, float]:
+    def _step(self, current: "_Round") -> float:
+        """One optimizer step. Returns its loss."""
         settings = self.settings
+        step = current.epochs_done * self.steps_per_epoch + current.steps + 1
         batches, parts = [], []
         for number in range(settings.rew_gradient_accumulation_steps):
-            where = (self.rounds_done, current.epochs_done * self.steps_per_epoch + len(current.figures) + 1, number)
-            seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, *where)
+            seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, self.rounds_done, step, number)
             ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
             loss, scores, rewards = self._loss(ranked)
             self.stepper.backward(loss / settings.rew_gradient_accumulation_steps)
             batches.append(ranked)
             parts += [loss, scores, rewards]
         norm, found = self.stepper.step(*parts)
-        rows = []
+        figures, distinct = RankingFigures(), 0.0
         for number, ranked in enumerate(batches):
-            loss, scores, rewards = found[3 * number : 3 * number + 3]
-            rows.append(
-                {
-                    **{f"reward/{name}": value for name, value in _agreement(loss, scores, ranked).items()},
-                    "reward/token_mean": rewards.mean().item(),
-                    "reward/token_std": rewards.std(correction=0).item(),
-                    "reward/saturation_share": saturation_share(rewards, self.reward_model.config.bound).item(),
-                    "reward/distinct_prompts": len(torch.unique(ranked.tokens, dim=0)) / len(ranked.tokens),
-                }
-            )
+            figures += self._figures(ranked, *found[3 * number : 3 * number + 3])
+            distinct += len(torch.unique(ranked.tokens, dim=0)) / len(ranked.tokens)
+        current.gradient_norms += norm
+        current.distinct += distinct / settings.rew_gradient_accumulation_steps
+        current.figures += figures
+        current.steps += 1
         self.steps_done += 1
-        return mean_figures(rows) | {"reward/gradient_norm": norm}
+        return figures.loss / figures.sets
 
     def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """ListMLE loss of the ranking sets, their scores (B, K), and the token rewards (N, T)."""
@@ -267,9 +257,19 @@ class RewardTrainer:
         preferences = upload(ranked.preferences[ranked.sets], scores.device)
         return list_mle_loss(scores, preferences, generator=self.generator), scores, rewards
 
+    def _figures(
+        self, ranked: RankedPrompts, loss: torch.Tensor, scores: torch.Tensor, rewards: torch.Tensor
+    ) -> RankingFigures:
+        """The sums for the log of what `_loss` gave, on the CPU."""
+        all_tokens = torch.ones_like(rewards, dtype=torch.bool)
+        preferences = ranked.preferences[ranked.sets]
+        return RankingFigures.of(loss, scores, rewards, all_tokens, preferences, self.reward_model.config.bound)
+
     def _end_epoch(self, current: "_Round") -> None:
-        figures = mean_figures(current.figures)
-        current.figures = []
+        figures = current.figures.means()
+        figures["reward/gradient_norm"] = current.gradient_norms / current.steps
+        figures["reward/distinct_prompts"] = current.distinct / current.steps
+        current.restart()
         current.epochs_done += 1
         if math.isnan(figures["reward/rank_accuracy"]):
             logger.warning(
@@ -278,13 +278,13 @@ class RewardTrainer:
                 self.rounds_done, current.epochs_done,
             )  # fmt: skip
         self.reward_model.eval()
+        held_out = self._swap_figures(current.swaps)
         with torch.no_grad():
-            dev = []
             for ranked in current.validation:
-                loss, scores = fetch(*self._loss(ranked)[:2])
-                dev.append({f"reward/dev_{name}": value for name, value in _agreement(loss, scores, ranked).items()})
-        figures |= mean_figures(dev)
-        figures["reward/dev_swap_accuracy"] = self._swap_accuracy(current.swaps)
+                held_out += self._figures(ranked, *fetch(*self._loss(ranked)))
+        figures |= held_out.means("dev_")
+        # All prompts have one length.
+        figures = {name: value for name, value in figures.items() if not name.endswith("length_correlation")}
         figures["reward/learning_rate"] = current.plateau.learning_rate
         figures["reward/skipped_steps"] = self.stepper.skipped
         figures["perf/reward_steps_per_second"] = self._rate.steps_per_second(self.steps_done)
@@ -292,7 +292,7 @@ class RewardTrainer:
         dev_loss, dev_accuracy = figures["reward/dev_loss"], figures["reward/dev_rank_accuracy"]
         logger.info(
             "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-            self.rounds_done, step, dev_loss, dev_accuracy, figures["reward/dev_swap_accuracy"],
+            self.rounds_done, step, dev_loss, dev_accuracy, figures.get("reward/dev_swap_accuracy", math.nan),
         )  # fmt: skip
         if current.plateau.update(figures["reward/dev_loss"], step):
             current.chosen = {name: value for name, value in figures.items() if name.startswith("reward/dev_")}
@@ -306,7 +306,8 @@ class RewardTrainer:
         values["last_figures"] = self.last_figures
         if self._round is not None:
             current = self._round
-            values["round"] = {name: getattr(current, name) for name in ("epochs_done", "figures", "chosen")}
+            names = ("epochs_done", "steps", "gradient_norms", "distinct", "chosen")
+            values["round"] = {name: getattr(current, name) for name in names} | {"figures": vars(current.figures)}
             state.put("reward/swaps", dict(vars(current.swaps)))
             state.put("reward/optimizer", *optimizer_state(current.optimizer))
             state.put("reward/plateau", *current.plateau.state())
@@ -335,24 +336,21 @@ class RewardTrainer:
         pool = state.get("reward/pool")[0].get("tokens")
         self.stepper.optimizer = optimizer
         swaps = SwappedPrompts(**state.get("reward/swaps")[0])
-        self._round = _Round(optimizer, plateau, validation, swaps, pool, **values["round"])
-
-
-def _agreement(loss: torch.Tensor, scores: torch.Tensor, ranked: RankedPrompts) -> dict[str, float]:
-    """The loss, and how far the scores (B, K) of the ranking sets order them as their preferences do."""
-    preferences = ranked.preferences[ranked.sets]
-    return {
-        "loss": loss.item(),
-        "rank_accuracy": rank_accuracy(scores, preferences).item(),
-        "kendall_tau": kendall_tau(scores, preferences).nanmean().item(),
-    }
+        progress = values["round"] | {"figures": RankingFigures(**values["round"]["figures"])}
+        self._round = _Round(optimizer, plateau, validation, swaps, pool, **progress)
 
 
 @dataclass
 class _Round:
     """The state of a round under way.
 
-    `figures` are those of the steps since the last epoch ended, `chosen` those of the best validation so far.
+    Attributes:
+        optimizer, plateau, validation, swaps, pool: of the whole round.
+        epochs_done: epochs that are over.
+        steps: optimizer steps since.
+        figures, gradient_norms, distinct: sums over these steps; the latter two of gradient norms and of the share of
+            prompts that no other in their batch equals.
+        chosen: figures of the best validation so far.
     """
 
     optimizer: torch.optim.Optimizer
@@ -361,5 +359,12 @@ class _Round:
     swaps: SwappedPrompts
     pool: torch.Tensor | None
     epochs_done: int = 0
-    figures: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    figures: RankingFigures = field(default_factory=RankingFigures)
+    gradient_norms: float = 0.0
+    distinct: float = 0.0
     chosen: dict[str, float] = field(default_factory=dict)
+
+    def restart(self) -> None:
+        """Begin the sums anew."""
+        self.steps, self.figures, self.gradient_norms, self.distinct = 0, RankingFigures(), 0.0, 0.0

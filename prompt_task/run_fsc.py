@@ -55,7 +55,7 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
     settings = honour_launcher(command.settings, {"mixed_precision": "no"})
-    options = command.options | {"mixed_precision": settings.mixed_precision}
+    options = command.options | {"mixed_precision": settings.run.mixed_precision}
     command = replace(command, settings=settings, options=options)
     with open_run(run_options(command)) as run:
         results = run.finished or _train_and_test(run, command, task_lm)
@@ -68,57 +68,54 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     settings, spec, device = command.settings, command.spec, run.runtime.device
 
     # Data and models.
-    splits = load_few_shot_splits(
-        spec, settings.base_path, settings.num_shots, settings.dataset_seed, settings.tsv_quoting
-    )
+    splits = load_few_shot_splits(spec, **vars(settings.data))
     if task_lm is None:
-        task_lm = load_task_lm(
-            settings.task_lm, spec, device, settings.is_mask_lm, settings.task_lm_dtype,
-            settings.scoring_tokens_per_batch, settings.sentence_cache_mib,
-        )  # fmt: skip
+        task_lm = load_task_lm(spec=spec, device=device, **vars(settings.classifier))
     logger.info(
         "%s, split %d: %d train, %d dev, %d test texts; task LM %s",
-        spec.name, settings.dataset_seed, len(splits.train), len(splits.dev), len(splits.test), settings.task_lm,
+        spec.name, settings.data.dataset_seed, len(splits.train), len(splits.dev), len(splits.test),
+        settings.classifier.task_lm,
     )  # fmt: skip
     task_lm.read_ahead([example.text for example in (*splits.train, *splits.dev)])
     # What loading the task LM drew is none of the policy's business.
-    seed_global(Purpose.INITIAL_WEIGHTS, settings.random_seed)
+    seed_global(Purpose.INITIAL_WEIGHTS, settings.run.random_seed)
     policy = PromptPolicy.from_lm(
-        settings.policy_lm,
-        source_str=settings.source_str,
-        prompt_length=settings.prompt_length,
-        hidden_size=settings.hidden_size,
-        residual=settings.adaptor_residual,
+        settings.models.policy_lm,
+        source_str=settings.models.source_str,
+        prompt_length=settings.models.prompt_length,
+        hidden_size=settings.models.hidden_size,
+        residual=settings.models.adaptor_residual,
     ).to(device)
     generator = run.runtime.generator(Purpose.PROMPTS_BEFORE_TRAINING)
     with run.engine.autocast():
-        start = policy.sample(NUM_START_PROMPTS, generator, settings.top_k, settings.top_p).tokens
+        start = policy.sample(NUM_START_PROMPTS, generator, settings.policy.top_k, settings.policy.top_p).tokens
     reward_model = TokenRewardModel.from_backbone(
-        settings.policy_lm,
-        bound="softplus" if settings.use_softplus else "sigmoid",
-        head_hidden_size=settings.hidden_size,
-        head_init_gain=settings.head_init_gain,
-        head=settings.rew_head,
+        settings.models.policy_lm,
+        bound="softplus" if settings.models.use_softplus else "sigmoid",
+        head_hidden_size=settings.models.hidden_size,
+        head_init_gain=settings.models.head_init_gain,
+        head=settings.models.rew_head,
     )
     reward_model.config.trained_on = {
-        "task": "prompt", "dataset": spec.name, "task_lm": settings.task_lm, "agg_func": settings.agg_func,
+        "task": "prompt", "dataset": spec.name, "task_lm": settings.classifier.task_lm,
+        "agg_func": settings.reward.agg_func,
     }  # fmt: skip
     reward_model.to(device)  # type: ignore[arg-type]  # transformers' annotation of `to` lacks devices
-    if settings.rew_freeze_backbone:
+    if settings.models.rew_freeze_backbone:
         reward_model.backbone.requires_grad_(False)
     describe("policy", policy.adaptor, policy.lm)
     describe("reward model", reward_model)
     train_scorer, dev_scorer, test_scorer = (
-        PromptScorer(task_lm, examples, settings.correct_coeff, settings.incorrect_coeff, engine=run.engine)
+        PromptScorer(task_lm, examples, **vars(settings.preference), engine=run.engine)
         for examples in (splits.train, splits.dev, splits.test)
     )
 
     # Reward learning and policy learning in turn.
     run.begin()
-    shared = settings, run.runtime, run.engine, run.log
-    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, *shared)
+    shared = run.runtime, run.engine, run.log
+    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings.reward, *shared)
     candidates = CandidateTable(policy, train_scorer, dev_scorer)
-    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, *shared)
+    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, settings.policy, *shared)
     state = _State(reward_model, reward_trainer, trainer, train_scorer, dev_scorer)
     if run.restore(state.load) and not run.same_options:
         train_scorer.forget()
@@ -127,7 +124,7 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         trainer.train(checkpointer)
 
     # The best prompts by their dev score are tested, and for comparison the empty one and some of the untrained policy.
-    best = candidates.best(settings.num_candidates)
+    best = candidates.best(settings.evaluation.num_candidates)
     empty = Candidate("")
     score_candidates(test_scorer, [empty, *best], "test", show_progress=True)
     for split, scorer in (("train", train_scorer), ("dev", dev_scorer)):
@@ -172,33 +169,31 @@ def save_models(folder: RunFolder, policy: PromptPolicy, reward_model: TokenRewa
 def run_options(command: Command) -> RunOptions:
     """The part of a command that concerns the run as such."""
     settings = command.settings
-    split = find_split(settings.base_path, command.spec.name, settings.num_shots, settings.dataset_seed)
+    data = settings.data
+    split = find_split(data.base_path, command.spec.name, data.num_shots, data.dataset_seed)
     return RunOptions.of(
-        settings,
+        settings.run,
         task="fsc",
         folder=output_folder(command),
-        all=plain_options(command.options),
+        all=command.options,
         neutral=NEUTRAL,
-        inputs={"base_path": str(split), "task_lm": settings.task_lm, "policy_lm": settings.policy_lm},
-        seed=settings.random_seed,
+        inputs={
+            "base_path": str(split),
+            "task_lm": settings.classifier.task_lm,
+            "policy_lm": settings.models.policy_lm,
+        },
+        seed=settings.run.random_seed,
         how_to_resume="the same command and resume=auto",
-    )
+    )  # fmt: skip
 
 
 def output_folder(command: Command) -> Path:
     """The run's folder; by default named after what distinguishes runs."""
     settings = command.settings
-    if settings.output_folder is not None:
-        return Path(settings.output_folder)
-    name = f"{settings.guidance}-{settings.agg_func}-{settings.random_seed}"
-    return Path("outputs", "fsc", f"{command.spec.name}-{settings.dataset_seed}", name)
-
-
-def plain_options(options: dict[str, Any]) -> dict[str, Any]:
-    """A command's options as plain data."""
-    plain = OmegaConf.to_container(OmegaConf.create(options))
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    if settings.run.output_folder is not None:
+        return Path(settings.run.output_folder)
+    name = f"{settings.policy.guidance}-{settings.reward.agg_func}-{settings.run.random_seed}"
+    return Path("outputs", "fsc", f"{command.spec.name}-{settings.data.dataset_seed}", name)
 
 
 @dataclass
@@ -233,7 +228,7 @@ def _results(
 ) -> dict[str, Any]:
     """Final figures and counts. A candidate that failed has no test accuracy and cannot be among the reported."""
     settings = command.settings
-    reported = [c for c in best if c.test_accuracy is not None][: settings.num_reported]
+    reported = [c for c in best if c.test_accuracy is not None][: settings.evaluation.num_reported]
     if not reported:
         raise UserError("no candidate prompt could be tested; prompts.csv says why")
     accuracies = [float(c.test_accuracy) for c in reported if c.test_accuracy is not None]
@@ -243,11 +238,11 @@ def _results(
         "status": "complete",
         "task": "prompt",
         "dataset": command.spec.name,
-        "dataset_seed": settings.dataset_seed,
-        "seed": settings.random_seed,
-        "guidance": settings.guidance,
-        "agg_func": settings.agg_func,
-        "rew_head": settings.rew_head,
+        "dataset_seed": settings.data.dataset_seed,
+        "seed": settings.run.random_seed,
+        "guidance": settings.policy.guidance,
+        "agg_func": settings.reward.agg_func,
+        "rew_head": settings.models.rew_head,
         "test_accuracy": sum(accuracies) / len(accuracies),
         "reported_prompts": [{"prompt": c.prompt, "test_accuracy": c.test_accuracy} for c in reported],
         "empty_prompt_test_accuracy": empty.test_accuracy,
@@ -263,8 +258,8 @@ def _results(
         "candidates": len(trainer.candidates),
         "failed_candidates": sum(c.error is not None for c in trainer.candidates.best()),
         "rows_left_out": splits.left_out,
-        "task_lm": settings.task_lm,
-        "policy_lm": settings.policy_lm,
+        "task_lm": settings.classifier.task_lm,
+        "policy_lm": settings.models.policy_lm,
     }
 
 

@@ -51,41 +51,43 @@ PROBE: tuple[Pair, ...] = (
 
 
 def load_task_lm(
-    name: str,
+    task_lm: str,
     spec: DatasetSpec,
     device: torch.device,
     is_mask_lm: bool | None = None,
-    dtype: str = "float32",
-    tokens_per_batch: int | None = None,
+    task_lm_dtype: str = "float32",
+    scoring_tokens_per_batch: int | None = None,
     sentence_cache_mib: int = 1024,
 ) -> "TaskLM":
     """Load a masked or left-to-right task LM for one data set.
 
     Args:
-        name: hub id, folder, or ``builtin/...``.
+        task_lm: hub id, folder, or ``builtin/...``.
         spec: the data set, for its verbalizers and templates.
         is_mask_lm: which of the two; None reads it off the model's configuration.
-        dtype: ``float32``, ``bfloat16`` or ``float16``, of the frozen weights.
-        tokens_per_batch: bound on the tokens in one forward pass; None chooses by device.
+        task_lm_dtype: ``float32``, ``bfloat16`` or ``float16``, of the frozen weights.
+        scoring_tokens_per_batch: bound on the tokens in one forward pass; None chooses by device.
         sentence_cache_mib: memory for the keys and values that a left-to-right LM keeps of sentences it has read.
 
     Raises:
         UserError: the model cannot be loaded, lacks its LM head, or a verbalizer is not one token of it.
     """
-    config = load_pretrained(AutoConfig, name)
-    require_kind(config, name, "task LM", MASKED, DECODER_ONLY)
+    config = load_pretrained(AutoConfig, task_lm)
+    require_kind(config, task_lm, "task LM", MASKED, DECODER_ONLY)
     if is_mask_lm is None:
         is_mask_lm = looks_masked(config)
     elif not is_mask_lm and looks_masked(config) and not getattr(config, "is_decoder", False):
         # Its classes with a left-to-right head would load, but every token would see those after it.
-        raise UserError(f"is_mask_lm: '{name}' reads in both directions (a masked LM); false needs a left-to-right LM")
+        raise UserError(
+            f"is_mask_lm: '{task_lm}' reads in both directions (a masked LM); false needs a left-to-right LM"
+        )
     kind = "masked_template" if is_mask_lm else "left_to_right_template"
     if not getattr(spec, kind):
-        raise UserError(f"dataset '{spec.name}': {kind}: needed for the task LM '{name}'")
-    tokenizer = load_tokenizer(AutoTokenizer, name)
+        raise UserError(f"dataset '{spec.name}': {kind}: needed for the task LM '{task_lm}'")
+    tokenizer = load_tokenizer(AutoTokenizer, task_lm)
     auto_class = AutoModelForMaskedLM if is_mask_lm else AutoModelForCausalLM
-    model = load_pretrained(auto_class, name, dtype=DTYPES[dtype], complete=True)
-    return make_task_lm(model, tokenizer, spec, device, is_mask_lm, tokens_per_batch, sentence_cache_mib)
+    model = load_pretrained(auto_class, task_lm, dtype=DTYPES[task_lm_dtype], complete=True)
+    return make_task_lm(model, tokenizer, spec, device, is_mask_lm, scoring_tokens_per_batch, sentence_cache_mib)
 
 
 def make_task_lm(

@@ -87,31 +87,34 @@ def random_search(
         if found["random"]["prompts_scored"] >= budget:
             return found
     settings = command.settings
-    runtime = start_runtime(settings.random_seed, settings.device, settings.num_threads, settings.matmul_precision)
+    runtime = start_runtime(
+        settings.run.random_seed, settings.run.device, settings.run.num_threads, settings.run.matmul_precision
+    )
     policy = PromptPolicy.from_lm(
-        settings.policy_lm,
-        source_str=settings.source_str,
-        prompt_length=settings.prompt_length,
-        hidden_size=settings.hidden_size,
-        residual=settings.adaptor_residual,
+        settings.models.policy_lm,
+        source_str=settings.models.source_str,
+        prompt_length=settings.models.prompt_length,
+        hidden_size=settings.models.hidden_size,
+        residual=settings.models.adaptor_residual,
     ).to(runtime.device)
     generator = runtime.generator(Purpose.PROMPT_RANDOM_SEARCH)
     prompts: dict[str, None] = {}
     while len(prompts) < budget:
-        tokens = policy.sample(budget - len(prompts), generator, settings.top_k, settings.top_p).tokens
+        tokens = policy.sample(budget - len(prompts), generator, settings.policy.top_k, settings.policy.top_p).tokens
         prompts |= dict.fromkeys(policy.texts(tokens))
     candidates = [Candidate(prompt) for prompt in prompts]
-    coefficients = (settings.correct_coeff, settings.incorrect_coeff)
-    train, dev, test = (PromptScorer(task_lm, s, *coefficients) for s in (splits.train, splits.dev, splits.test))
+    train, dev, test = (
+        PromptScorer(task_lm, part, **vars(settings.preference)) for part in (splits.train, splits.dev, splits.test)
+    )
     with Progress(len(candidates), "random search", "prompt") as bar:
         for start in range(0, len(candidates), 16):
             score_candidates(train, candidates[start : start + 16], "train")
             bar.update(len(candidates[start : start + 16]))
     candidates.sort(key=lambda c: -(c.train_score or 0.0))
-    top = candidates[: settings.num_reported]
+    top = candidates[: settings.evaluation.num_reported]
     finalists = candidates[:16]
     score_candidates(dev, finalists, "dev")
-    top_dev = sorted(finalists, key=lambda c: -(c.dev_score or 0.0))[: settings.num_reported]
+    top_dev = sorted(finalists, key=lambda c: -(c.dev_score or 0.0))[: settings.evaluation.num_reported]
     empty = Candidate("")
     tested = list({c.prompt: c for c in [empty, *top, *top_dev]}.values())
     score_candidates(test, tested, "test", show_progress=True)
@@ -176,14 +179,11 @@ def run_place(place: Place, methods: list[str], overrides: list[str]) -> None:
     common_words = [*overrides, f"dataset_seed={place.split}", f"random_seed={place.seed}", "resume=auto"]
     base = read_command(common_words)
     settings = base.settings
-    set_quiet(settings.quiet)
-    splits = load_few_shot_splits(base.spec, settings.base_path, settings.num_shots, place.split, settings.tsv_quoting)
-    runtime = start_runtime(place.seed, settings.device, settings.num_threads, settings.matmul_precision)
+    set_quiet(settings.run.quiet)
+    splits = load_few_shot_splits(base.spec, **vars(settings.data))
+    runtime = start_runtime(place.seed, settings.run.device, settings.run.num_threads, settings.run.matmul_precision)
     task_lm: Any = RememberingTaskLM(
-        load_task_lm(
-            settings.task_lm, base.spec, runtime.device, settings.is_mask_lm, settings.task_lm_dtype,
-            settings.scoring_tokens_per_batch, settings.sentence_cache_mib,
-        )
+        load_task_lm(spec=base.spec, device=runtime.device, **vars(settings.classifier))
     )  # fmt: skip
     budget = 0
     for method in methods:

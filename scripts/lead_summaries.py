@@ -17,7 +17,6 @@ from common.training.files import write_json_atomic, write_text_atomic
 from sum_task.command_line import read_command
 from sum_task.data import load_splits
 from sum_task.evaluation_metrics import check_available, mean_scores, per_example
-from sum_task.run_sum import DATA_OPTIONS
 from sum_task.sentences import lead
 
 FIGURES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "length", "novelty2")
@@ -33,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
         raise UserError(f"--sentences: {min(arguments.sentences)} is out of range; it must be at least 1")
     settings = read_command(rest)
     check_available()
-    splits = load_splits(**{name: getattr(settings, name) for name in DATA_OPTIONS})
+    splits = load_splits(**vars(settings.data))
     rows = splits.test or splits.validation
     articles, references = [row.source for row in rows], [row.reference for row in rows]
     found = {}

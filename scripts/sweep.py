@@ -30,7 +30,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
@@ -42,8 +41,8 @@ from common.errors import Interrupted, UserError, nearest, printable_text, run_c
 from common.training.checkpoint import latest_checkpoint
 from common.training.console import Parser, as_typed
 from common.training.interruption import SIGNALS
+from common.training.run_files import read_config
 from common.training.run_folder import RunFolder, check_same_options
-from common.training.settings import plain_options
 from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
 from prompt_task import run_fsc
 from prompt_task import settings as fsc_settings
@@ -124,7 +123,7 @@ TASKS = {
         own=("output_folder", "overwrite", "resume", "checkpoint_path"),
         neutral=fsc_settings.NEUTRAL,
         word=lambda name, value: f"{name}={hydra_word(value)}",
-        options=lambda words: run_fsc.plain_options(run_fsc.read_command(words).options),
+        options=lambda words: run_fsc.read_command(words).options,
         dataset_name=lambda options: str(options["dataset"]["name"]),
     ),
     "sum": Task(
@@ -135,7 +134,7 @@ TASKS = {
         own=("output_dir", "overwrite", "resume"),
         neutral=sum_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
-        options=lambda words: plain_options(run_sum.read_command(words)),
+        options=lambda words: run_sum.read_command(words).options(),
         dataset_name=dataset_or_file,
     ),
     "chat": Task(
@@ -146,7 +145,7 @@ TASKS = {
         own=("output_dir", "overwrite", "resume"),
         neutral=chat_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
-        options=lambda words: plain_options(run_chat.read_command(words)),
+        options=lambda words: run_chat.read_command(words).options(),
         dataset_name=dataset_or_file,
     ),
 }
@@ -415,9 +414,10 @@ def state_of(folder: Path, options: dict[str, Any], task: Task) -> State:
         whole = is_complete(folder)
         config = RunFolder(folder).config
         if config.exists():
-            before = yaml.safe_load(config.read_text(encoding="utf-8"))["options"]
-            check_same_options(before, options, task.neutral, folder)
-    except (UserError, OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+            check_same_options(read_config(config).options, options, task.neutral, folder)
+        elif whole:
+            raise UserError(f"'{folder}' holds results of no run; it has no config.yaml")
+    except (UserError, OSError) as error:
         return State(False, True, f"{' '.join(str(error).split())} (--output gives a sweep a folder of its own)")
     if whole:
         return State(False, False, "complete")

@@ -229,7 +229,8 @@ def try_summary_policy(folder: str, scratch: Path) -> str:
         "train_file": "a.jsonl", "validation_file": "b.jsonl", "model_name_or_path": folder, "max_source_length": 48,
         "rew_model_name_or_path": "null", "max_target_length": 6, "separator": " :", "source_prefix": "topic ",
     }  # fmt: skip
-    policy = load_policy(read_command([f"--{name}={value}" for name, value in options.items()]))
+    settings = read_command([f"--{name}={value}" for name, value in options.items()])
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
     policy.lm.eval()
     policy.lm.generation_config.forced_eos_token_id = None  # BART's last token of a search
     together = _encoded(policy, ARTICLES)

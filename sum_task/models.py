@@ -56,7 +56,7 @@ from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_
 from common.training.files import write_folder_atomic
 from common.training.runtime import upload
 from sum_task.batching import Batch, Collator, TextFormat, pad
-from sum_task.settings import SummarizationSettings
+from sum_task.settings import EvaluationSettings, ModelSettings, TextSettings
 
 logger = logging.getLogger(__name__)
 
@@ -661,20 +661,18 @@ def same_tokens(one: Any, other: Any) -> bool:
     return one.eos_token_id == other.eos_token_id and one.get_vocab() == other.get_vocab()
 
 
-def load_policy(settings: SummarizationSettings) -> SummaryPolicy:
-    """The policy that the settings ask for, with pretrained or (model_name_or_path=null) random weights.
+def load_policy(models: ModelSettings, text: TextSettings, search: EvaluationSettings) -> SummaryPolicy:
+    """The policy that the options ask for, with pretrained or (model_name_or_path=null) random weights.
 
     Raises:
         UserError: it cannot be loaded, is no language model that writes, or cannot read sources of such a length.
     """
-    if settings.use_slow_tokenizer:
+    if models.use_slow_tokenizer:
         logger.warning("use_slow_tokenizer: transformers has one tokenizer a model today; the flag changes nothing")
-    name = settings.policy_checkpoint_path or settings.model_name_or_path
-    config = _policy_config(settings, name)
-    require_kind(
-        config, str(name or settings.config_name or settings.model_type), "policy", DECODER_ONLY, ENCODER_DECODER
-    )
-    tokenizer_name = settings.tokenizer_name or name or settings.config_name
+    name = models.policy_checkpoint_path or models.model_name_or_path
+    config = _policy_config(models, name)
+    require_kind(config, str(name or models.config_name or models.model_type), "policy", DECODER_ONLY, ENCODER_DECODER)
+    tokenizer_name = models.tokenizer_name or name or models.config_name
     if tokenizer_name is None:
         raise UserError("tokenizer_name: needed for a policy of random weights that is given by model_type")
     tokenizer = load_tokenizer(AutoTokenizer, tokenizer_name)
@@ -686,58 +684,49 @@ def load_policy(settings: SummarizationSettings) -> SummaryPolicy:
     else:
         lm = load_pretrained(auto_class, name, complete=True, dtype=torch.float32, config=config)
     _fit_vocabulary(lm, tokenizer)
-    languages = set_languages(tokenizer, settings.source_language, settings.target_language, tokenizer_name)
+    languages = set_languages(tokenizer, text.source_language, text.target_language, tokenizer_name)
     text_format = TextFormat(
-        tokenizer, bool(config.is_encoder_decoder), settings.source_prefix, settings.separator,
-        settings.max_source_length, *languages,
+        tokenizer, bool(config.is_encoder_decoder), text.source_prefix, text.separator,
+        text.max_source_length, *languages,
     )  # fmt: skip
     if text_format.is_encoder_decoder and decoder_start_id(lm.config) is None:
         lm.config.decoder_start_token_id = decoder_start(lm.config, tokenizer)[0]  # for whoever loads what is saved
-    fit_positions(lm, text_format, settings)
-    _set_generation(lm, settings)
+    fit_positions(lm, text_format, text)
+    _set_generation(lm, search)
     policy = SummaryPolicy(lm, text_format)
     check_trainable(lm, "the policy")
     policy.check_search()
     return policy
 
 
-def load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) -> SummaryRewardModel:
-    """The token reward model that the settings ask for; a fresh head unless rew_checkpoint_path is given.
+def load_reward_model(models: ModelSettings, text: TextSettings, policy: SummaryPolicy) -> SummaryRewardModel:
+    """The token reward model that the options ask for; a fresh head unless rew_checkpoint_path is given.
 
     Raises:
         UserError: it cannot be loaded or cannot read sources of such a length.
     """
-    loaded = _load_reward_model(settings, policy)
-    loaded.model.config.trained_on = {
-        "task": "summary", "dataset": settings.dataset_name or settings.train_file, "preference": settings.preference,
-        "agg_func": settings.agg_func,
-    }  # fmt: skip
-    return loaded
-
-
-def _load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) -> SummaryRewardModel:
-    if settings.rew_checkpoint_path is not None:
-        return SummaryRewardModel.from_pretrained(settings.rew_checkpoint_path, policy.format)
-    bound = "softplus" if settings.use_softplus else "sigmoid"
-    name = settings.reward_model_name
+    if models.rew_checkpoint_path is not None:
+        return SummaryRewardModel.from_pretrained(models.rew_checkpoint_path, policy.format)
+    bound = "softplus" if models.use_softplus else "sigmoid"
+    name = models.reward_model_name
     if name is None:
         backbone = policy.lm.config.to_diff_dict()
         model = TokenRewardModel(
             TokenRewardConfig(
                 backbone=backbone,
                 bound=bound,
-                head=settings.rew_head,
-                head_hidden_size=settings.head_hidden_size,
-                head_init_gain=settings.head_init_gain,
+                head=models.rew_head,
+                head_hidden_size=models.head_hidden_size,
+                head_init_gain=models.head_init_gain,
             )
         )
     else:
         model = TokenRewardModel.from_backbone(
-            name, bound, settings.head_hidden_size, settings.head_init_gain, head=settings.rew_head
+            name, bound, models.head_hidden_size, models.head_init_gain, head=models.rew_head
         )
     tokenizer = policy.tokenizer
-    if settings.rew_model_name_or_path is not None:
-        tokenizer = load_tokenizer(AutoTokenizer, settings.rew_model_name_or_path)
+    if models.rew_model_name_or_path is not None:
+        tokenizer = load_tokenizer(AutoTokenizer, models.rew_model_name_or_path)
         if same_tokens(tokenizer, policy.tokenizer):
             tokenizer = policy.tokenizer
         elif not tokenizer.is_fast or tokenizer.eos_token_id is None:
@@ -748,26 +737,26 @@ def _load_reward_model(settings: SummarizationSettings, policy: SummaryPolicy) -
     _fit_vocabulary(model.backbone, tokenizer)
     languages: tuple[str | None, ...] = (policy.format.source_language, policy.format.target_language)
     if tokenizer is not policy.tokenizer:
-        languages = set_languages(tokenizer, *_known_languages(tokenizer, settings), str(name))
+        languages = set_languages(tokenizer, *_known_languages(tokenizer, text), str(name))
     text_format = TextFormat(
-        tokenizer, model.is_encoder_decoder, settings.source_prefix, settings.separator, settings.max_source_length,
+        tokenizer, model.is_encoder_decoder, text.source_prefix, text.separator, text.max_source_length,
         *languages,
     )  # fmt: skip
-    fit_positions(model.backbone, text_format, settings)
+    fit_positions(model.backbone, text_format, text)
     if text_format.is_encoder_decoder and decoder_start_id(model.backbone.config) is None:
         model.backbone.config.decoder_start_token_id = decoder_start(model.backbone.config, tokenizer)[0]
     model.config.backbone = model.backbone.config.to_diff_dict()  # with what was fitted
     return SummaryRewardModel(model, text_format, policy.format)
 
 
-def fit_positions(model: PreTrainedModel, text_format: TextFormat, settings: SummarizationSettings) -> None:
+def fit_positions(model: PreTrainedModel, text_format: TextFormat, text: TextSettings) -> None:
     """See that the model has a position for each token it will read; lengthen its position embeddings if it can.
 
     Raises:
         UserError: it has not, and may not or cannot be lengthened.
     """
-    targets = max(settings.max_target_length, settings.eval_target_length)
-    sources = settings.max_source_length
+    targets = max(text.max_target_length, text.eval_target_length)
+    sources = text.max_source_length
     start = decoder_start(model.config, text_format.tokenizer) if text_format.is_encoder_decoder else ()
     needed = {"source": sources, "target": targets + len(start)}
     if not start:
@@ -786,7 +775,7 @@ def fit_positions(model: PreTrainedModel, text_format: TextFormat, settings: Sum
     problem = (
         f"{option[side]}: a {model.config.model_type} of {limit} positions cannot read the {tokens} tokens of {lengths}"
     )
-    if settings.resize_position_embeddings is False:
+    if text.resize_position_embeddings is False:
         raise UserError(f"{problem}; resize_position_embeddings=true lengthens them where the model can")
     try:
         model.resize_position_embeddings(max(needed.values()))
@@ -795,7 +784,7 @@ def fit_positions(model: PreTrainedModel, text_format: TextFormat, settings: Sum
         lengthened = False
     if not lengthened:
         raise UserError(f"{problem}, and its position embeddings cannot be lengthened")
-    if settings.resize_position_embeddings is None:
+    if text.resize_position_embeddings is None:
         logger.warning("position embeddings are lengthened from %d to %d, the new ones are untrained", limit, tokens)
 
 
@@ -855,11 +844,11 @@ def set_languages(tokenizer: Any, source: str | None, target: str | None, name: 
     return found[0], found[1]
 
 
-def _known_languages(tokenizer: Any, settings: SummarizationSettings) -> tuple[str | None, str | None]:
+def _known_languages(tokenizer: Any, text: TextSettings) -> tuple[str | None, str | None]:
     """The languages asked for, where a tokenizer tells them apart."""
     return (
-        settings.source_language if hasattr(tokenizer, "src_lang") else None,
-        settings.target_language if hasattr(tokenizer, "tgt_lang") else None,
+        text.source_language if hasattr(tokenizer, "src_lang") else None,
+        text.target_language if hasattr(tokenizer, "tgt_lang") else None,
     )
 
 
@@ -871,20 +860,20 @@ _OWN_GENERATION = {
 }  # fmt: skip
 
 
-def _set_generation(lm: PreTrainedModel, settings: SummarizationSettings) -> None:
+def _set_generation(lm: PreTrainedModel, search: EvaluationSettings) -> None:
     """Settings of search that are given replace those that come with the model; what is kept of these is said."""
     config = lm.generation_config
     assert config is not None
-    if settings.min_length is not None:
-        config.min_length, config.min_new_tokens = None, settings.min_length
-    if settings.no_repeat_ngram_size is not None:
-        config.no_repeat_ngram_size = settings.no_repeat_ngram_size
-    if settings.length_penalty is not None:
-        if (settings.num_beams or 1) == 1:
+    if search.min_length is not None:
+        config.min_length, config.min_new_tokens = None, search.min_length
+    if search.no_repeat_ngram_size is not None:
+        config.no_repeat_ngram_size = search.no_repeat_ngram_size
+    if search.length_penalty is not None:
+        if (search.num_beams or 1) == 1:
             raise UserError("length_penalty: only a search with beams has one; num_beams must be above 1")
-        config.length_penalty, config.num_beams = settings.length_penalty, settings.num_beams
-    given = {"min_new_tokens": settings.min_length, "no_repeat_ngram_size": settings.no_repeat_ngram_size}
-    given["length_penalty"] = settings.length_penalty  # type: ignore[assignment]
+        config.length_penalty, config.num_beams = search.length_penalty, search.num_beams
+    given = {"min_new_tokens": search.min_length, "no_repeat_ngram_size": search.no_repeat_ngram_size}
+    given["length_penalty"] = search.length_penalty  # type: ignore[assignment]
     kept = {
         name: value
         for name, value in config.to_diff_dict().items()
@@ -900,10 +889,10 @@ def _set_generation(lm: PreTrainedModel, settings: SummarizationSettings) -> Non
             ", ".join(f"{name}={value}" for name, value in kept.items()),
         )
     least = max(config.min_length or 0, config.min_new_tokens or 0)
-    if least >= settings.eval_target_length:
+    if least >= search.eval_target_length:
         logger.warning(
             "min_length: summaries of at least %d tokens cannot end within %d; 0 sets it off",
-            least, settings.eval_target_length,
+            least, search.eval_target_length,
         )  # fmt: skip
 
 
@@ -925,16 +914,16 @@ def _write_format(folder: Path, text_format: TextFormat) -> None:
     (folder / FORMAT_FILE).write_text(json.dumps(text_format.describe(), indent=2), encoding="utf-8")
 
 
-def _policy_config(settings: SummarizationSettings, name: str | None) -> Any:
+def _policy_config(models: ModelSettings, name: str | None) -> Any:
     known = list(CONFIG_MAPPING.keys())
-    if settings.model_type is not None and settings.model_type not in known:
-        raise UserError(f"model_type: no family '{settings.model_type}'{nearest(settings.model_type, known)}")
-    source = settings.config_name or name
+    if models.model_type is not None and models.model_type not in known:
+        raise UserError(f"model_type: no family '{models.model_type}'{nearest(models.model_type, known)}")
+    source = models.config_name or name
     if source is None:
-        return CONFIG_MAPPING[str(settings.model_type)]()
+        return CONFIG_MAPPING[str(models.model_type)]()
     config = load_pretrained(AutoConfig, source)
-    if settings.model_type is not None and config.model_type != settings.model_type:
-        raise UserError(f"model_type: '{source}' is a {config.model_type}, not a {settings.model_type}")
+    if models.model_type is not None and config.model_type != models.model_type:
+        raise UserError(f"model_type: '{source}' is a {config.model_type}, not a {models.model_type}")
     return config
 
 

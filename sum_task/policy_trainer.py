@@ -29,8 +29,8 @@ from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches
 from sum_task.data import Row
 from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
 from sum_task.reference_rewards import ReferenceRewards
-from sum_task.reward_trainer import RewardTrainer, pad_lengths
-from sum_task.settings import SummarizationSettings
+from sum_task.reward_trainer import RewardTrainer
+from sum_task.settings import PolicySettings
 from sum_task.step_weights import WeighedBatch, weigh_together
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ class PolicyTrainer:
         validate: tests the policy on validation data and returns its figures, of which ``eval/score`` decides which
             policy is the best.
         keep_best: called after each validation that was the best so far.
-        settings, engine, log: of the run.
+        settings: see there.
+        engine, log: of the run.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class PolicyTrainer:
         train: TokenizedRows,
         validate: Callable[[], dict[str, float]],
         keep_best: Callable[[], None],
-        settings: SummarizationSettings,
+        settings: PolicySettings,
         engine: Engine,
         log: MetricsLog,
     ):
@@ -68,7 +69,7 @@ class PolicyTrainer:
         self.settings = settings
         self.engine = engine
         self.log = log
-        self.collate: Collator = policy.collator(pad_lengths(settings), not settings.ignore_pad_token_for_loss)
+        self.collate: Collator = policy.collator(settings.pad_lengths, not settings.ignore_pad_token_for_loss)
         self.stepper = Stepper("policy", settings.clip_norm, engine)
         self._new_optimizer()
         self.steps_done = 0

@@ -18,20 +18,20 @@ from torch import Tensor
 
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
-from common.grounding_loss import kendall_tau, list_mle_loss
+from common.grounding_loss import list_mle_loss
 from common.swaps import draw_places, swap_tokens
-from common.token_reward_model import saturation_share
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.engine import Engine
 from common.training.plateau import Plateau
 from common.training.progress import Progress
 from common.training.random_keys import Key, Purpose, keyed_generator, seed_global
+from common.training.ranking_figures import RankingFigures, ratio
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from sum_task.batching import Batch, Collator, TokenizedRows, shuffled_batches, sorted_batches
 from sum_task.models import Sources, Summaries, SummaryPolicy, SummaryRewardModel
 from sum_task.preferences import Preference
-from sum_task.settings import SummarizationSettings
+from sum_task.settings import RewardSettings
 
 logger = logging.getLogger(__name__)
 
@@ -70,117 +70,6 @@ class RankedSummaries:
     swaps: Swaps | None = None
 
 
-@dataclass
-class RankingFigures:
-    """Sums over ranking sets, to be summed over batches and processes before they are divided.
-
-    Attributes:
-        sets: ranking sets.
-        loss: sum of their losses.
-        pairs: pairs of different preference.
-        ordered: those whose scores have the right order; equal scores count one half.
-        rewards, squares, tokens: sum of the token rewards and of their squares, and how many there are.
-        saturated: token rewards at an end of their range.
-        tau, tau_sets: sum of Kendall's tau over the sets where it is defined, and their number.
-        preference: sum over the sets of their mean preference.
-        sampled_tokens: tokens that the policy wrote.
-        swaps, swaps_seen: swapped tokens, and those whose reward is below that of the reference's token; equal rewards
-            count one half.
-        score_squares, length_squares, products: sums over the summaries of the squares and the product of how far
-            score and number of tokens are from the mean of their set.
-    """
-
-    sets: float = 0.0
-    loss: float = 0.0
-    pairs: float = 0.0
-    ordered: float = 0.0
-    rewards: float = 0.0
-    squares: float = 0.0
-    tokens: float = 0.0
-    saturated: float = 0.0
-    tau: float = 0.0
-    tau_sets: float = 0.0
-    preference: float = 0.0
-    sampled_tokens: float = 0.0
-    swaps: float = 0.0
-    swaps_seen: float = 0.0
-    score_squares: float = 0.0
-    length_squares: float = 0.0
-    products: float = 0.0
-
-    @classmethod
-    def of(
-        cls, loss: Tensor, scores: Tensor, rewards: Tensor, mask: Tensor, preferences: Tensor, bound: str
-    ) -> "RankingFigures":
-        """Those of one batch.
-
-        Args:
-            loss: (), mean over the ranking sets.
-            scores: (B, K), aggregated token rewards.
-            rewards, mask: (B * K, T), token rewards and which of them are real.
-            preferences: (B, K), on the CPU.
-            bound: of the rewards.
-        """
-        sets = len(scores)
-        # One transfer; sums of many small squares need the digits, which not every device has.
-        parts = [loss.detach().reshape(1), scores.detach().flatten(), rewards.detach()[mask]]
-        host = torch.cat([part.float() for part in parts]).cpu().double()
-        loss, scores, real = host[0], host[1 : 1 + scores.numel()].view(sets, -1), host[1 + scores.numel() :]
-        lengths = mask.sum(-1).cpu().double().view(sets, -1)
-        margins = scores.unsqueeze(-1) - scores.unsqueeze(-2)  # (B, K, K)
-        margins = margins[preferences.unsqueeze(-1) > preferences.unsqueeze(-2)]
-        taus = kendall_tau(scores, preferences)
-        taus = taus[~taus.isnan()]
-        from_mean, lengths_from_mean = _from_mean(scores), _from_mean(lengths)
-        return cls(
-            sets=sets,
-            loss=loss.item() * sets,
-            pairs=len(margins),
-            ordered=((margins.sign() + 1) / 2).sum().item(),
-            rewards=real.sum().item(),
-            squares=real.square().sum().item(),
-            tokens=real.numel(),
-            saturated=saturation_share(real, bound).item() * real.numel(),
-            tau=taus.sum().item(),
-            tau_sets=len(taus),
-            preference=preferences.mean(-1).sum().item(),
-            score_squares=from_mean.square().sum().item(),
-            length_squares=lengths_from_mean.square().sum().item(),
-            products=(from_mean * lengths_from_mean).sum().item(),
-        )
-
-    def __add__(self, other: "RankingFigures") -> "RankingFigures":
-        return RankingFigures(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def _length_correlation(self) -> float:
-        """Pearson's correlation within ranking sets: of the differences of score and of length from their set's means.
-
-        Not that over all summaries: `avg`, `max` and `min` scale the scores of a set by its mean length. NaN where
-        either is constant in every set.
-        """
-        return _ratio(self.products, math.sqrt(self.score_squares * self.length_squares))
-
-    def over(self, engine: Engine) -> "RankingFigures":
-        """The sums over all processes."""
-        return RankingFigures(*engine.total(*vars(self).values()))
-
-    def means(self, prefix: str = "") -> dict[str, float]:
-        """The figures of a log line; NaN where there was nothing to divide by."""
-        mean = _ratio(self.rewards, self.tokens)
-        spread = max(_ratio(self.squares, self.tokens) - mean**2, 0.0)
-        return {
-            f"reward/{prefix}loss": _ratio(self.loss, self.sets),
-            f"reward/{prefix}rank_accuracy": _ratio(self.ordered, self.pairs),
-            f"reward/{prefix}kendall_tau": _ratio(self.tau, self.tau_sets),
-            f"reward/{prefix}token_mean": mean,
-            f"reward/{prefix}token_std": math.sqrt(spread),
-            f"reward/{prefix}saturation_share": _ratio(self.saturated, self.tokens),
-            f"reward/{prefix}length_correlation": self._length_correlation(),
-            f"reward/{prefix}preference": _ratio(self.preference, self.sets),
-            **({f"reward/{prefix}swap_accuracy": self.swaps_seen / self.swaps} if self.swaps else {}),
-        }
-
-
 def break_ties(preferences: Tensor, noise: Tensor) -> Tensor:
     """Ranks (B, K), 0 the lowest, in the order of the preferences (B, K); equal ones in the order of `noise` (B, K)."""
     by_noise = noise.argsort(-1)
@@ -198,7 +87,7 @@ class RewardTrainer:
         preference: Preference,
         train: TokenizedRows,
         validation: TokenizedRows,
-        settings: SummarizationSettings,
+        settings: RewardSettings,
         engine: Engine,
         log: MetricsLog,
     ):
@@ -210,7 +99,7 @@ class RewardTrainer:
         self.settings = settings
         self.engine = engine
         self.log = log
-        self.collate: Collator = policy.collator(pad_lengths(settings))
+        self.collate: Collator = policy.collator(settings.pad_lengths)
         self.rounds_done = 0
         self.steps_done = 0  # over all rounds
         self.last_figures: dict[str, float] = {}  # of the weights that the last round chose
@@ -258,7 +147,7 @@ class RewardTrainer:
                 current.steps = step
                 self.steps_done += 1
                 steps_since += 1
-                bar.update(1, loss=f"{_ratio(figures.loss, figures.sets):.3f}")
+                bar.update(1, loss=f"{ratio(figures.loss, figures.sets):.3f}")
                 evaluate = step in evaluate_at
                 if evaluate or step % settings.log_every == 0:
                     values = current.since_log.means()
@@ -308,7 +197,7 @@ class RewardTrainer:
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=self.settings.rew_learning_rate)
         self.stepper.optimizer = optimizer
-        return _Round(optimizer, Plateau(self.settings.reward_plateau, optimizer, model))
+        return _Round(optimizer, Plateau(self.settings.plateau(), optimizer, model))
 
     def _round_batches(self) -> list[list[int]]:
         """Rows of each batch of this round; each round takes other ones."""
@@ -544,18 +433,3 @@ class _Round:
     steps: int = 0
     chosen: dict[str, float] = field(default_factory=dict)
     since_log: RankingFigures = field(default_factory=RankingFigures)
-
-
-def pad_lengths(settings: SummarizationSettings) -> tuple[int, int] | None:
-    """Lengths to which every batch is padded, or None."""
-    return (settings.max_source_length, settings.max_target_length) if settings.pad_to_max_length else None
-
-
-def _from_mean(values: Tensor) -> Tensor:
-    """(B, K) less the mean of each row; exactly 0 where a row is constant, which a rounded mean is not."""
-    constant = values.amax(-1, keepdim=True) == values.amin(-1, keepdim=True)
-    return (values - values.mean(-1, keepdim=True)).masked_fill(constant, 0)
-
-
-def _ratio(value: float, count: float) -> float:
-    return value / count if count else math.nan

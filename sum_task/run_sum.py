@@ -26,7 +26,6 @@ from common.training.launcher import honour_launcher
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
-from common.training.settings import plain_options
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
@@ -38,7 +37,7 @@ from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.rouge import note_other_letters
-from sum_task.settings import NEUTRAL, SummarizationSettings
+from sum_task.settings import NEUTRAL, RewardSettings, SummarizationSettings, TextSettings
 from sum_task.summary_evaluation import (
     COMPARED_FIGURES,
     COMPARED_ROWS,
@@ -59,9 +58,9 @@ def run(settings: SummarizationSettings) -> dict[str, Any]:
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
     settings = honour_launcher(settings, read_yaml(DEFAULTS))
-    check_available(bertscore=settings.bertscore)
-    check_adapters(settings.lora_rank)
-    use_kernels(settings.cpu_kernels)
+    check_available(bertscore=settings.evaluation.bertscore)
+    check_adapters(settings.models.lora_rank)
+    use_kernels(settings.run.cpu_kernels)
     with open_run(run_options(settings)) as run:
         results = run.finished or _train_and_test(run, settings)
         if run.engine.is_main:
@@ -73,59 +72,67 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     engine = run.engine
 
     # Data and models.
-    splits = load_splits(**{name: getattr(settings, name) for name in DATA_OPTIONS})
+    splits = load_splits(**vars(settings.data))
     logger.info(
-        "%s: %d train, %d validation, %d test rows, left out %s", settings.dataset_name or settings.train_file,
-        len(splits.train), len(splits.validation), len(splits.test), splits.left_out,
+        "%s: %d train, %d validation, %d test rows, left out %s",
+        settings.data.dataset_name or settings.data.train_file, len(splits.train), len(splits.validation),
+        len(splits.test), splits.left_out,
     )  # fmt: skip
-    rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * engine.count
-    settings.check_rows(min(rows, len(splits.train)))
-    note_other_letters([row.reference for row in (splits.test or splits.validation)], settings.rouge_words)
+    rows = settings.policy.per_device_train_batch_size * settings.policy.gradient_accumulation_steps * engine.count
+    settings.policy.check_rows(min(rows, len(splits.train)))
+    note_other_letters([row.reference for row in (splits.test or splits.validation)], settings.evaluation.rouge_words)
     preference, metrics = (
-        make_preference(settings.preference, settings.rouge_words),
-        load_metrics(settings.eval_metrics),
+        make_preference(settings.reward.preference, settings.evaluation.rouge_words),
+        load_metrics(settings.evaluation.eval_metrics),
     )
-    policy = load_policy(settings)
-    reward = load_reward_model(settings, policy) if settings.uses_rewards else None
-    if reward is not None and settings.needs_expectation:
-        reward.check_expectations()
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
+    reward = load_reward_model(settings.models, settings.text, policy) if settings.policy.uses_rewards else None
+    if reward is not None:
+        reward.model.config.trained_on = {
+            "task": "summary", "dataset": settings.data.dataset_name or settings.data.train_file,
+            "preference": settings.reward.preference, "agg_func": settings.reward.agg_func,
+        }  # fmt: skip
+        if settings.policy.needs_expectation:
+            reward.check_expectations()
     for model in [policy.lm] + ([reward.model.backbone] if reward is not None else []):
-        add_adapters(model, settings.lora_rank, settings.lora_alpha)
-        if settings.gradient_checkpointing:
+        add_adapters(model, settings.models.lora_rank, settings.models.lora_alpha)
+        if settings.models.gradient_checkpointing:
             enable_checkpointing(model)
     policy.to(run.runtime.device)
     describe("policy", policy.lm)
     if reward is not None:
         reward.to(run.runtime.device)
         describe("reward model", reward.model)
-    train, validation, test = _tokenize_all(splits, policy.format, settings, engine)
+    train, validation, test = _tokenize_all(splits, policy.format, settings.text, engine)
     tested, tested_on = (test, "test") if len(test) else (validation, "validation")
 
     run.begin()
     # Before a checkpoint is loaded: of a run that goes on it is the same.
-    before = without_training(policy, tested, settings, engine)
+    before = without_training(policy, tested, settings.evaluation, engine)
     # Reward learning and policy learning in turn.
     reward_trainer = None
     if reward is not None:
-        reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings, engine, run.log)
+        _note_periods(settings.reward)
+        reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, run.log)
 
     def validate() -> dict[str, float]:
-        means = evaluate(policy, validation, settings, engine, "validation").means
+        means = evaluate(policy, validation, settings.evaluation, engine, "validation").means
         return {f"eval/{name}": value for name, value in means.items()}
 
     def keep_best() -> None:
         if engine.is_main:
             policy.save_pretrained(best_policy_folder(run.folder))
 
-    trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings, engine, run.log)
-    _note_periods(settings, reward_trainer)
+    trainer = PolicyTrainer(policy, reward_trainer, train, validate, keep_best, settings.policy, engine, run.log)
     if run.restore(trainer.load_state) and not run.same_options:
         trainer.forget_rewards()
     with run.checkpoints(trainer.save_state) as checkpointer:
         trainer.train(checkpointer)
 
     # The last policy writes the summaries that are reported.
-    evaluation = evaluate(policy, tested, settings, engine, tested_on, settings.bertscore, metrics)
+    evaluation = evaluate(
+        policy, tested, settings.evaluation, engine, tested_on, settings.evaluation.bertscore, metrics
+    )
     results = _results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
     results["compared_rows"] = min(COMPARED_ROWS, len(tested))
     if len(tested) > COMPARED_ROWS:
@@ -134,7 +141,9 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     def write_files() -> None:
         save_models(run.folder, policy, reward)
         _write_predictions(run.folder, tested, evaluation)
-        write_run_report(run.folder, results, evaluation, tested.rows, reward, policy, settings.expectation_tokens)
+        write_run_report(
+            run.folder, results, evaluation, tested.rows, reward, policy, settings.policy.expectation_tokens
+        )
 
     run.finish(results, write_files)
     return results
@@ -161,24 +170,18 @@ def save_models(folder: RunFolder, policy: SummaryPolicy, reward: SummaryRewardM
 
 def run_options(settings: SummarizationSettings) -> RunOptions:
     """The part of the options that concerns the run as such."""
+    options = settings.options()
     return RunOptions.of(
-        settings,
+        settings.run,
         task="sum",
         folder=output_folder(settings),
-        all=plain_options(settings),
+        all=options,
         neutral=NEUTRAL,
-        inputs={name: getattr(settings, name) for name in INPUTS},
+        inputs={name: options[name] for name in INPUTS},
         how_to_resume="the same command and --resume",
         checkpoint_path=None,
-        trackers=settings.report_to,
+        trackers=settings.run.report_to,
     )
-
-
-DATA_OPTIONS = (
-    "dataset_name", "dataset_config", "train_file", "validation_file", "test_file", "text_column", "summary_column",
-    "preference_column",
-    "max_train_samples", "max_eval_samples", "max_predict_samples", "seed",
-)  # fmt: skip
 
 
 # The options that name what is read. A metric of the evaluate library is another's code, as a package's.
@@ -190,12 +193,12 @@ INPUTS = (
 
 def output_folder(settings: SummarizationSettings) -> Path:
     """The run's folder; by default named after what distinguishes runs."""
-    if settings.output_dir is not None:
-        return Path(settings.output_dir)
-    data = settings.dataset_name or Path(str(settings.train_file)).stem
-    name = f"{settings.guidance}-{settings.agg_func}-{settings.seed}"
-    if settings.expid is not None:
-        name += f"-{settings.expid}"
+    if settings.run.output_dir is not None:
+        return Path(settings.run.output_dir)
+    data = settings.data.dataset_name or Path(str(settings.data.train_file)).stem
+    name = f"{settings.policy.guidance}-{settings.reward.agg_func}-{settings.run.seed}"
+    if settings.run.expid is not None:
+        name += f"-{settings.run.expid}"
     return Path("outputs", "sum", data.replace("/", "-"), name)
 
 
@@ -205,19 +208,19 @@ def best_policy_folder(folder: RunFolder) -> Path:
 
 
 def _tokenize_all(
-    splits: Splits, text_format: Any, settings: SummarizationSettings, engine: Engine
+    splits: Splits, text_format: Any, text: TextSettings, engine: Engine
 ) -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
     def work() -> tuple[TokenizedRows, TokenizedRows, TokenizedRows]:
-        overwrite = settings.overwrite_cache and engine.is_main
-        workers = settings.preprocessing_num_workers
+        overwrite = text.overwrite_cache and engine.is_main
+        workers = text.preprocessing_num_workers
 
         def one(rows: Any, max_target_length: int) -> TokenizedRows:
             return tokenize(rows, text_format, max_target_length, workers, overwrite)
 
         return (
-            one(splits.train, settings.max_target_length),
-            one(splits.validation, settings.eval_target_length),
-            one(splits.test, settings.eval_target_length),
+            one(splits.train, text.max_target_length),
+            one(splits.validation, text.eval_target_length),
+            one(splits.test, text.eval_target_length),
         )
 
     done = work() if engine.is_main else None
@@ -225,13 +228,13 @@ def _tokenize_all(
     return done or work()
 
 
-def _note_periods(settings: SummarizationSettings, reward_trainer: RewardTrainer | None) -> None:
-    if reward_trainer is not None and settings.rew_eval_period >= settings.rew_num_train_epochs:
+def _note_periods(reward: RewardSettings) -> None:
+    if reward.rew_eval_period >= reward.rew_num_train_epochs:
         logger.warning(
             "a round of reward learning (rew_num_train_epochs=%g) is validated at its end alone (rew_eval_period=%g): "
             "lr_decay and early_stop_count cannot act",
-            settings.rew_num_train_epochs,
-            settings.rew_eval_period,
+            reward.rew_num_train_epochs,
+            reward.rew_eval_period,
         )
 
 
@@ -256,12 +259,12 @@ def _results(
     return {
         "status": "complete",
         "task": "summarization",
-        "dataset": settings.dataset_name or settings.train_file,
-        "seed": settings.seed,
-        "guidance": settings.guidance,
-        "agg_func": settings.agg_func,
+        "dataset": settings.data.dataset_name or settings.data.train_file,
+        "seed": settings.run.seed,
+        "guidance": settings.policy.guidance,
+        "agg_func": settings.reward.agg_func,
         "rew_head": learnt.reward.model.config.head if learnt is not None else None,
-        "preference": settings.preference,
+        "preference": settings.reward.preference,
         "tested_on": tested_on,
         **{f"test_{name}": value for name, value in evaluation.means.items()},
         "reward_rank_accuracy": held_out.get("reward/dev_rank_accuracy"),
@@ -277,8 +280,8 @@ def _results(
         "validation_rows": len(splits.validation),
         "test_rows": len(evaluation.predictions),
         "rows_left_out": splits.left_out,
-        "model": settings.model_name_or_path or settings.config_name or settings.model_type,
-        "reward_model": settings.reward_model_name if settings.uses_rewards else None,
+        "model": settings.models.model_name_or_path or settings.models.config_name or settings.models.model_type,
+        "reward_model": settings.models.reward_model_name if settings.policy.uses_rewards else None,
     }
 
 

@@ -1,16 +1,20 @@
 """The options of summarization with their types and ranges. Defaults and explanations: configs/sum_config.yaml."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from common.aggregation import AGGREGATIONS
 from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS
 from common.errors import UserError
 from common.token_reward_model import HEADS
-from common.training.plateau import PlateauSettings
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
-from common.training.settings import RunSettings, build_settings, setting
+from common.training.settings import (
+    AdapterSettings,
+    ClipSettings,
+    NamedRunSettings,
+    ScheduleSettings,
+    ScoreSettings,
+    TaskSettings,
+    setting,
+)
 from sum_task.rouge import WORDS
 
 GUIDANCES = ("token", "sequence", "none")
@@ -20,8 +24,8 @@ NEUTRAL = RUN_NEUTRAL | {"output_dir", "preprocessing_num_workers", "overwrite_c
 
 
 @dataclass(frozen=True)
-class SummarizationSettings(RunSettings):
-    """One field an option; see configs/sum_config.yaml for what each means."""
+class DataSettings:
+    """Where the rows come from; see `load_splits`."""
 
     dataset_name: str | None = setting()
     dataset_config: str | None = setting()
@@ -34,17 +38,45 @@ class SummarizationSettings(RunSettings):
     max_train_samples: int | None = setting(minimum=1)
     max_eval_samples: int | None = setting(minimum=1)
     max_predict_samples: int | None = setting(minimum=1)
-    source_language: str | None = setting()
-    target_language: str | None = setting()
-    source_prefix: str = setting()
-    separator: str = setting()
+    seed: int = setting(minimum=0, maximum=2**32 - 1)
+
+
+@dataclass(frozen=True)
+class LengthSettings:
+    """How many tokens there are of a row."""
+
     max_source_length: int = setting(minimum=1)
     max_target_length: int = setting(minimum=2)
     val_max_target_length: int | None = setting(minimum=2)
     pad_to_max_length: bool = setting()
-    ignore_pad_token_for_loss: bool = setting()
+
+    @property
+    def eval_target_length(self) -> int:
+        """Tokens of a summary that is written in validation and test."""
+        return self.val_max_target_length or self.max_target_length
+
+    @property
+    def pad_lengths(self) -> tuple[int, int] | None:
+        """Tokens of source and target to which each batch is padded; None for its longest row."""
+        return (self.max_source_length, self.max_target_length) if self.pad_to_max_length else None
+
+
+@dataclass(frozen=True)
+class TextSettings(LengthSettings):
+    """How a row becomes tokens."""
+
+    source_language: str | None = setting()
+    target_language: str | None = setting()
+    source_prefix: str = setting()
+    separator: str = setting()
+    resize_position_embeddings: bool | None = setting()
     preprocessing_num_workers: int | None = setting(minimum=1)
     overwrite_cache: bool = setting()
+
+
+@dataclass(frozen=True)
+class ModelSettings(AdapterSettings):
+    """Which models there are."""
 
     model_name_or_path: str | None = setting()
     rew_model_name_or_path: str | None = setting()
@@ -52,25 +84,33 @@ class SummarizationSettings(RunSettings):
     tokenizer_name: str | None = setting()
     model_type: str | None = setting()
     use_slow_tokenizer: bool = setting()
-    resize_position_embeddings: bool | None = setting()
     policy_checkpoint_path: str | None = setting()
     rew_checkpoint_path: str | None = setting()
-
-    guidance: str = setting(choices=GUIDANCES)
-    credit: str = setting(choices=tuple(CREDITS))
-    weight_shares: str = setting(choices=("sequence", "batch"))
-    expectation_tokens: int = setting(minimum=2)
-    sequence_score: str = setting(choices=("learned", "preference"))
-    preference: str = setting()
-    agg_func: str = setting(choices=AGGREGATIONS)
-    soft_maxmin_temp: float = setting(above=0)
     use_softplus: bool = setting()
     rew_head: str = setting(choices=HEADS)
     head_hidden_size: int = setting(minimum=1)
     head_init_gain: float = setting(above=0)
-    reward_learning_samples: int = setting(minimum=2)
+
+    @property
+    def reward_model_name(self) -> str | None:
+        """The backbone of the reward model; None where it has random weights, as the policy has."""
+        return self.rew_model_name_or_path or self.model_name_or_path
+
+
+@dataclass(frozen=True)
+class SamplingSettings(LengthSettings):
+    """How the policy writes the summaries that it learns from."""
+
     sampling_top_k: int | None = setting(minimum=1)
     sampling_temperature: float = setting(above=0)
+
+
+@dataclass(frozen=True)
+class RewardSettings(SamplingSettings, ScoreSettings, ClipSettings, ScheduleSettings):
+    """How the token rewards are learnt."""
+
+    preference: str = setting()
+    reward_learning_samples: int = setting(minimum=2)
     reward_learning_batch_size: int = setting(minimum=1)
     rew_gradient_accumulation_steps: int = setting(minimum=1)
     rew_sampling_batches: int | None = setting(minimum=1)
@@ -78,12 +118,19 @@ class SummarizationSettings(RunSettings):
     rew_learning_rate: float = setting(above=0)
     rew_eval_period: float = setting(above=0)
     rew_validation_share: float = setting(above=0, maximum=1)
-    reward_retrain_period: float = setting(above=0)
-    reward_retrain_epochs: float = setting(minimum=0)
-    lr_decay: float = setting(above=0, maximum=1)
-    weight_decay_count: int = setting(minimum=0)
-    early_stop_count: int = setting(minimum=1)
+    seed: int = setting(minimum=0, maximum=2**32 - 1)
+    log_every: int = setting(minimum=1)
 
+
+@dataclass(frozen=True)
+class PolicySettings(SamplingSettings, ClipSettings):
+    """How the policy learns from them."""
+
+    guidance: str = setting(choices=GUIDANCES)
+    credit: str = setting(choices=tuple(CREDITS))
+    weight_shares: str = setting(choices=("sequence", "batch"))
+    expectation_tokens: int = setting(minimum=2)
+    sequence_score: str = setting(choices=("learned", "preference"))
     per_device_train_batch_size: int = setting(minimum=1)
     gradient_accumulation_steps: int = setting(minimum=1)
     num_train_epochs: float = setting(minimum=0)
@@ -99,100 +146,11 @@ class SummarizationSettings(RunSettings):
     max_entropy_coeff: float = setting()
     num_reinforce_samples: int = setting(minimum=1)
     policy_eval_period: float = setting(above=0)
-    gradient_clip: bool = setting()
-    gradient_clip_norm: float = setting(above=0)
-
-    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
-    gradient_checkpointing: bool = setting()
-    lora_rank: int = setting(minimum=0)
-    lora_alpha: float = setting(above=0)
-
-    per_device_eval_batch_size: int = setting(minimum=1)
-    num_beams: int | None = setting(minimum=1)
-    min_length: int | None = setting(minimum=0)
-    no_repeat_ngram_size: int | None = setting(minimum=0)
-    length_penalty: float | None = setting()
-    rouge_words: str = setting(choices=tuple(WORDS))
-    bertscore: bool = setting()
-    eval_metrics: tuple[str, ...] = setting()
-
+    reward_retrain_period: float = setting(above=0)
+    reward_retrain_epochs: float = setting(minimum=0)
+    ignore_pad_token_for_loss: bool = setting()
     seed: int = setting(minimum=0, maximum=2**32 - 1)
-    cpu_kernels: bool = setting()
-    output_dir: str | None = setting()
-    expid: str | None = setting()
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> "SummarizationSettings":
-        """Check every option and those that only make sense together.
-
-        Raises:
-            UserError: see `build_settings`; or two options contradict each other.
-        """
-        settings = build_settings(cls, values)
-        if settings.dataset_name is None and settings.train_file is None:
-            raise UserError("no data: give dataset_name, or train_file and validation_file")
-        if settings.model_name_or_path is None and settings.config_name is None and settings.model_type is None:
-            raise UserError("no policy: give model_name_or_path, or config_name or model_type for random weights")
-        if settings.guidance == "none":
-            if settings.reinforce_coeff > 0:
-                raise UserError("reinforce_coeff: with guidance=none there is no reward for it")
-            if settings.rew_checkpoint_path is not None:
-                raise UserError("rew_checkpoint_path: guidance=none uses no reward model")
-        elif (
-            settings.reward_retrain_epochs == 0
-            and settings.rew_checkpoint_path is None
-            and settings.rew_head == "after"
-        ):
-            raise UserError("reward_retrain_epochs: 0 needs a model, in rew_checkpoint_path, or rew_head=likelihood")
-        if settings.guidance == "sequence" and settings.exp_in_wmle:
-            raise UserError("exp_in_wmle: the exponential of token rewards is for guidance=token only")
-        if settings.guidance != "token" and settings.use_q_for_weight:
-            raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
-        settings._check_credit()
-        settings.check_switches()
-        return settings
-
-    def check_rows(self, rows: int) -> None:
-        """Refuse a run whose rewards could have no effect, with so many rows in the largest optimizer step.
-
-        Raises:
-            UserError: sequence-level guidance has nothing to compare.
-        """
-        if self.guidance == "sequence" and rows == 1 and self.reinforce_coeff <= 0:
-            raise UserError(
-                "guidance: 'sequence' weighs the summaries of an optimizer step against each other, and a step has one "
-                "row; take more (per_device_train_batch_size, gradient_accumulation_steps), or guidance=none"
-            )
-
-    def _check_credit(self) -> None:
-        if self.use_q_for_weight and self.credit not in ("reward", "reward-to-go"):
-            raise UserError(f"use_q_for_weight: it means credit=reward-to-go, and credit={self.credit} is set")
-        if self.exp_in_wmle and self.weighs_whole_steps:
-            raise UserError("exp_in_wmle: it is for credit=reward or reward-to-go with weight_shares=sequence")
-        if self.guidance == "token" and self.credit == "sequence" and self.weight_shares == "sequence":
-            raise UserError("weight_shares: shares over a sequence cancel its weight; credit=sequence needs batch")
-        kinds = [self.reference_credit] if self.mle_coeff > 0 else []
-        kinds += [self.sample_credit] if self.reinforce_coeff > 0 else []
-        if self.sequence_score == "preference" and self.uses_rewards and not {*kinds} & {"sequence", "product"}:
-            raise UserError(
-                "sequence_score: preference is for guidance=sequence, credit or reinforce_credit=sequence, product"
-            )
-        if self.mle_coeff == 0 and not self.uses_samples:
-            raise UserError("mle_coeff: 0 leaves nothing to learn from; set reinforce_coeff")
-        if self.reinforce_coeff <= 0:
-            return
-        if self.guidance == "token" and self.sample_credit not in SAMPLE_CREDITS:
-            raise UserError(
-                f"reinforce_credit: credit={self.credit} weighs references only; samples are weighed by "
-                f"{', '.join(SAMPLE_CREDITS)}"
-            )
-        if self.reinforce_baseline == "leave-one-out":
-            if self.num_reinforce_samples < 2:
-                raise UserError(
-                    "reinforce_baseline: it is the mean of the other samples: num_reinforce_samples=1 has none"
-                )
-            if self.sample_credit == "advantage":
-                raise UserError("reinforce_baseline: an advantage is a difference already; set reinforce_baseline=none")
+    log_every: int = setting(minimum=1)
 
     @property
     def reference_credit(self) -> str:
@@ -232,16 +190,6 @@ class SummarizationSettings(RunSettings):
         return of_references | ({self.sample_credit} if self.reinforce_coeff > 0 else set())
 
     @property
-    def reward_model_name(self) -> str | None:
-        """The backbone of the reward model; None where it has random weights, as the policy has."""
-        return self.rew_model_name_or_path or self.model_name_or_path
-
-    @property
-    def eval_target_length(self) -> int:
-        """Tokens of a summary that is written in validation and test."""
-        return self.val_max_target_length or self.max_target_length
-
-    @property
     def uses_rewards(self) -> bool:
         return self.guidance != "none"
 
@@ -250,12 +198,100 @@ class SummarizationSettings(RunSettings):
         """Whether the policy's loss has terms on sampled summaries."""
         return self.reinforce_coeff > 0 or self.max_entropy_coeff > 0
 
-    @property
-    def clip_norm(self) -> float | None:
-        """Largest gradient norm, or None."""
-        return self.gradient_clip_norm if self.gradient_clip else None
+    def check_rows(self, rows: int) -> None:
+        """Refuse a run whose rewards could have no effect, with so many rows in the largest optimizer step.
 
-    @property
-    def reward_plateau(self) -> PlateauSettings:
-        """The schedule and early-stop rule of a round of reward learning."""
-        return PlateauSettings(factor=self.lr_decay, patience=self.weight_decay_count, stop_after=self.early_stop_count)
+        Raises:
+            UserError: sequence-level guidance has nothing to compare.
+        """
+        if self.guidance == "sequence" and rows == 1 and self.reinforce_coeff <= 0:
+            raise UserError(
+                "guidance: 'sequence' weighs the summaries of an optimizer step against each other, and a step has one "
+                "row; take more (per_device_train_batch_size, gradient_accumulation_steps), or guidance=none"
+            )
+
+    def check_credit(self) -> None:
+        """Refuse kinds of credit that contradict each other."""
+        if self.use_q_for_weight and self.credit not in ("reward", "reward-to-go"):
+            raise UserError(f"use_q_for_weight: it means credit=reward-to-go, and credit={self.credit} is set")
+        if self.exp_in_wmle and self.weighs_whole_steps:
+            raise UserError("exp_in_wmle: it is for credit=reward or reward-to-go with weight_shares=sequence")
+        if self.guidance == "token" and self.credit == "sequence" and self.weight_shares == "sequence":
+            raise UserError("weight_shares: shares over a sequence cancel its weight; credit=sequence needs batch")
+        kinds = [self.reference_credit] if self.mle_coeff > 0 else []
+        kinds += [self.sample_credit] if self.reinforce_coeff > 0 else []
+        if self.sequence_score == "preference" and self.uses_rewards and not {*kinds} & {"sequence", "product"}:
+            raise UserError(
+                "sequence_score: preference is for guidance=sequence, credit or reinforce_credit=sequence, product"
+            )
+        if self.mle_coeff == 0 and not self.uses_samples:
+            raise UserError("mle_coeff: 0 leaves nothing to learn from; set reinforce_coeff")
+        if self.reinforce_coeff <= 0:
+            return
+        if self.guidance == "token" and self.sample_credit not in SAMPLE_CREDITS:
+            raise UserError(
+                f"reinforce_credit: credit={self.credit} weighs references only; samples are weighed by "
+                f"{', '.join(SAMPLE_CREDITS)}"
+            )
+        if self.reinforce_baseline == "leave-one-out":
+            if self.num_reinforce_samples < 2:
+                raise UserError(
+                    "reinforce_baseline: it is the mean of the other samples: num_reinforce_samples=1 has none"
+                )
+            if self.sample_credit == "advantage":
+                raise UserError("reinforce_baseline: an advantage is a difference already; set reinforce_baseline=none")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(LengthSettings):
+    """How summaries are written for validation and test, and what they are measured by."""
+
+    per_device_eval_batch_size: int = setting(minimum=1)
+    num_beams: int | None = setting(minimum=1)
+    min_length: int | None = setting(minimum=0)
+    no_repeat_ngram_size: int | None = setting(minimum=0)
+    length_penalty: float | None = setting()
+    rouge_words: str = setting(choices=tuple(WORDS))
+    bertscore: bool = setting()
+    eval_metrics: list[str] = setting()
+
+
+@dataclass(frozen=True)
+class SumRunSettings(NamedRunSettings):
+    """What the run as such reads."""
+
+    cpu_kernels: bool = setting()
+
+
+@dataclass(frozen=True)
+class SummarizationSettings(TaskSettings):
+    """The options of summarization; see configs/sum_config.yaml for what each means."""
+
+    data: DataSettings
+    text: TextSettings
+    models: ModelSettings
+    reward: RewardSettings
+    policy: PolicySettings
+    evaluation: EvaluationSettings
+    run: SumRunSettings
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        data, models, policy = self.data, self.models, self.policy
+        if data.dataset_name is None and data.train_file is None:
+            raise UserError("no data: give dataset_name, or train_file and validation_file")
+        if models.model_name_or_path is None and models.config_name is None and models.model_type is None:
+            raise UserError("no policy: give model_name_or_path, or config_name or model_type for random weights")
+        if policy.guidance == "none":
+            if policy.reinforce_coeff > 0:
+                raise UserError("reinforce_coeff: with guidance=none there is no reward for it")
+            if models.rew_checkpoint_path is not None:
+                raise UserError("rew_checkpoint_path: guidance=none uses no reward model")
+        elif policy.reward_retrain_epochs == 0 and models.rew_checkpoint_path is None and models.rew_head == "after":
+            raise UserError("reward_retrain_epochs: 0 needs a model, in rew_checkpoint_path, or rew_head=likelihood")
+        if policy.guidance == "sequence" and policy.exp_in_wmle:
+            raise UserError("exp_in_wmle: the exponential of token rewards is for guidance=token only")
+        if policy.guidance != "token" and policy.use_q_for_weight:
+            raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
+        policy.check_credit()
+        self.run.check_switches()

@@ -9,9 +9,8 @@ from sum_task.batching import TokenizedRows, sorted_batches
 from sum_task.evaluate_library import LibraryMetric
 from sum_task.evaluation_metrics import mean_scores, per_example
 from sum_task.models import SummaryPolicy
-from sum_task.reward_trainer import pad_lengths
 from sum_task.sentences import lead
-from sum_task.settings import SummarizationSettings
+from sum_task.settings import EvaluationSettings
 
 # What is said of the policy before training takes no longer than this, however many rows there are.
 COMPARED_ROWS = 200
@@ -47,7 +46,7 @@ def first_means(evaluation: Evaluation, rows: int) -> dict[str, float]:
 def without_training(
     policy: SummaryPolicy,
     data: TokenizedRows,
-    settings: SummarizationSettings,
+    settings: EvaluationSettings,
     engine: Engine,
 ) -> dict[str, float]:
     """What a run starts from, on the first `COMPARED_ROWS` rows: the policy as it is, and the first three sentences.
@@ -75,12 +74,12 @@ def without_training(
 def write_summaries(
     policy: SummaryPolicy,
     data: TokenizedRows,
-    settings: SummarizationSettings,
+    settings: EvaluationSettings,
     engine: Engine,
     title: str,
 ) -> list[str]:
     """The summary of each row, by greedy or beam search; each row is written by one process, all get them all."""
-    collate = policy.collator(pad_lengths(settings))
+    collate = policy.collator(settings.pad_lengths)
     batches = sorted_batches(data, settings.per_device_eval_batch_size * engine.count)
     written: list[tuple[int, str]] = []
     for rows in progress(batches, title, "batch"):
@@ -102,7 +101,7 @@ def write_summaries(
 def evaluate(
     policy: SummaryPolicy,
     data: TokenizedRows,
-    settings: SummarizationSettings,
+    settings: EvaluationSettings,
     engine: Engine,
     title: str,
     bertscore: bool = False,

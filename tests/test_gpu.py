@@ -9,7 +9,6 @@ from common.checks import check_values
 from prompt_task.run_fsc import run as run_prompts
 from sum_task.batching import tokenize
 from sum_task.data import load_splits
-from sum_task.models import load_policy
 from sum_task.run_sum import run as run_summaries
 from tests.sum_task.conftest import stand_in_for_wordnet
 from tests.sum_task.tiny import TinyWorld
@@ -51,7 +50,7 @@ def test_samples_are_those_of_a_cpu_and_are_not_waited_for_at_each_token(tiny, k
     rows = load_splits(train_file=tiny.train, validation_file=tiny.train).train
 
     def sampled(device: str) -> list[list[int]]:
-        policy = load_policy(tiny.settings(model_name_or_path=getattr(tiny, kind)))
+        policy = tiny.policy(model_name_or_path=getattr(tiny, kind))
         policy.to(torch.device(device))
         batch = policy.collator()(tokenize(rows, policy.format, 7), [0, 1, 2]).to(policy.device)
         noise = torch.rand(9, 7, generator=torch.Generator().manual_seed(1))

@@ -15,7 +15,7 @@ from sum_task import policy_trainer as summary_policy
 from sum_task import reward_trainer as summary_reward
 from sum_task.batching import tokenize
 from sum_task.data import load_splits
-from sum_task.models import SummaryPolicy, load_policy
+from sum_task.models import SummaryPolicy
 from sum_task.run_sum import run as run_summaries
 from tests import tiny_models
 from tests.pretended_device import DEVICE, MixedDevices, PretendedDevice, pretended_device
@@ -201,7 +201,7 @@ def test_a_gpu_draws_what_a_cpu_draws(tiny, kind):
     """Also where samples end at different tokens, which a GPU is asked about only now and then."""
 
     def sampled(device: str) -> list[list[int]]:
-        policy = load_policy(tiny.settings(model_name_or_path=getattr(tiny, kind)))
+        policy = tiny.policy(model_name_or_path=getattr(tiny, kind))
         torch.manual_seed(0)
         if kind == "llama":
             with torch.no_grad():

@@ -82,9 +82,9 @@ def test_published_options_of_the_prompt_task(name):
     typed = prompt_command.read_command([f"{name}={default}"])
     assert typed.settings == untouched.settings
     changed = prompt_command.read_command([f"{name}={other}", *WITH.get(name, [])])
-    found = changed.spec.name if name == "dataset" else getattr(changed.settings, name)
+    found = changed.spec.name if name == "dataset" else changed.settings.options()[name]
     assert found == plain(other)
-    assert name == "dataset" or found != getattr(untouched.settings, name)
+    assert name == "dataset" or found != untouched.settings.options()[name]
 
 
 @pytest.mark.parametrize("name", SUM)
@@ -95,11 +95,11 @@ def test_published_flags_of_summarization(name):
         assert sum_command.read_command([*DATA, f"--{name}={default}"]) == untouched
         assert sum_command.read_command([*DATA, f"--{name}", default]) == untouched
     changed = sum_command.read_command([*DATA, f"--{name}", other])
-    assert getattr(changed, name) == plain(other) != getattr(untouched, name)
+    assert changed.options()[name] == plain(other) != untouched.options()[name]
 
 
 def test_a_switch_alone_is_on():
-    assert sum_command.read_command([*DATA, "--reset_optim", "--seed=1"]).reset_optim is True
+    assert sum_command.read_command([*DATA, "--reset_optim", "--seed=1"]).policy.reset_optim is True
 
 
 def published(folder, **more):
@@ -116,11 +116,11 @@ def test_a_published_configuration_runs_as_it_stands(tmp_path):
     by_path = prompt_command.read_command(["--config-name", str(folder / "fsc_config.yaml")])
     assert (by_name, by_path) == (expected, expected)
     changed = prompt_command.read_command([f"--config-name={folder}/fsc_config.yaml", "dataset=agnews", "top_k=9"])
-    assert (changed.spec.name, changed.settings.top_k) == ("agnews", 9)
+    assert (changed.spec.name, changed.settings.policy.top_k) == ("agnews", 9)
     assert prompt_command.read_command([]) == expected  # nothing of the file stays behind
     other = published(tmp_path / "other", dataset="yelp-2", use_softplus=0)
     read = prompt_command.read_command([f"--config-name={other}/fsc_config.yaml"])
-    assert (read.spec.name, read.settings.use_softplus) == ("yelp-2", False)
+    assert (read.spec.name, read.settings.models.use_softplus) == ("yelp-2", False)
 
 
 @pytest.mark.parametrize(

@@ -122,26 +122,27 @@ def make_run(
 ) -> Run:
     """A run over a tiny GPT-2 with the settings `options`."""
     settings = settings_of(**options)
-    runtime = start_runtime(settings.random_seed, "cpu")
+    runtime = start_runtime(settings.run.random_seed, "cpu")
     task_lm = task_lm or SpyTaskLM()
     lm, tokenizer = tiny_models.make("gpt2", embd_pdrop=dropout, resid_pdrop=dropout, attn_pdrop=dropout)
     policy = PromptPolicy(
-        lm, tokenizer, "gpt2", settings.source_str, settings.prompt_length, settings.hidden_size,
-        settings.adaptor_residual,
+        lm, tokenizer, "gpt2", settings.models.source_str, settings.models.prompt_length, settings.models.hidden_size,
+        settings.models.adaptor_residual,
     )  # fmt: skip
     reward_model = TokenRewardModel(
         TokenRewardConfig(
-            backbone=lm.config.to_dict(), head_hidden_size=16, head_init_gain=settings.head_init_gain,
-            bound="softplus" if settings.use_softplus else "sigmoid", head=settings.rew_head,
+            backbone=lm.config.to_dict(), head_hidden_size=16, head_init_gain=settings.models.head_init_gain,
+            bound="softplus" if settings.models.use_softplus else "sigmoid", head=settings.models.rew_head,
         )
     ).eval()  # fmt: skip
-    coefficients = (settings.correct_coeff, settings.incorrect_coeff)
-    train_scorer, dev_scorer = (PromptScorer(cast(TaskLM, task_lm), part, *coefficients) for part in (TRAIN, DEV))
+    train_scorer, dev_scorer = (
+        PromptScorer(cast(TaskLM, task_lm), part, **vars(settings.preference)) for part in (TRAIN, DEV)
+    )
     events = EventLog()
-    shared = settings, runtime, engine or start_engine("cpu"), cast(MetricsLog, events)
-    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, *shared)
+    shared = runtime, engine or start_engine("cpu"), cast(MetricsLog, events)
+    reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings.reward, *shared)
     candidates = CandidateTable(policy, train_scorer, dev_scorer)
-    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, *shared)
+    trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, settings.policy, *shared)
     return Run(
         settings, runtime, policy, reward_model, task_lm, train_scorer, dev_scorer, candidates, reward_trainer, trainer,
         events,

@@ -5,7 +5,6 @@ other things that cannot change a result. Of two runs of one row and one seed on
 count at all; every run that does not is kept as a `Problem`.
 """
 
-import json
 import os
 import statistics
 from collections import Counter
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from scipy import stats
 
 from common.errors import UserError
+from common.training.run_files import read_config, read_results
 from common.training.sweep_run import PLANS, Plan
 
 NUM_RESAMPLES = 10_000
@@ -205,10 +204,10 @@ def read_run(folder: Path, tasks: Sequence[TaskTable]) -> Run:
         UserError: it cannot be read, or is of no known task.
     """
     try:
-        options = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["options"]
+        options = read_config(folder / "config.yaml").options
         if not (folder / "results.json").exists():
             raise Unfinished("it has no results.json: it was cut off, or is running")
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        results = read_results(folder / "results.json")
         if results["status"] != "complete":
             raise Unfinished(f"its status is {results['status']!r}")
         task = next((task for task in tasks if task.name == results["task"]), None)
@@ -229,7 +228,7 @@ def read_run(folder: Path, tasks: Sequence[TaskTable]) -> Run:
         }
         seed = tuple(options[name] for name in task.seeds)
         return Run(folder, task, str(results["dataset"]), method, seed, figures, results)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"it cannot be read: {' '.join(repr(error).split())[:200]}") from None
 
 

@@ -1,6 +1,8 @@
 """Checkpoints of safetensors and JSON: written whole or not at all, loaded without running anything from them."""
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ def save_checkpoint(folder: Path, state: StateTree) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with write_folder_atomic(folder) as temporary:
         save_file(tensors, temporary / "state.safetensors")
-        text = json.dumps({"format": FORMAT, "tensors": sorted(tensors), "values": state.values})
+        head = {"format": FORMAT, "tensors": sorted(tensors), "values": state.values}
+        head["sha256"] = _checksum(temporary / "state.safetensors", state.values)
+        text = json.dumps(head)
         (temporary / "state.json").write_text(text, encoding="utf-8")
 
 
@@ -55,19 +59,33 @@ def load_checkpoint(folder: Path) -> StateTree:
         raise UserError(f"no checkpoint in '{folder}': it has no state.json")
     try:
         head = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        checksum = _checksum(folder / "state.safetensors", head["values"])
+        if head.get("sha256", checksum) != checksum:  # those of older versions have none
+            raise ValueError("its content is not what was written; it has another checksum")
         tensors = load_file(folder / "state.safetensors")
         if head["format"] != FORMAT or sorted(tensors) != head["tensors"]:
             raise ValueError("its parts do not belong together")
         return StateTree(tensors, head["values"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint '{folder}' cannot be read: {error}; without that folder, resuming takes the one before it"
         ) from None
 
 
+def _checksum(tensors: Path, values: Any) -> str:
+    """Of both files' content; what JSON makes of `values` is the same before and after it is written."""
+    digest = hashlib.sha256(json.dumps(values).encode())
+    with open(tensors, "rb") as file:
+        while piece := file.read(2**22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints below `folder`, which are named ``step-N``, oldest first."""
-    steps = [p for p in folder.glob("step-*") if p.name[5:].isdigit() and (p / "state.json").is_file()]
+    """The checkpoints below `folder`, which are named ``step-N``, oldest first; what is named otherwise is none."""
+    steps = [
+        p for p in folder.glob("step-*") if re.fullmatch("[0-9]{1,18}", p.name[5:]) and (p / "state.json").is_file()
+    ]
     return sorted(steps, key=lambda p: int(p.name[5:]))
 
 

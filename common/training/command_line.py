@@ -6,9 +6,7 @@ Every mistake is found before a model is loaded.
 import argparse
 import dataclasses
 import re
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +15,12 @@ from typing import Any, Generic, NoReturn, TypeVar
 import yaml
 
 from common.errors import UserError, nearest
+from common.training.settings import TaskSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NONE_WORDS = ("null", "none", "None")
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound=TaskSettings)
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,10 @@ class Option:
 
 @dataclass(frozen=True)
 class CommandLine(Generic[Settings]):
-    """A command whose options are the fields of a dataclass.
+    """A command whose options are those of a task's settings.
 
     Attributes:
-        settings: the dataclass; its ``from_mapping`` checks what is set and makes one.
+        settings: of the task, by which what is set is checked.
         defaults: YAML file that sets every option and explains it in a comment, in sections named ``# --- group ---``.
         program: name of the command.
         description: what it does.
@@ -67,9 +66,7 @@ class CommandLine(Generic[Settings]):
             self._refuse(rest[0])
         flags = {name: value for name, value in vars(given).items() if value is not None and name != "config"}
         values = {**read_yaml(self.defaults), **(self._config_values(given.config) if given.config else {}), **flags}
-        from_mapping: Any = self.settings.from_mapping  # type: ignore[attr-defined]
-        checked: Settings = from_mapping({name: self._value(name, value) for name, value in values.items()})
-        return checked
+        return self.settings.from_mapping({name: self._value(name, value) for name, value in values.items()})
 
     def _config_values(self, path: str) -> dict[str, Any]:
         """The options of a configuration file; a relative path may also start at the project's folder.
@@ -82,8 +79,8 @@ class CommandLine(Generic[Settings]):
         if values.keys() == {"command", "options", "environment"}:
             values = values["options"]  # the config.yaml of an earlier run
         for key in values:
-            if key not in self._hints:
-                raise UserError(f"--config {path}: unknown option '{key}'{nearest(str(key), self._hints)}")
+            if key not in self._kinds:
+                raise UserError(f"--config {path}: unknown option '{key}'{nearest(str(key), self._kinds)}")
         return values
 
     @cached_property
@@ -117,7 +114,7 @@ class CommandLine(Generic[Settings]):
                 groups[option.group] = parser.add_argument_group(option.group)
             text = f"{option.help} (default: {yaml_word(defaults[option.name])})".replace("%", "%%")
             bare: dict[str, Any] = {"metavar": "VALUE"}
-            if self._kind(option.name)[0] is bool:
+            if self._kinds[option.name][0] is bool:
                 bare = {"nargs": "?", "const": "true", "metavar": "true|false"}
             elif option.name == "resume":
                 bare = {"nargs": "?", "const": "auto", "metavar": "none|auto|changed"}
@@ -134,36 +131,17 @@ class CommandLine(Generic[Settings]):
         raise UserError(f"unknown flag '{flag}'{nearest(flag, names)}")
 
     @cached_property
-    def _hints(self) -> Mapping[str, Any]:
-        return typing.get_type_hints(self.settings)
-
-    def _kind(self, name: str) -> tuple[Any, bool]:
-        """The type of an option and whether it may be None."""
-        hint = self._hints[name]
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        kind = next(option for option in options if option is not type(None))
-        return typing.get_origin(kind) or kind, type(None) in options
+    def _kinds(self) -> dict[str, tuple[Any, bool]]:
+        return self.settings.kinds()
 
     def _value(self, name: str, value: Any) -> Any:
-        """A word as the number, truth value or list that the option is; what does not fit is left for the check.
-
-        YAML needs this too: it reads 5e-5 as a word.
-        """
-        if not isinstance(value, str) or name not in self._hints:
+        """A word that stands for nothing or for a list as what it means; of other words the check makes numbers."""
+        if not isinstance(value, str) or name not in self._kinds:
             return value
-        kind, optional = self._kind(name)
-        if optional and value in NONE_WORDS:
-            return None
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}.get(value.lower(), value)
-        if kind is tuple:
+        kind, optional = self._kinds[name]
+        if kind is list:
             return [] if value in ("", *NONE_WORDS) else value.split(",")
-        if kind in (int, float):
-            try:
-                return kind(value)
-            except ValueError:
-                return value
-        return value
+        return None if optional and value in NONE_WORDS else value
 
 
 class _Parser(argparse.ArgumentParser):

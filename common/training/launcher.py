@@ -4,14 +4,14 @@ accelerate hands its settings to the processes as environment variables. One tha
 nobody reads is the worst of both: the user believes in it, and the numbers know nothing of it.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from common.errors import UserError
+from common.training.settings import TaskSettings
 
-S = TypeVar("S")
+S = TypeVar("S", bound=TaskSettings)
 
 # The steps of both tasks sample, rank and score; no wrapper of a plain forward pass fits around them.
 REFUSED = {
@@ -29,7 +29,7 @@ def honour_launcher(settings: S, defaults: Mapping[str, Any]) -> S:
     taken to be unset and gets accelerate's value; one with another value has to be equal to it.
 
     Args:
-        settings: a task's options, a dataclass. One that has no such option cannot honour it.
+        settings: a task's options. One that has no such option cannot honour it.
         defaults: the default of each option.
 
     Raises:
@@ -42,7 +42,7 @@ def honour_launcher(settings: S, defaults: Mapping[str, Any]) -> S:
             )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError("accelerate: dynamo_backend is not for this task, whose models are not compiled; set it to no")
-    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    own = settings.options()
     asked: dict[str, Any] = {}
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", "bf16", "fp16"):
@@ -61,4 +61,4 @@ def honour_launcher(settings: S, defaults: Mapping[str, Any]) -> S:
             raise UserError(
                 f"{name}: {own[name]} here and {value} for accelerate contradict each other; set one of them"
             )
-    return dataclasses.replace(settings, **asked)  # type: ignore[type-var]
+    return settings.replaced(**asked) if asked else settings

@@ -4,17 +4,14 @@ A runner opens a :class:`Run`, loads data and models, and shows the steps of the
 is done here, in one order: nothing is written before `Run.begin`, and `Run.finish` writes ``results.json`` last.
 """
 
-import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from common.errors import UserError
 from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
@@ -23,6 +20,7 @@ from common.training.inputs import Fingerprint, changed_inputs, fingerprints
 from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.training.lock import alone_in
 from common.training.progress import set_quiet, set_verbose
+from common.training.run_files import Made, read_config, read_results
 from common.training.run_folder import (
     COMPLETE,
     RunFolder,
@@ -32,7 +30,8 @@ from common.training.run_folder import (
     open_run_folder,
 )
 from common.training.runtime import Runtime, hardware, peak_memory_mib, start_runtime
-from common.training.tracking import MetricsLog, check_trackers, truncate_after
+from common.training.settings import RunSettings
+from common.training.tracking import MetricsLog, check_events, check_trackers, truncate_after
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +75,14 @@ class RunOptions:
     checkpoint_minutes: float
     checkpoint_steps: int
     keep_checkpoints: int
-    trackers: tuple[str, ...]
+    trackers: Sequence[str]
     quiet: bool
     verbose: bool
 
     @classmethod
-    def of(cls, settings: Any, **own: Any) -> "RunOptions":
-        """From a task's settings, whose fields have these names; `own` are those that it calls otherwise or lacks."""
-        shared = {f.name: getattr(settings, f.name) for f in fields(cls) if f.name not in own}
+    def of(cls, run: RunSettings, **own: Any) -> "RunOptions":
+        """From a task's group, whose fields have these names; `own` are those that it calls otherwise or lacks."""
+        shared = {f.name: getattr(run, f.name) for f in fields(cls) if f.name not in own}
         return cls(**shared, **own)
 
 
@@ -120,31 +119,34 @@ class Run:
         self.finished: dict[str, Any] | None = None
         self.same_options = True
         self._checkpoint: StateTree | None = None
+        self._before = Made({}, {})
         self._inputs = self._fingerprints()
         if self.folder.is_complete and not options.overwrite:
-            before = yaml.safe_load(self.folder.config.read_text(encoding="utf-8"))
-            check_resumable(self._changes(before), self.folder.path, COMPLETE)
-            self.finished = json.loads(self.folder.results.read_text(encoding="utf-8"))
+            check_resumable(self._changes(read_config(self.folder.config)), self.folder.path, COMPLETE)
+            self.finished = read_results(self.folder.results)
             return
         where = self.folder.checkpoint or (Path(options.checkpoint_path) if options.checkpoint_path else None)
         if where is not None:
             self._checkpoint = load_checkpoint(where)
+            self._before = Made.of(self._checkpoint.values.get("run"), where)
             self._check_resumable()
+            if self.folder.checkpoint is not None:
+                check_events(self.folder.metrics, self._before.events)
             logger.info("going on from %s", where)
 
     def _check_resumable(self) -> None:
         if self._checkpoint is not None:
             where = self.folder.checkpoint or Path(str(self.options.checkpoint_path))
             advice = None if self.options.resume == "changed" else " (allowed with resume=changed)"
-            self.same_options = check_resumable(self._changes(self._checkpoint.values["run"]), where, advice)
+            self.same_options = check_resumable(self._changes(self._before), where, advice)
 
     def _fingerprints(self) -> dict[str, Fingerprint]:
         return self.engine.on_main(lambda: fingerprints(self.options.inputs))
 
-    def _changes(self, before: Mapping[str, Any]) -> str:
-        """What differs from an earlier run's options and inputs, in words; `before` has both under these names."""
-        options = changed_options(before["options"], self.options.all, self.options.neutral)
-        inputs = changed_inputs(before.get("inputs", {}), self._inputs)
+    def _changes(self, before: Made) -> str:
+        """What differs from an earlier run's options and inputs, in words."""
+        options = changed_options(before.options, self.options.all, self.options.neutral)
+        inputs = changed_inputs(before.inputs, self._inputs)
         parts = [f"another content of {phrase}" for phrase in inputs] + (
             [f"other options: {options}"] if options else []
         )
@@ -173,22 +175,19 @@ class Run:
         earlier, self._inputs = self._inputs, self._fingerprints()
         if self._inputs != earlier:  # such as what the hub has and was fetched only now
             self._check_resumable()
-        before: dict[str, Any] = {"seconds": 0.0}
-        if self._checkpoint is not None:
-            before = self._checkpoint.values["run"]
 
         def prepare() -> None:
             self.options.folder.parent.mkdir(parents=True, exist_ok=True)
             self._lock()
             if self.folder.checkpoint is not None:
-                truncate_after(self.folder.metrics, before["events"])
+                truncate_after(self.folder.metrics, self._before.events)
             self.folder.prepare()
             self.folder.write_config(self.options.all, sys.argv, self._inputs)
 
         self.engine.on_main(prepare)
         log = MetricsLog(
             self.folder.metrics if self.engine.is_main else None, self.options.trackers, self.engine.accelerator,
-            project=f"token-guidance-{self.options.task}", config=self.options.all, seconds_before=before["seconds"],
+            project=f"token-guidance-{self.options.task}", config=self.options.all, seconds_before=self._before.seconds,
         )  # fmt: skip
         self.log = self._stack.enter_context(log)
 
@@ -214,6 +213,7 @@ class Run:
         def save(steps: int) -> None:
             if not self.engine.is_main:
                 return
+            self._check_there()
             self.log.sync()
             state = StateTree()
             save_state(state)
@@ -228,6 +228,11 @@ class Run:
             yield Checkpointer(
                 save, self.options.checkpoint_steps, self.options.checkpoint_minutes, self._stop, self.engine.largest
             )
+
+    def _check_there(self) -> None:
+        """Refuse to write a part of a run into a folder that is no longer its own."""
+        if not self.folder.config.is_file():
+            raise UserError(f"the run's folder '{self.folder.path}' was removed or emptied while it ran")
 
     def figures(self) -> dict[str, Any]:
         """What ``results.json`` says of any run: time, memory, hardware, versions."""
@@ -244,6 +249,7 @@ class Run:
         """Let the main process write the run's files, and ``results.json`` after all others."""
 
         def write() -> None:
+            self._check_there()
             write_files()
             self.folder.write_results(results)
 

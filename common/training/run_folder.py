@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.training.checkpoint import checkpoint_folders, latest_checkpoint
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.inputs import Fingerprint
+from common.training.run_files import read_config
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +121,10 @@ def _holds_run(folder: RunFolder) -> bool:
     if not folder.config.is_file():
         return False
     try:
-        content = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        read_config(folder.config)
+    except UserError:
         return False
-    return isinstance(content, dict) and {"command", "options", "environment"} <= content.keys()
+    return True
 
 
 def check_same_options(

@@ -1,16 +1,25 @@
-"""Settings as data: a dataclass says each field's type and range, one function checks a mapping against it."""
+"""Options as data: dataclasses in groups, which OmegaConf checks as structured configs.
+
+A task's settings are a dataclass of groups, and a group is what one part of the code reads. Names are flat on the
+command line and in files: an option that two parts read is a field of both groups and has one value.
+"""
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from common.aggregation import AGGREGATIONS
 from common.errors import UserError, UserErrors, nearest
+from common.training.plateau import PlateauSettings
 from common.training.runtime import MATMUL_PRECISIONS
 
-Settings = TypeVar("Settings")
+KINDS = {bool: "true or false (or 1 or 0)", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
 def setting(
@@ -24,9 +33,99 @@ def setting(
     return dataclasses.field(metadata={"minimum": minimum, "above": above, "maximum": maximum, "choices": choices})
 
 
-def plain_options(settings: Any) -> dict[str, Any]:
-    """The options of a settings dataclass as plain data."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+@dataclass(frozen=True)
+class TaskSettings:
+    """A task's options. A subclass has a field for each group."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> typing.Self:
+        """From the value of each option: a word is converted to what the option is, a switch also takes 1 and 0.
+
+        Raises:
+            UserError: an unknown option (naming the nearest), a missing one, a value of the wrong type or out of range,
+                or options that contradict each other; `UserErrors` where there are several.
+        """
+        kinds = cls.kinds()
+        mistakes = {str(key): f"unknown option '{key}'{nearest(str(key), kinds)}" for key in values if key not in kinds}
+        groups = {}
+        for name, group in typing.get_type_hints(cls).items():
+            config = OmegaConf.structured(group)
+            OmegaConf.set_readonly(config, False)  # until it is filled
+            for field in dataclasses.fields(group):
+                try:
+                    _set(config, field, kinds[field.name], values)
+                except UserError as error:
+                    mistakes[field.name] = str(error)
+            groups[name] = config
+        if len(mistakes) > 1:
+            raise UserErrors(list(mistakes.values()))
+        if mistakes:
+            raise UserError(*mistakes.values())
+        settings = cls(**{name: OmegaConf.to_object(config) for name, config in groups.items()})
+        settings.check()
+        return settings
+
+    @classmethod
+    def kinds(cls) -> dict[str, tuple[Any, bool]]:
+        """Of each option its type, and whether it may be None."""
+        kinds = {}
+        for group in typing.get_type_hints(cls).values():
+            for name, hint in typing.get_type_hints(group).items():
+                kind, *none = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+                kinds[name] = (typing.get_origin(kind) or kind, bool(none))
+        return kinds
+
+    def check(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            UserError: they do.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """Every option with its value, as plain data."""
+        return {name: value for group in dataclasses.asdict(self).values() for name, value in group.items()}
+
+    def replaced(self, **changes: Any) -> typing.Self:
+        """The same with some options changed, checked again."""
+        return self.from_mapping(self.options() | changes)
+
+
+def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], values: Mapping[str, Any]) -> None:
+    """Give an option of a structured config its value. What OmegaConf would take and no user means is refused."""
+    name, (of, _) = field.name, kind
+    if name not in values:
+        raise UserError(f"option '{name}' is not set")
+    value = values[name]
+    wrong = UserError(f"{name}: {value!r} is not {KINDS[of]}" if value is not None else f"{name}: a value is needed")
+    if (of is bool and isinstance(value, int) and value not in (0, 1)) or (of is str and isinstance(value, bool)):
+        raise wrong
+    try:
+        # In texts ${ is no interpolation: Hydra has resolved its own.
+        config[name] = value.replace("${", r"\${") if isinstance(value, str) else value
+        value = config[name]
+    except ValidationError:
+        raise wrong from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{name}: {str(error).splitlines()[0]}") from None
+    choices = field.metadata["choices"]
+    if choices is not None and value is not None and value not in choices:
+        raise UserError(f"{name}: '{value}' is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        _check_range(name, value, field.metadata)
+
+
+def _check_range(name: str, value: float, limits: Mapping[str, Any]) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{name}: {value} is not a finite number")
+    for limit, holds, words in (
+        ("minimum", lambda bound: value >= bound, "at least"),
+        ("above", lambda bound: value > bound, "more than"),
+        ("maximum", lambda bound: value <= bound, "at most"),
+    ):
+        bound = limits[limit]
+        if bound is not None and not holds(bound):
+            raise UserError(f"{name}: {value} is out of range; it must be {words} {bound:g}")
 
 
 # The options of a run as such that may differ between it and its continuation: none of them changes a result.
@@ -36,20 +135,23 @@ NEUTRAL = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+# Groups, and parts of groups, that tasks have in common. The files of configs/ explain the options.
+
+
+@dataclass(frozen=True)
 class RunSettings:
-    """The options that every task has, under the same names; the files of configs/ explain them."""
+    """What every run as such reads."""
 
     device: str = setting()
     num_threads: int | None = setting(minimum=1)
     matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
+    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
     checkpoint_minutes: float = setting(minimum=0)
     checkpoint_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)
-    log_every: int = setting(minimum=1)
-    report_to: tuple[str, ...] = setting()
+    report_to: list[str] = setting()
     quiet: bool = setting()
     verbose: bool = setting()
 
@@ -61,74 +163,58 @@ class RunSettings:
             raise UserError("quiet and verbose contradict each other; set one")
 
 
-def build_settings(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """Make the dataclass `cls` from `values`; each key, type and range is checked.
+@dataclass(frozen=True)
+class NamedRunSettings(RunSettings):
+    """A run whose folder and randomness have the names of the newer tasks."""
 
-    A switch takes true and false, and 1 and 0, as published commands write it.
-
-    Raises:
-        UserError: an unknown key (naming the nearest valid one), a missing one, a value of the wrong type or
-            out of range; `UserErrors` where there are several.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    mistakes = [f"unknown option '{key}'{nearest(str(key), fields)}" for key in values if key not in fields]
-    hints = typing.get_type_hints(cls)
-    checked = {}
-    for name, field in fields.items():
-        if name not in values:
-            mistakes.append(f"option '{name}' is not set")
-            continue
-        try:
-            checked[name] = _checked(name, values[name], hints[name], field.metadata)
-        except UserError as error:
-            mistakes.append(str(error))
-    if len(mistakes) > 1:
-        raise UserErrors(mistakes)
-    if mistakes:
-        raise UserError(mistakes[0])
-    return cls(**checked)
+    seed: int = setting(minimum=0, maximum=2**32 - 1)
+    output_dir: str | None = setting()
+    expid: str | None = setting()
 
 
-def _checked(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None:
-        if type(None) in options:
-            return None
-        raise UserError(f"{name}: a value is needed")
-    kind = next(option for option in options if option is not type(None))
-    if kind is bool and isinstance(value, int) and value in (0, 1):
-        value = bool(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)  # a folder or a data set may be called 2024
-    origin = typing.get_origin(kind) or kind
-    if origin is tuple and isinstance(value, list):
-        value = tuple(value)
-        wrong = [item for item in value if not isinstance(item, str)]
-        if wrong:
-            raise UserError(f"{name}: {wrong[0]!r} in the list is not text")
-    if not isinstance(value, origin) or (isinstance(value, bool) and kind is not bool):
-        kinds = {
-            bool: "true or false (or 1 or 0)",
-            int: "a whole number",
-            float: "a number",
-            str: "text",
-            tuple: "a list",
-        }
-        raise UserError(f"{name}: {value!r} is not {kinds.get(origin, str(origin))}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}: {value} is not a finite number")
-    choices = limits.get("choices")
-    if choices is not None and value not in choices:
-        raise UserError(f"{name}: '{value}' is not one of {', '.join(choices)}{nearest(str(value), choices)}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        for limit, holds, words in (
-            ("minimum", lambda bound: value >= bound, "at least"),
-            ("above", lambda bound: value > bound, "more than"),
-            ("maximum", lambda bound: value <= bound, "at most"),
-        ):
-            bound = limits.get(limit)
-            if bound is not None and not holds(bound):
-                raise UserError(f"{name}: {value} is out of range; it must be {words} {bound:g}")
-    return value
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How token rewards become the score of a sequence."""
+
+    agg_func: str = setting(choices=AGGREGATIONS)
+    soft_maxmin_temp: float = setting(above=0)
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How far one step may go."""
+
+    gradient_clip: bool = setting()
+    gradient_clip_norm: float = setting(above=0)
+
+    @property
+    def clip_norm(self) -> float | None:
+        """Largest gradient norm, or None."""
+        return self.gradient_clip_norm if self.gradient_clip else None
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """What validations make of the learning rate, and when they end the training."""
+
+    lr_decay: float = setting(above=0, maximum=1)
+    weight_decay_count: int = setting(minimum=0)
+    early_stop_count: int = setting(minimum=1)
+
+    def plateau(self, higher_is_better: bool = False) -> PlateauSettings:
+        """The rule of :class:`~common.training.plateau.Plateau`."""
+        return PlateauSettings(
+            factor=self.lr_decay,
+            patience=self.weight_decay_count,
+            stop_after=self.early_stop_count,
+            higher_is_better=higher_is_better,
+        )
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What of a model is trained, and in how much memory."""
+
+    gradient_checkpointing: bool = setting()
+    lora_rank: int = setting(minimum=0)
+    lora_alpha: float = setting(above=0)

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.errors import UserError, printable_text
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.lock import LOCK_VARIABLE, Locked, alone_in
+from common.training.run_files import read_results
 
 PLANS = ".sweep"
 STOPPED = "stopped"
@@ -149,11 +149,7 @@ def is_complete(run_folder: Path) -> bool:
     file = run_folder / "results.json"
     if not file.exists():
         return False
-    try:
-        results: Any = json.loads(file.read_text(encoding="utf-8"))
-        return bool(results["status"] == "complete")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"'{file}' cannot be read: {error!r}") from None
+    return bool(read_results(file)["status"] == "complete")
 
 
 def carry_out(plan_folder: Path, number: int) -> Outcome:

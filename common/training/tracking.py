@@ -146,33 +146,53 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: the file cannot be read, or a line of it is no JSON object.
     """
-    events = []
-    for number, line in enumerate(_whole_lines(Path(path)), start=1):
-        try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
-        if not isinstance(event, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object")
-        events.append(event)
-    return events
+    return [_event(path, number, line) for number, line in enumerate(_whole_lines(Path(path)), start=1)]
+
+
+def _event(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+    if not isinstance(event, dict):
+        raise UserError(f"{path}, line {number}: not a JSON object")
+    for name, value in event.items():
+        kinds = {"phase": (str,), "round": (int,), "step": (int,)}.get(name, (int, float, type(None)))
+        if not isinstance(value, kinds):
+            raise UserError(f"{path}, line {number}: {name} is {type(value).__name__}, which no run writes")
+    if not {"phase", "round", "step", "seconds"} <= event.keys():
+        raise UserError(f"{path}, line {number}: no event of a run; it lacks phase, round, step or seconds")
+    return event
 
 
 def truncate_after(path: str | Path, events: int) -> None:
     """Keep the first `events` events of a `metrics.jsonl`: those that the checkpoint to be resumed knows of.
 
     Raises:
-        UserError: the file has fewer, so that it is not that of the checkpoint, or it cannot be read or written.
+        UserError: see `check_events`, or it cannot be written.
     """
     path = Path(path)
-    lines = _whole_lines(path) if path.exists() or events else []
-    if len(lines) < events:
-        raise UserError(f"{path} has {len(lines)} events, but the checkpoint was written after {events}")
+    lines = check_events(path, events)
     if path.exists():
         try:
             os.truncate(path, sum(len(line) for line in lines[:events]))
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_events(path: Path, events: int) -> list[bytes]:
+    """The lines of a `metrics.jsonl` of which a checkpoint knows the first `events`.
+
+    Raises:
+        UserError: the file has fewer, so that it is not that of the checkpoint, one of them is damaged, or it cannot be
+            read.
+    """
+    lines = _whole_lines(path) if path.exists() or events else []
+    if len(lines) < events:
+        raise UserError(f"{path} has {len(lines)} events, but the checkpoint was written after {events}")
+    for number, line in enumerate(lines[:events], start=1):
+        _event(path, number, line)
+    return lines
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -140,10 +140,10 @@ def prompt_steps(name: str, device: torch.device, tiny: bool, folder: Path) -> d
     torch.nn.Module.to(reward_model, device)
     project = Project(setting, task_lm, policy, reward_model, 0, folder, str(device))
     generator = torch.Generator().manual_seed(0)
-    count = setting.settings.prompt_train_batch_size
+    count = setting.settings.reward.prompt_train_batch_size
 
     def score() -> None:
-        prompts = policy.texts(policy.sample(count, generator, setting.settings.top_k).tokens)
+        prompts = policy.texts(policy.sample(count, generator, setting.settings.policy.top_k).tokens)
         PromptScorer(task_lm, setting.splits.train).score(prompts)
 
     steps: dict[str, Callable[[], Any]] = {f"prompts: scoring {count} x {len(setting.splits.train)}": score}

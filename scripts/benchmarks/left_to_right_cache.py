@@ -63,8 +63,10 @@ def measure(dataset: str, arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--model: the keys and values of this model cannot be reused; there is nothing to compare")
     settings, train = setting.settings, setting.splits.train
     generator = torch.Generator().manual_seed(arguments.seed)
-    prompts = policy.texts(policy.sample(settings.prompt_train_batch_size, generator, settings.top_k).tokens)
-    kept = max(1, round(settings.reward_example_share * len(train)))
+    prompts = policy.texts(
+        policy.sample(settings.reward.prompt_train_batch_size, generator, settings.policy.top_k).tokens
+    )
+    kept = max(1, round(settings.reward.reward_example_share * len(train)))
     # A few of each class, also where the file is sorted by class.
     chosen = sorted(torch.randperm(len(train), generator=generator)[:kept].tolist())
     pairs = [(train[i].text, prompt) for i in chosen for prompt in prompts]
@@ -102,7 +104,9 @@ def _load(setting: models.Setting, name: str | None) -> tuple[LeftToRightTaskLM,
         model = load_pretrained(AutoModelForCausalLM, name, dtype=torch.float32, complete=True)
         tokenizer = load_tokenizer(AutoTokenizer, name)
         settings = setting.settings
-        policy = PromptPolicy.from_lm(name, source_str=settings.source_str, prompt_length=settings.prompt_length)
+        policy = PromptPolicy.from_lm(
+            name, source_str=settings.models.source_str, prompt_length=settings.models.prompt_length
+        )
     task_lm = make_task_lm(model, tokenizer, setting.spec, torch.device("cpu"), is_mask_lm=False)
     assert isinstance(task_lm, LeftToRightTaskLM)
     return task_lm, policy

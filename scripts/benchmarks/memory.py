@@ -40,7 +40,7 @@ def measure(way: str, setting: models.Setting, seed: int, folder: Path) -> dict[
     """
     policy, reward_model = models.make_policy(setting), models.make_reward_model(setting)
     task_model = models.make_masked_lm(setting)
-    count = setting.settings.prompt_train_batch_size
+    count = setting.settings.reward.prompt_train_batch_size
     if way == "straightforward":
         plain = Straightforward(
             task_model, setting.task_tokenizer, setting.spec, setting.splits.train, policy, reward_model,
@@ -50,7 +50,7 @@ def measure(way: str, setting: models.Setting, seed: int, folder: Path) -> dict[
         prompts = setting.policy_tokenizer.batch_decode(plain.sample(count))
         states, scoring = _added(lambda: plain.score(prompts, plain.examples))
         plain.reward_update(plain.sample(count), torch.rand(count))
-        plain.policy_update(plain.sample(setting.settings.num_reinforce_samples))
+        plain.policy_update(plain.sample(setting.settings.policy.num_reinforce_samples))
     else:
         task_lm = make_task_lm(task_model, setting.task_tokenizer, setting.spec, torch.device("cpu"), True)
         project = Project(setting, task_lm, policy, reward_model, seed, folder)

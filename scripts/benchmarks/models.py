@@ -6,7 +6,6 @@ have for the published models.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -103,10 +102,8 @@ def make_setting(dataset: str, base_path: str | None, tiny: bool) -> Setting:
     command = read_command(words)
     settings = command.settings
     if base_path is not None:
-        settings = dataclasses.replace(settings, base_path=base_path)
-    splits = load_few_shot_splits(
-        command.spec, settings.base_path, settings.num_shots, settings.dataset_seed, settings.tsv_quoting
-    )
+        settings = settings.replaced(base_path=base_path)
+    splits = load_few_shot_splits(command.spec, **vars(settings.data))
     sizes = TINY if tiny else PUBLISHED
     trained = train_tokenizer(splits, command.spec, sizes.gpt2_vocabulary - 1)
     return Setting(sizes, settings, command.spec, splits, _policy_tokenizer(trained), _task_tokenizer(trained))
@@ -170,7 +167,7 @@ def make_causal_lm(setting: Setting) -> GPT2LMHeadModel:
 
 def make_policy(setting: Setting) -> PromptPolicy:
     """The policy with the options of the setting."""
-    options = setting.settings
+    options = setting.settings.models
     return PromptPolicy(
         make_causal_lm(setting),
         setting.policy_tokenizer,
@@ -185,7 +182,7 @@ def make_policy(setting: Setting) -> PromptPolicy:
 def make_reward_model(setting: Setting) -> TokenRewardModel:
     """A token reward model with a backbone of the policy's size."""
     config = _gpt2_config(setting)
-    fields = TokenRewardConfig(backbone=config.to_diff_dict(), head_hidden_size=setting.settings.hidden_size)
+    fields = TokenRewardConfig(backbone=config.to_diff_dict(), head_hidden_size=setting.settings.models.hidden_size)
     return TokenRewardModel(fields, backbone=GPT2Model(config))
 
 

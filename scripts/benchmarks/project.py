@@ -1,6 +1,5 @@
 """The project's own trainers on the models of a benchmark: what is measured is what a run executes."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,22 @@ class Project:
     ):
         # One batch in place of 25 is sampled and scored for validation at the start of a round: its price is known
         # from the other measurements, and the rest would only take the benchmark longer.
-        settings = dataclasses.replace(setting.settings, rew_validation_batches=1)
+        settings = setting.settings.replaced(rew_validation_batches=1)
         runtime = start_runtime(seed, device, torch.get_num_threads(), torch.get_float32_matmul_precision())
-        log = MetricsLog(folder / "metrics.jsonl", settings.trackers, project="benchmark", config={}, seconds_before=0)
-        shared = settings, runtime, start_engine(device), log
+        log = MetricsLog(
+            folder / "metrics.jsonl", settings.run.trackers, project="benchmark", config={}, seconds_before=0
+        )
+        shared = runtime, start_engine(device), log
         self.settings = settings
         self.policy = policy
-        self.train_scorer = PromptScorer(
-            task_lm, setting.splits.train, settings.correct_coeff, settings.incorrect_coeff
+        self.train_scorer = PromptScorer(task_lm, setting.splits.train, **vars(settings.preference))
+        self.dev_scorer = PromptScorer(task_lm, setting.splits.dev, **vars(settings.preference))
+        self.reward_trainer = RewardTrainer(
+            reward_model, policy, self.train_scorer, self.dev_scorer, settings.reward, *shared
         )
-        self.dev_scorer = PromptScorer(task_lm, setting.splits.dev, settings.correct_coeff, settings.incorrect_coeff)
-        self.reward_trainer = RewardTrainer(reward_model, policy, self.train_scorer, self.dev_scorer, *shared)
         candidates = CandidateTable(policy, self.train_scorer, self.dev_scorer)
         self.policy_trainer = PolicyTrainer(
-            policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, *shared
+            policy, self.reward_trainer, self.train_scorer, self.dev_scorer, candidates, settings.policy, *shared
         )
         self._round: Any = None
         self._step = 0  # of the policy
@@ -67,20 +68,20 @@ class Project:
 
     def validate_reward(self) -> None:
         """The end of an epoch of reward learning: the loss of one validation batch, best weights kept."""
-        self._round.figures = [{"reward/rank_accuracy": 0.5}]
+        self._round.steps = max(self._round.steps, 1)  # over which means are taken
         self.reward_trainer._end_epoch(self._round)
         self.reward_trainer.reward_model.train()
 
     def policy_step(self, logged: bool) -> int:
         """A policy step with or without its log line; gives the number of pairs that the task LM was asked."""
-        period = self.settings.log_every
+        period = self.settings.policy.log_every
         # Every step comes later than the one before, as in a run: a log line shows the rate since the last one.
         self._step = (self._step // period + 1) * period if logged else max(self._step, period) + 1
         return self._pairs_of(lambda: self.policy_trainer._step(self._step))
 
     def known_prompts(self, count: int) -> torch.Tensor:
         """Prompts (N, T) that the scorer takes for scored: their probabilities are made up."""
-        tokens = self.policy.sample(count, torch.Generator().manual_seed(0), self.settings.top_k).tokens
+        tokens = self.policy.sample(count, torch.Generator().manual_seed(0), self.settings.policy.top_k).tokens
         prompts = self.policy.texts(tokens)
         table = torch.rand(len(prompts), len(self.train_scorer.examples), self.train_scorer.task_lm.num_classes)
         counts = {"prompts_scored": self.train_scorer.prompts_scored, "pairs_scored": self.train_scorer.pairs_scored}

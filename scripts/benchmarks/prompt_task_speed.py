@@ -72,12 +72,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         whole, setting.task_tokenizer, setting.spec, setting.splits.train, policy, reward_model, setting.settings
     )
     project = Project(setting, narrowed, policy, reward_model, arguments.seed, folder)
-    count, train = setting.settings.prompt_train_batch_size, len(setting.splits.train)
+    count, train = setting.settings.reward.prompt_train_batch_size, len(setting.splits.train)
     tokens = plain.sample(count)
     differences = _say("both ways on the same input", compare, plain, project, tokens)
 
     clocks = {way: {part: Clock() for part in PARTS} for way in memory.WAYS}
-    kept = round(setting.settings.reward_example_share * train)
+    kept = round(setting.settings.reward.reward_example_share * train)
     scored = project.dev_scorer.pairs_scored
     clocks["project"]["scoring"].time(project.begin_round)
     _expect(project.dev_scorer.pairs_scored - scored, 2 * count * len(setting.splits.dev))  # and a swap of each
@@ -90,7 +90,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for _ in range(3):
             _expect(ours["policy update"].time(lambda: project.policy_step(logged=False)), 0)
         _expect(ours["policy step"].time(lambda: project.policy_step(logged=True)), count * train)
-        theirs["policy update"].time(lambda: plain.policy_update(plain.sample(setting.settings.num_reinforce_samples)))
+        theirs["policy update"].time(
+            lambda: plain.policy_update(plain.sample(setting.settings.policy.num_reinforce_samples))
+        )
         project.set_pool(project.known_prompts(count))
         for _ in range(3):
             _expect(ours["reward update"].time(project.reward_step), 0)
@@ -123,7 +125,9 @@ def _plain_validation(plain: Straightforward, tokens: torch.Tensor) -> None:
 
 def _sets(settings: FewShotSettings, count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return draw_sets(count, settings.reward_learning_batch_size, settings.reward_learning_samples, generator)
+    return draw_sets(
+        count, settings.reward.reward_learning_batch_size, settings.reward.reward_learning_samples, generator
+    )
 
 
 def _text_lengths(setting: models.Setting, prompts: Sequence[str]) -> dict[str, float]:
@@ -156,7 +160,7 @@ def compare(plain: Straightforward, project: Project, tokens: torch.Tensor) -> d
         losses.append(loss.item())
         gradients.append(reward_model.head[0].weight.grad.clone())
         reward_model.zero_grad()
-    rollout = project.policy.sample(8, torch.Generator().manual_seed(0), plain.settings.top_k, with_logits=True)
+    rollout = project.policy.sample(8, torch.Generator().manual_seed(0), plain.settings.policy.top_k, with_logits=True)
     assert rollout.logits is not None
     with torch.no_grad():
         logits = plain.policy_logits(rollout.tokens)
@@ -188,13 +192,16 @@ def compose(setting: models.Setting, clocks: dict[str, dict[str, Clock]]) -> dic
             reward_update=own["reward update"].seconds,
             reward_validation=own["reward validation"].seconds,
             policy_update=own["policy update"].seconds,
-            pair=logged / (settings.prompt_train_batch_size * len(splits.train)),
+            pair=logged / (settings.reward.prompt_train_batch_size * len(splits.train)),
         )
     runs = {
         name: {way: whole_run(settings, prices[way], sizes, way == "straightforward", epochs=epochs) for way in prices}
-        for name, epochs in (("full rounds", None), ("short rounds", min(SHORT_ROUND, settings.rew_num_train_epochs)))
+        for name, epochs in (
+            ("full rounds", None),
+            ("short rounds", min(SHORT_ROUND, settings.reward.rew_num_train_epochs)),
+        )
     }
-    counts = {"num_examples": sizes, "rounds": count_rounds(settings), "log_every": settings.log_every}
+    counts = {"num_examples": sizes, "rounds": count_rounds(settings), "log_every": settings.policy.log_every}
     return counts | {"prices": {way: asdict(own) for way, own in prices.items()}, "runs": runs}
 
 

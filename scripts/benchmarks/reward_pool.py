@@ -10,7 +10,6 @@ straightforward way; `--seeds` without numbers leaves the runs out. Words of the
 run_fsc.py, for all runs.
 """
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -54,10 +53,8 @@ def run_once(seed: int, pool_size: int, options: Sequence[str], folder: Path) ->
     """One run on the built-in models: its accuracy, prompts scored, wall and CPU seconds."""
     print(f"... seed {seed}, pool {pool_size}", file=sys.stderr, flush=True)
     own = [f"random_seed={seed}", f"reward_pool_size={pool_size}", "quiet=true", "checkpoint_minutes=0"]
+    own.append(f"output_folder='{folder / f'{seed}-{pool_size}'}'")
     command = read_command(["--config-name=builtin", *options, *own])
-    command = dataclasses.replace(
-        command, settings=dataclasses.replace(command.settings, output_folder=str(folder / f"{seed}-{pool_size}"))
-    )
     wall, cpu = time.perf_counter(), time.process_time()
     results = run(command)
     return {

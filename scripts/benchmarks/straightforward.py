@@ -37,8 +37,8 @@ class Straightforward:
         self.policy = policy
         self.reward_model = reward_model
         self.settings = settings
-        self.reward_optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.rew_learning_rate)
-        self.policy_optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
+        self.reward_optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.reward.rew_learning_rate)
+        self.policy_optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.policy.learning_rate)
 
     @torch.no_grad()
     def class_probabilities(self, prompts: Sequence[str], examples: Sequence[Example]) -> torch.Tensor:
@@ -63,7 +63,9 @@ class Straightforward:
         other = probabilities.scatter(-1, labels, -1).amax(-1)
         gap = own - other
         settings = self.settings
-        return (gap * torch.where(gap > 0, settings.correct_coeff, settings.incorrect_coeff)).mean(-1)
+        return (
+            gap * torch.where(gap > 0, settings.preference.correct_coeff, settings.preference.incorrect_coeff)
+        ).mean(-1)
 
     @torch.no_grad()
     def sample(self, count: int) -> torch.Tensor:
@@ -72,8 +74,8 @@ class Straightforward:
         for _ in range(self.policy.prompt_length):
             output = self.policy.read(inputs, past_key_values=cache, use_cache=True)
             cache, logits = output.past_key_values, output.logits[:, 0]
-            if self.settings.top_k is not None and self.settings.top_k < logits.shape[-1]:
-                smallest = logits.topk(self.settings.top_k).values[:, -1:]
+            if self.settings.policy.top_k is not None and self.settings.policy.top_k < logits.shape[-1]:
+                smallest = logits.topk(self.settings.policy.top_k).values[:, -1:]
                 logits = logits.masked_fill(logits < smallest, -torch.inf)
             inputs = torch.multinomial(logits.softmax(-1), 1)
             tokens.append(inputs)
@@ -91,21 +93,21 @@ class Straightforward:
 
     def reward_step(self) -> float:
         """Sample prompts, score them on a part of the examples, fit the reward model to ranking sets of them."""
-        tokens = self.sample(self.settings.prompt_train_batch_size)
-        kept = round(self.settings.reward_example_share * len(self.examples))
+        tokens = self.sample(self.settings.reward.prompt_train_batch_size)
+        kept = round(self.settings.reward.reward_example_share * len(self.examples))
         examples = [self.examples[i] for i in torch.randperm(len(self.examples))[:kept]]
         return self.reward_update(tokens, self.score(self.policy.tokenizer.batch_decode(tokens), examples))
 
     def reward_update(self, tokens: torch.Tensor, preferences: torch.Tensor) -> float:
         """One optimizer step of the reward model on ranking sets drawn from scored prompts."""
         settings = self.settings
-        sets = torch.rand(settings.reward_learning_batch_size, len(tokens)).argsort(-1)
-        sets = sets[:, : settings.reward_learning_samples]
+        sets = torch.rand(settings.reward.reward_learning_batch_size, len(tokens)).argsort(-1)
+        sets = sets[:, : settings.reward.reward_learning_samples]
         self.reward_model.train()
         loss = self.reward_loss(tokens, preferences, sets)
         self.reward_optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.reward_model.parameters(), settings.gradient_clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.reward_model.parameters(), settings.reward.gradient_clip_norm)
         self.reward_optimizer.step()
         return loss.item()
 
@@ -123,20 +125,20 @@ class Straightforward:
         log_p = self.policy_logits(tokens).log_softmax(-1)
         chosen = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         negative_entropy = (log_p.exp() * log_p).sum(-1).mean()
-        return -(weights * chosen).mean() + self.settings.max_entropy_coeff * negative_entropy
+        return -(weights * chosen).mean() + self.settings.policy.max_entropy_coeff * negative_entropy
 
     def policy_update(self, tokens: torch.Tensor) -> float:
         """One optimizer step on sampled prompts."""
         loss = self.policy_loss(tokens)
         self.policy_optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.adaptor.parameters(), self.settings.gradient_clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.policy.adaptor.parameters(), self.settings.reward.gradient_clip_norm)
         self.policy_optimizer.step()
         return loss.item()
 
     def policy_step(self) -> tuple[float, float]:
         """Sample, update, and score some of the samples on all examples for the log: (loss, mean score)."""
-        tokens = self.sample(self.settings.num_reinforce_samples)
+        tokens = self.sample(self.settings.policy.num_reinforce_samples)
         loss = self.policy_update(tokens)
-        logged = self.policy.tokenizer.batch_decode(tokens[: self.settings.prompt_train_batch_size])
+        logged = self.policy.tokenizer.batch_decode(tokens[: self.settings.reward.prompt_train_batch_size])
         return loss, self.score(logged, self.examples).mean().item()

@@ -81,10 +81,10 @@ def make_sum_setting(
     special["eos_token_id"] = tokenizer.eos_token_id
     vocabulary = len(tokenizer) if tiny else max(len(tokenizer), PUBLISHED_VOCABULARY)
     config = T5Config(vocab_size=vocabulary, **special, **(TINY if tiny else {}))
-    text_format = TextFormat(tokenizer, True, settings.source_prefix, settings.separator, length)
-    train = tokenize(splits.train, text_format, settings.max_target_length)
+    text_format = TextFormat(tokenizer, True, settings.text.source_prefix, settings.text.separator, length)
+    train = tokenize(splits.train, text_format, settings.text.max_target_length)
     if filled:
-        train = _filled(train, text_format, length, settings.max_target_length)
+        train = _filled(train, text_format, length, settings.text.max_target_length)
     return SumSetting(config, settings, text_format, train)
 
 
@@ -107,7 +107,7 @@ def make_policy_lm(setting: SumSetting) -> T5ForConditionalGeneration:
 
 def make_reward_model(setting: SumSetting) -> TokenRewardModel:
     """A token reward model with a backbone of the policy's size."""
-    options = setting.settings
+    options = setting.settings.models
     return TokenRewardModel(
         TokenRewardConfig(
             backbone=setting.config.to_diff_dict(),
@@ -137,14 +137,28 @@ class SumProject:
         self.reward = SummaryRewardModel(reward_model, setting.text_format, setting.text_format)
         self.policy.to(engine.device)
         self.reward.to(engine.device)
-        self.preference: Preference = make_preference(settings.preference)
+        self.preference: Preference = make_preference(settings.reward.preference)
         self.reward_trainer = RewardTrainer(
-            self.reward, self.policy, self.preference, setting.train, setting.train, settings, engine, log
+            self.reward,
+            self.policy,
+            self.preference,
+            setting.train,
+            setting.train,
+            settings.reward,
+            engine,
+            log,
         )
         self.policy_trainer = PolicyTrainer(
-            self.policy, self.reward_trainer, setting.train, dict, lambda: None, settings, engine, log
+            self.policy,
+            self.reward_trainer,
+            setting.train,
+            dict,
+            lambda: None,
+            settings.policy,
+            engine,
+            log,
         )
-        optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.rew_learning_rate)
+        optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.reward.rew_learning_rate)
         self.reward_trainer.stepper.optimizer = optimizer
         self._steps = 0
 
@@ -189,5 +203,5 @@ class SumProject:
 
     def _batches(self, purpose: Purpose, *words: int) -> list[list[int]]:
         settings = self.setting.settings
-        size = settings.reward_learning_batch_size
-        return shuffled_batches(self.setting.train, size, purpose, settings.seed, *words)
+        size = settings.reward.reward_learning_batch_size
+        return shuffled_batches(self.setting.train, size, purpose, settings.run.seed, *words)

@@ -77,12 +77,12 @@ class StraightforwardSummaries:
         self.tokenizer = tokenizer
         self.train = train
         self.settings = settings
-        self.reward_optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.rew_learning_rate)
+        self.reward_optimizer = torch.optim.Adam(reward_model.parameters(), lr=settings.reward.rew_learning_rate)
         self.policy_optimizer = torch.optim.AdamW(
-            lm.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            lm.parameters(), lr=settings.policy.learning_rate, weight_decay=settings.policy.weight_decay
         )
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
-        size = settings.reward_learning_batch_size
+        size = settings.reward.reward_learning_batch_size
         self.batches = [order[i : i + size] for i in range(0, len(order), size)]
 
     def padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -97,8 +97,8 @@ class StraightforwardSummaries:
         self.lm.eval()
         lm: Any = self.lm
         written = lm.generate(
-            input_ids=source_ids, attention_mask=source_mask, do_sample=True, top_k=settings.sampling_top_k,
-            temperature=settings.sampling_temperature, max_new_tokens=settings.max_target_length,
+            input_ids=source_ids, attention_mask=source_mask, do_sample=True, top_k=settings.reward.sampling_top_k,
+            temperature=settings.reward.sampling_temperature, max_new_tokens=settings.text.max_target_length,
         )  # fmt: skip
         tokens = written[:, 1:]
         ends = (tokens == self.tokenizer.eos_token_id).long()
@@ -119,12 +119,14 @@ class StraightforwardSummaries:
         settings = self.settings
         per_set = (*preferences.shape, -1)
         rewards = self.reward_model(source_ids, source_mask, tokens).view(per_set)
-        scores = aggregate_token_rewards(rewards, mask.view(per_set), settings.agg_func, settings.soft_maxmin_temp)
+        scores = aggregate_token_rewards(
+            rewards, mask.view(per_set), settings.reward.agg_func, settings.reward.soft_maxmin_temp
+        )
         return list_mle_loss(scores, preferences)
 
     def reward_step(self, rows: Sequence[int]) -> float:
         """Sample and rank summaries of some rows, fit the reward model to the ranking."""
-        count = self.settings.reward_learning_samples
+        count = self.settings.reward.reward_learning_samples
         repeated = [row for row in rows for _ in range(count)]
         source_ids, source_mask = self.padded([self.train.sources[row] for row in repeated])
         tokens, mask = self.sample(source_ids, source_mask)
@@ -156,6 +158,6 @@ class StraightforwardSummaries:
         return loss.item()
 
     def _update(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.gradient_clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.reward.gradient_clip_norm)
         optimizer.step()
         optimizer.zero_grad()

@@ -125,7 +125,7 @@ def compare(setting: SumSetting, seed: int, folder: Path) -> dict[str, float]:
     )
     lengths = [len(source) for source in setting.train.sources]
     rows = [lengths.index(min(lengths)), lengths.index(max(lengths))]
-    count = setting.settings.reward_learning_samples
+    count = setting.settings.reward.reward_learning_samples
     repeated = [row for row in rows for _ in range(count)]
     (ranked,) = project.reward_trainer.rank(setting.train, [rows], [(Purpose.REWARD_SAMPLES, seed)])
     assert ranked is not None

@@ -55,7 +55,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(arguments.seed)
     points = []
     for count in arguments.prompts:
-        prompts = policy.texts(policy.sample(count, generator, setting.settings.top_k).tokens)
+        prompts = policy.texts(policy.sample(count, generator, setting.settings.policy.top_k).tokens)
         scorer, clock = PromptScorer(task_lm, setting.splits.train), Clock()
         print(f"... {count} prompts", file=sys.stderr, flush=True)
         clock.time(partial(scorer.score, prompts))

@@ -27,7 +27,7 @@ class Prices:
 
 def count_rounds(settings: FewShotSettings) -> int:
     """Rounds of reward learning: every `reward_retrain_period` steps of the first half, its start and end included."""
-    return 1 + settings.max_train_steps // 2 // settings.reward_retrain_period
+    return 1 + settings.policy.max_train_steps // 2 // settings.policy.reward_retrain_period
 
 
 def whole_run(
@@ -61,34 +61,37 @@ def whole_run(
         epochs: of each round; all that the settings allow by default.
     """
     train, dev, test = num_examples
-    prompts = settings.prompt_train_batch_size
+    prompts = settings.reward.prompt_train_batch_size
     rounds = count_rounds(settings)
-    steps_per_epoch = settings.rew_max_train_steps // settings.rew_num_train_epochs
-    epochs = settings.rew_num_train_epochs if epochs is None else epochs
+    steps_per_epoch = settings.reward.rew_max_train_steps // settings.reward.rew_num_train_epochs
+    epochs = settings.reward.rew_num_train_epochs if epochs is None else epochs
     reward_steps = rounds * epochs * steps_per_epoch
-    validations = rounds * epochs * settings.rew_validation_batches
-    greedy = min(settings.candidate_steps, settings.max_train_steps) // settings.eval_steps
-    candidates = greedy + settings.num_final_prompts
+    validations = rounds * epochs * settings.reward.rew_validation_batches
+    greedy = min(settings.policy.candidate_steps, settings.policy.max_train_steps) // settings.policy.eval_steps
+    candidates = greedy + settings.policy.num_final_prompts
 
     if straightforward:
-        log_lines = settings.max_train_steps
-        validation_pairs = validations * prompts * math.ceil(settings.reward_example_share * dev)
+        log_lines = settings.policy.max_train_steps
+        validation_pairs = validations * prompts * math.ceil(settings.reward.reward_example_share * dev)
         candidate_pairs = candidates * dev
     else:
-        log_lines = 1 + settings.max_train_steps // settings.log_every
-        validation_pairs = rounds * (settings.rew_validation_batches + 1) * prompts * dev  # swaps of one batch too
+        log_lines = 1 + settings.policy.max_train_steps // settings.policy.log_every
+        validation_pairs = (
+            rounds * (settings.reward.rew_validation_batches + 1) * prompts * dev
+        )  # swaps of one batch too
         candidate_pairs = candidates * (train + dev)
     if pool_size:
         reward = rounds * pool_size * train * prices.pair + reward_steps * prices.reward_update
     else:
         reward = reward_steps * prices.reward_step
-    policy_validations = settings.max_train_steps // settings.early_stop_eval_period
+    policy_validations = settings.policy.max_train_steps // settings.policy.early_stop_eval_period
     parts = {
         "reward steps": reward,
         "reward validation": validations * prices.reward_validation + validation_pairs * prices.pair,
-        "policy steps": settings.max_train_steps * prices.policy_update + log_lines * prompts * train * prices.pair,
-        "policy validation": policy_validations * settings.num_validation_prompts * prompts * dev * prices.pair,
+        "policy steps": settings.policy.max_train_steps * prices.policy_update
+        + log_lines * prompts * train * prices.pair,
+        "policy validation": policy_validations * settings.policy.num_validation_prompts * prompts * dev * prices.pair,
         "candidates": candidate_pairs * prices.pair,
-        "test": settings.num_candidates * test * prices.pair,
+        "test": settings.evaluation.num_candidates * test * prices.pair,
     }
     return parts | {"total": sum(parts.values())}

@@ -1,6 +1,5 @@
 """Whole runs of the reward stage on tiny models."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -158,8 +157,11 @@ def test_mistakes_are_one_line_before_anything_is_written(words, tmp_path, flags
 
 
 def test_every_option_has_a_default_and_an_explanation():
-    names = [field.name for field in dataclasses.fields(ChatSettings)]
+    names = list(ChatSettings.kinds())
     assert list(yaml.safe_load(Path(DEFAULTS).read_text())) == [option.name for option in COMMAND.explained_options]
     assert sorted(names) == sorted(option.name for option in COMMAND.explained_options)
     assert all(option.group and len(option.help) > 8 for option in COMMAND.explained_options)
-    assert read_command([f"--config={ROOT / 'configs' / 'chat_builtin.yaml'}"]).dataset_name == "builtin/planted-errors"
+    assert (
+        read_command([f"--config={ROOT / 'configs' / 'chat_builtin.yaml'}"]).data.dataset_name
+        == "builtin/planted-errors"
+    )

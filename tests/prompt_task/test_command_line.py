@@ -20,8 +20,8 @@ def test_without_words_the_options_are_those_of_the_configuration():
 def test_words_set_options():
     command = read_command(["dataset=agnews", "dataset_seed=1", "random_seed=2", "agg_func=max", "top_k=null"])
     settings = command.settings
-    assert (command.spec.name, settings.dataset_seed, settings.random_seed) == ("agnews", 1, 2)
-    assert (settings.agg_func, settings.top_k) == ("max", None)
+    assert (command.spec.name, settings.data.dataset_seed, settings.run.random_seed) == ("agnews", 1, 2)
+    assert (settings.reward.agg_func, settings.policy.top_k) == ("max", None)
     assert command.options["agg_func"] == "max"
     assert command.options["dataset"]["name"] == "agnews"
 
@@ -44,7 +44,7 @@ def test_every_configuration_of_the_task_is_valid_and_says_how_it_is_run(path):
 @pytest.mark.parametrize("words", [["--config-name=builtin"], ["--config-name", "builtin"], ["-cn", "builtin.yaml"]])
 def test_a_configuration_is_named_by_a_flag(words):
     command = read_command([*words, "random_seed=1"])
-    assert (command.spec.name, command.settings.task_lm, command.settings.random_seed) == (
+    assert (command.spec.name, command.settings.classifier.task_lm, command.settings.run.random_seed) == (
         "reviews", "builtin/masked-lm", 1,
     )  # fmt: skip
 
@@ -134,15 +134,15 @@ def test_a_commands_own_options_have_defaults_and_count_as_known():
 
 
 def test_quoted_text_keeps_its_characters():
-    assert read_command(["source_str='<|endoftext|>'"]).settings.source_str == "<|endoftext|>"
-    assert read_command(['source_str="a = b, c"']).settings.source_str == "a = b, c"
-    assert read_command(["source_str=' '"]).settings.source_str == " "
-    assert read_command(["output_folder=/tmp/a-b_c.d/2024"]).settings.output_folder == "/tmp/a-b_c.d/2024"
+    assert read_command(["source_str='<|endoftext|>'"]).settings.models.source_str == "<|endoftext|>"
+    assert read_command(['source_str="a = b, c"']).settings.models.source_str == "a = b, c"
+    assert read_command(["source_str=' '"]).settings.models.source_str == " "
+    assert read_command(["output_folder=/tmp/a-b_c.d/2024"]).settings.run.output_folder == "/tmp/a-b_c.d/2024"
 
 
 def test_reading_a_command_twice_leaves_nothing_behind():
-    assert read_command(["random_seed=5"]).settings.random_seed == 5
-    assert read_command([]).settings.random_seed == 0
+    assert read_command(["random_seed=5"]).settings.run.random_seed == 5
+    assert read_command([]).settings.run.random_seed == 0
 
 
 def test_a_sweep_is_checked_value_by_value():

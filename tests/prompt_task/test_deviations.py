@@ -53,7 +53,7 @@ import torch
 
 from common.training.random_keys import Purpose
 from common.training.runtime import Runtime
-from prompt_task import policy_trainer, run_fsc
+from prompt_task import policy_trainer, reward_trainer, run_fsc
 from prompt_task.command_line import read_command
 from prompt_task.reward_trainer import RankedPrompts
 from prompt_task.task_lm import TaskLM
@@ -78,6 +78,16 @@ def test_the_trained_prompt_is_the_tested_prompt(world, tmp_path, monkeypatch):
     assert tested - {""} <= trained  # each of them is, blank for blank, one that was scored in training
 
 
+def rewards_in_loss(run, ranked, monkeypatch):
+    """The token rewards (N, T) of which a loss of reward learning is made, for sets that hold each prompt once."""
+    found = []
+    spied = noted(reward_trainer.aggregate_token_rewards, lambda rewards, *_: found.append(rewards.flatten(0, 1)))
+    monkeypatch.setattr(reward_trainer, "aggregate_token_rewards", spied)
+    loss, _ = run.reward_trainer._loss(ranked)
+    assert loss.isfinite()
+    return found[0].detach()
+
+
 def test_both_phases_read_the_same_rewards_of_a_prompt(monkeypatch):
     run = make_run(dropout=0.0)
     weights = []
@@ -87,18 +97,17 @@ def test_both_phases_read_the_same_rewards_of_a_prompt(monkeypatch):
     tokens = run.policy.sample(8, generator).tokens  # those of the first step
     run.trainer._step(1)
     ranked = RankedPrompts(tokens, torch.arange(8.0), torch.arange(8).reshape(2, 4))
-    _, _, rewards = run.reward_trainer._loss(ranked)
+    rewards = rewards_in_loss(run, ranked, monkeypatch)
     assert weights[0].shape == (8, 3)
     torch.testing.assert_close(weights[0], rewards)
 
 
-def test_an_end_token_inside_a_prompt_is_a_token_like_any_other():
+def test_an_end_token_inside_a_prompt_is_a_token_like_any_other(monkeypatch):
     run = make_run()
     end = run.policy.tokenizer.eos_token_id
     tokens = torch.tensor([[end, 5, end], [end, end, end], [7, 8, 9], [7, end, 9]])
     ranked = RankedPrompts(tokens, torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([[0, 1, 2, 3]]))
-    loss, _, rewards = run.reward_trainer._loss(ranked)
-    assert loss.isfinite()
+    rewards = rewards_in_loss(run, ranked, monkeypatch)
     assert rewards.shape == (4, 3)
     assert (rewards > 0).all()  # a masked token would have none
     assert len(set(rewards[1].tolist())) > 1
@@ -137,7 +146,7 @@ def test_a_flag_that_says_false_is_false(word):
         with pytest.raises(Exception, match=r"gradient_clip: '.*' is not true or false"):
             read_command([f"gradient_clip={word}"])
     else:
-        assert read_command([f"gradient_clip={word}"]).settings.gradient_clip is False
+        assert read_command([f"gradient_clip={word}"]).settings.reward.gradient_clip is False
 
 
 SOURCES = sorted(

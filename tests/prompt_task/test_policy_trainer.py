@@ -36,7 +36,9 @@ def dev_scores(run, monkeypatch, scores):
     left = list(scores)
 
     def score(prompts, *args, **kwargs):
-        if len(prompts) != run.settings.num_validation_prompts * run.settings.prompt_train_batch_size:  # a candidate
+        if (
+            len(prompts) != run.settings.policy.num_validation_prompts * run.settings.policy.prompt_train_batch_size
+        ):  # a candidate
             return PromptScores(torch.zeros(len(prompts)), torch.zeros(len(prompts)))
         value = left.pop(0) if len(left) > 1 else left[0]
         return PromptScores(torch.full((len(prompts),), float(value)), torch.zeros(len(prompts)))
@@ -241,7 +243,7 @@ def test_negative_scores_that_rise_are_gains(monkeypatch):
     run.trainer.train()
     assert run.trainer.steps_done == 30
     assert run.trainer.plateau.best == -21
-    assert run.trainer.plateau.learning_rate == run.settings.learning_rate
+    assert run.trainer.plateau.learning_rate == run.settings.policy.learning_rate
 
 
 def test_negative_scores_that_fall_stop_training(monkeypatch):

@@ -1,4 +1,3 @@
-import dataclasses
 import re
 
 import pytest
@@ -44,25 +43,25 @@ def test_every_published_key_exists():
 def test_the_defaults_are_the_published_values():
     settings = FewShotSettings.from_mapping(published_options())
     for key, value in PUBLISHED_VALUES.items():
-        assert getattr(settings, key) == value, key
+        assert settings.options()[key] == value, key
 
 
 def test_the_schedule_of_both_models_is_the_published_one():
     settings = FewShotSettings.from_mapping(published_options())
-    assert settings.plateau(higher_is_better=True) == PlateauSettings(0.8, 2, 1e-6, 7, 1e-4, True)
-    assert settings.plateau(higher_is_better=False) == PlateauSettings(0.8, 2, 1e-6, 7, 1e-4, False)
+    assert settings.reward.plateau(higher_is_better=True) == PlateauSettings(0.8, 2, 1e-6, 7, 1e-4, True)
+    assert settings.reward.plateau(higher_is_better=False) == PlateauSettings(0.8, 2, 1e-6, 7, 1e-4, False)
 
 
 def test_every_option_stands_in_the_configuration_with_a_comment():
     text = (CONFIGS / "fsc_config.yaml").read_text(encoding="utf-8")
-    fields = {field.name for field in dataclasses.fields(FewShotSettings)}
+    fields = set(FewShotSettings.kinds())
     assert fields == set(published_options())
     for name in fields:
         assert re.search(rf"^{name}: .*\S +# \S", text, re.MULTILINE), name
 
 
 def test_options_that_a_continued_run_may_change_exist():
-    assert {field.name for field in dataclasses.fields(FewShotSettings)} >= NEUTRAL
+    assert set(FewShotSettings.kinds()) >= NEUTRAL
 
 
 @pytest.mark.parametrize(
@@ -105,17 +104,20 @@ def test_edges_that_do_make_sense_are_allowed():
 
 
 def test_trackers_are_named_once_however_they_are_asked_for():
-    assert settings_of().trackers == ()
-    assert settings_of(report_to_wandb=True).trackers == ("wandb",)
-    assert settings_of(report_to=["tensorboard", "wandb"], report_to_wandb=True).trackers == ("tensorboard", "wandb")
+    assert settings_of().run.trackers == ()
+    assert settings_of(report_to_wandb=True).run.trackers == ("wandb",)
+    assert settings_of(report_to=["tensorboard", "wandb"], report_to_wandb=True).run.trackers == (
+        "tensorboard",
+        "wandb",
+    )
 
 
 def test_clipping_is_off_or_at_the_norm():
-    assert settings_of(gradient_clip_norm=2.0).clip_norm == 2.0
-    assert settings_of(gradient_clip=False).clip_norm is None
+    assert settings_of(gradient_clip_norm=2.0).reward.clip_norm == 2.0
+    assert settings_of(gradient_clip=False).reward.clip_norm is None
 
 
 def test_guidance_has_the_name_that_the_losses_know():
-    assert settings_of().token_guidance == "reward"
-    assert settings_of(guidance="sequence").token_guidance == "sequence"
-    assert settings_of(use_q_for_weight=True).token_guidance == "reward-to-go"
+    assert settings_of().policy.token_guidance == "reward"
+    assert settings_of(guidance="sequence").policy.token_guidance == "sequence"
+    assert settings_of(use_q_for_weight=True).policy.token_guidance == "reward-to-go"

@@ -287,7 +287,7 @@ def test_the_kind_of_a_model_is_read_off_its_architecture_or_its_family():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_weights_give_about_the_same_probabilities(kind, tmp_path):
-    lm = load_task_lm(tiny_models.save(kind, tmp_path), SPEC, CPU, dtype="bfloat16")
+    lm = load_task_lm(tiny_models.save(kind, tmp_path), SPEC, CPU, task_lm_dtype="bfloat16")
     assert lm.model.dtype == torch.bfloat16
     found = lm.class_probabilities(PAIRS)
     assert found.dtype == torch.float32

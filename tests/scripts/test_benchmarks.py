@@ -1,6 +1,5 @@
 """The benchmarks run, on tiny models, and refuse to time two ways that do not give the same numbers."""
 
-import dataclasses
 import json
 import random
 
@@ -156,9 +155,10 @@ def test_pool_needs_the_file_of_the_speed_benchmark(tmp_path):
 def test_price_of_a_run_by_hand(base_path):
     """100 steps in two rounds of 2 epochs x 5 steps; 16 train, 8 dev and 100 test texts; 2 validation batches."""
     setting = models.make_setting("sst-2", base_path, tiny=True)
-    settings = dataclasses.replace(
-        setting.settings, max_train_steps=100, reward_retrain_period=40, rew_num_train_epochs=2,
-        rew_max_train_steps=10, rew_validation_batches=2, prompt_train_batch_size=4, log_every=10,
+    settings = setting.settings.replaced(
+        max_train_steps=100, reward_retrain_period=40, rew_num_train_epochs=2,
+        rew_max_train_steps=10, rew_validation_batches=2, prompt_train_batch_size=4, reward_learning_samples=4,
+        log_every=10,
         early_stop_eval_period=50, num_validation_prompts=3, candidate_steps=20, eval_steps=10,
         num_final_prompts=3, num_candidates=5, reward_example_share=0.75,
     )  # fmt: skip

@@ -16,11 +16,11 @@ from tests.sum_task.tiny import TinyWorld
 def a_run(tmp_path):
     tiny = TinyWorld(tmp_path)
     settings = tiny.settings(rew_head="likelihood")
-    policy = load_policy(settings)
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
     torch.manual_seed(0)
     (tmp_path / "mine").mkdir()
     policy.save_pretrained(tmp_path / "mine" / "policy")
-    load_reward_model(settings, policy).save_pretrained(tmp_path / "mine" / "reward_model")
+    load_reward_model(settings.models, settings.text, policy).save_pretrained(tmp_path / "mine" / "reward_model")
     return tmp_path / "mine"
 
 

@@ -257,8 +257,8 @@ def test_the_command_of_a_run_is_what_the_runner_reads(tmp_path):
     folder = tmp_path / "o'dd \\ ${name} (1), ü"
     words = sweep.command(sweep.TASKS["fsc"], ["agg_func=max"], folder)[2:]
     settings = read_command(words).settings
-    assert settings.output_folder == str(folder)
-    assert settings.resume == "auto"
+    assert settings.run.output_folder == str(folder)
+    assert settings.run.resume == "auto"
 
 
 @pytest.mark.parametrize("task", ["fsc", "sum", "chat"])

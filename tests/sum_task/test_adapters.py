@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from sum_task.models import load_policy
 from sum_task.run_sum import run
 
 pytest.importorskip("peft")
@@ -20,7 +19,7 @@ def test_adapters_are_trained_and_merged_into_the_saved_folders(tiny, tmp_path, 
     out = tmp_path / "run"
     options = {"model_name_or_path": model, "learning_rate": 0.05, "num_train_epochs": 3, "rew_learning_rate": 0.1}
     run(tiny.settings(output_dir=out, lora_rank=2, **options))
-    before = load_policy(tiny.settings(**options)).lm.state_dict()
+    before = tiny.policy(**options).lm.state_dict()
     policy = SummaryPolicy.from_pretrained(str(out / "policy"))
     after = policy.lm.state_dict()
     assert before.keys() == after.keys()

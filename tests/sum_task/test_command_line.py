@@ -1,7 +1,5 @@
 """From words to settings."""
 
-import dataclasses
-
 import pytest
 import yaml
 
@@ -26,16 +24,17 @@ exp_in_wmle weight_decay reset_optim expid guidance
 
 def test_published_command_has_the_published_settings():
     settings = read_command(["--dataset_name=xsum", "--seed=0"])
-    assert (settings.dataset_name, settings.seed, settings.model_name_or_path) == ("xsum", 0, "t5-small")
-    assert (settings.max_source_length, settings.max_target_length) == (1024, 128)
-    assert (settings.reward_learning_samples, settings.agg_func, settings.guidance) == (3, "avg", "token")
-    assert (settings.learning_rate, settings.rew_learning_rate, settings.num_train_epochs) == (5e-5, 5e-5, 5)
-    assert (settings.source_prefix, settings.gradient_clip_norm) == ("summarize: ", 5)
-    assert read_command(["--dataset_name", "cnn_dailymail", "--dataset_config", "3.0.0"]).dataset_config == "3.0.0"
+    data, models, text, reward, policy = settings.data, settings.models, settings.text, settings.reward, settings.policy
+    assert (data.dataset_name, settings.run.seed, models.model_name_or_path) == ("xsum", 0, "t5-small")
+    assert (text.max_source_length, text.max_target_length) == (1024, 128)
+    assert (reward.reward_learning_samples, reward.agg_func, policy.guidance) == (3, "avg", "token")
+    assert (policy.learning_rate, reward.rew_learning_rate, policy.num_train_epochs) == (5e-5, 5e-5, 5)
+    assert (text.source_prefix, reward.gradient_clip_norm) == ("summarize: ", 5)
+    assert read_command(["--dataset_name", "cnn_dailymail", "--dataset_config", "3.0.0"]).data.dataset_config == "3.0.0"
 
 
 def test_every_option_has_one_default_a_group_and_an_explanation():
-    names = [field.name for field in dataclasses.fields(SummarizationSettings)]
+    names = list(SummarizationSettings.kinds())
     assert sorted(option.name for option in explained_options()) == sorted(names)
     assert list(yaml.safe_load(DEFAULTS.read_text())) == [option.name for option in explained_options()]
     assert all(option.group and len(option.help) > 8 for option in explained_options())
@@ -56,7 +55,12 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("dataset_name: xsum\nseed: 7\nlearning_rate: 1e-3\nnum_beams: 4\n")
     settings = read_command([f"--config={file}", "--seed=8", "--num_beams=null"])
-    assert (settings.dataset_name, settings.seed, settings.learning_rate, settings.num_beams) == ("xsum", 8, 1e-3, None)
+    assert (
+        settings.data.dataset_name,
+        settings.run.seed,
+        settings.policy.learning_rate,
+        settings.evaluation.num_beams,
+    ) == ("xsum", 8, 1e-3, None)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +68,14 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     [(["--gradient_clip=False"], False), (["--gradient_clip", "false"], False), (["--gradient_clip"], True)],
 )
 def test_truth_values(words, value):
-    assert read_command([*DATA, *words]).gradient_clip is value
+    assert read_command([*DATA, *words]).policy.gradient_clip is value
 
 
 def test_bare_flag_before_another():
     settings = read_command(["--pad_to_max_length", *DATA, "--report_to=tensorboard,wandb"])
-    assert settings.pad_to_max_length is True
-    assert settings.report_to == ("tensorboard", "wandb")
-    assert read_command([*DATA, "--reinforce_coeff", "-1"]).reinforce_coeff == -1
+    assert settings.text.pad_to_max_length is True
+    assert settings.run.report_to == ["tensorboard", "wandb"]
+    assert read_command([*DATA, "--reinforce_coeff", "-1"]).policy.reinforce_coeff == -1
 
 
 @pytest.mark.parametrize(

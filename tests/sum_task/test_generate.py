@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.token_reward_model import TokenRewardModel
 from sum_task import generate, score_tokens
 from sum_task.data import Row
-from sum_task.models import SummaryRewardModel, load_policy, load_reward_model
+from sum_task.models import SummaryRewardModel
 from sum_task.run_sum import run
 
 
@@ -96,7 +96,7 @@ def test_each_token_is_shown_with_its_reward(trained, tmp_path, capsys):
 
 def test_a_saved_reward_model_scores_texts_by_itself(trained, tiny, tmp_path, capsys):
     """What a summarization run's folder says of texts is what the run itself reads: prefix, separator, lengths."""
-    decoder_only = load_reward_model(tiny.settings(), load_policy(tiny.settings(model_name_or_path=tiny.llama)))
+    decoder_only = tiny.reward_model(tiny.policy(model_name_or_path=tiny.llama))
     decoder_only.save_pretrained(tmp_path / "llama")
     long = " ".join(["storm", "fire", "town"] * 12)  # more than a source may have
     articles, summaries = ["the storm hit the city", long], ["storm hit", "fire in the town"]

@@ -18,7 +18,7 @@ ARTICLES = ["the storm hit the city on monday .", "a flood .", "two killed in to
 def policy(request, tiny):
     """An encoder-decoder and a decoder-only policy."""
     name = getattr(tiny, request.param)
-    policy = load_policy(tiny.settings(model_name_or_path=name, separator=" : "))
+    policy = tiny.policy(model_name_or_path=name, separator=" : ")
     policy.lm.eval()
     return policy
 
@@ -60,7 +60,7 @@ def save_gpt2(folder, tokenizer):
 @pytest.mark.parametrize("save", [save_bart, save_gpt2])
 def test_joined_sources_give_the_samples_of_each(tiny, tmp_path, save):
     torch.manual_seed(0)
-    policy = load_policy(tiny.settings(model_name_or_path=save(tmp_path / "model", word_tokenizer()), separator=" : "))
+    policy = tiny.policy(model_name_or_path=save(tmp_path / "model", word_tokenizer()), separator=" : ")
     policy.lm.eval()
     parts, numbers = [encode(policy, ARTICLES[:1]), encode(policy, ARTICLES[1:])], noise(6)
     joined = policy.sample(policy.join(parts), 2, numbers, None, 1.0)
@@ -115,7 +115,7 @@ def test_sampling_keeps_dropout_off_and_the_mode_as_it_was(tiny, tmp_path):
     from tests.sum_task.tiny import word_tokenizer
 
     name = save_t5(tmp_path / "dropping", word_tokenizer(), dropout=0.5)
-    policy = load_policy(tiny.settings(model_name_or_path=name))
+    policy = tiny.policy(model_name_or_path=name)
     policy.lm.eval()
     sources = encode(policy, ARTICLES)
     calm = policy.sample(sources, 2, noise(6), None, 1.0)
@@ -125,7 +125,7 @@ def test_sampling_keeps_dropout_off_and_the_mode_as_it_was(tiny, tmp_path):
 
 
 def test_padding_token_within_a_sample_is_a_real_token(tiny):
-    policy = load_policy(tiny.settings())
+    policy = tiny.policy()
     with torch.no_grad():
         policy.lm.get_output_embeddings().weight[1] = 0  # the end token has a logit of 0, as have all ...
         policy.lm.get_output_embeddings().weight[2:] = 0
@@ -145,7 +145,7 @@ def test_search_ends_at_the_end_token(policy):
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
 def test_greedy_search_writes_the_most_probable_tokens(tiny, name):
-    policy = load_policy(tiny.settings(model_name_or_path=getattr(tiny, name), separator=" : "))
+    policy = tiny.policy(model_name_or_path=getattr(tiny, name), separator=" : ")
     with torch.no_grad():  # rows of the head that belong to no token of the tokenizer
         head = policy.lm.get_output_embeddings().weight
         head[len(policy.tokenizer) :] = 0
@@ -169,8 +169,8 @@ def batch_of(policy: SummaryPolicy, articles):
 def test_rewards_of_a_summary_do_not_depend_on_what_stands_beside_it(tiny, pair, head):
     names = {"model_name_or_path": getattr(tiny, pair[0]), "rew_model_name_or_path": getattr(tiny, pair[1])}
     names["rew_head"] = head
-    policy = load_policy(tiny.settings(**names, separator=" : "))
-    reward = load_reward_model(tiny.settings(**names, separator=" : "), policy)
+    policy = tiny.policy(**names, separator=" : ")
+    reward = tiny.reward_model(policy, **names, separator=" : ")
     assert reward.reads_policy_tokens == (pair[0] == pair[1])
     lists = [[5, 6, 7, 1], [8, 1], [9, 4, 1], [3, 3, 3, 3], [1], [10, 11, 1]]
     tokens, mask = pad(lists, policy.pad_id)
@@ -188,8 +188,8 @@ def test_rewards_of_a_summary_do_not_depend_on_what_stands_beside_it(tiny, pair,
 
 
 def test_reward_of_a_token_does_not_look_at_later_ones(tiny):
-    policy = load_policy(tiny.settings())
-    reward = load_reward_model(tiny.settings(), policy)
+    policy = tiny.policy()
+    reward = tiny.reward_model(policy)
     mask = torch.ones(1, 3, dtype=torch.bool)
     with torch.no_grad():
         one = reward.policy_rewards(batch_of(policy, ARTICLES[:1]), Summaries(torch.tensor([[5, 6, 7]]), mask))
@@ -202,9 +202,9 @@ def test_likelihood_head_knows_what_the_language_model_knows_and_is_told_by_its_
     """The backbone is the policy itself, so a reward is bound(0.25 log p + 1) of the policy's own probability."""
     for name in ("t5", "llama"):
         settings = tiny.settings(model_name_or_path=getattr(tiny, name), rew_head="likelihood", separator=" : ")
-        policy = load_policy(settings)
+        policy = load_policy(settings.models, settings.text, settings.evaluation)
         policy.lm.eval()
-        reward = load_reward_model(settings, policy)
+        reward = load_reward_model(settings.models, settings.text, policy)
         tokens, mask = pad([[5, 6, 7, 1], [8, 1]], policy.pad_id)
         batch, summaries = batch_of(policy, ARTICLES[:2]), Summaries(tokens, mask)
         with torch.no_grad():
@@ -214,32 +214,32 @@ def test_likelihood_head_knows_what_the_language_model_knows_and_is_told_by_its_
             torch.testing.assert_close(reward.policy_rewards(batch, summaries), expected, atol=1e-6, rtol=0)
             reward.save_pretrained(tmp_path / name)
             published = tiny.settings(rew_checkpoint_path=tmp_path / name, separator=" : ")
-            again = load_reward_model(published, policy)
+            again = load_reward_model(published.models, published.text, policy)
             torch.testing.assert_close(again.policy_rewards(batch, summaries), expected, atol=1e-6, rtol=0)
 
 
 def test_position_embeddings(tiny):
     long = {"model_name_or_path": tiny.llama, "max_source_length": 400}
     with pytest.raises(UserError, match="resize_position_embeddings=true"):
-        load_policy(tiny.settings(**long, resize_position_embeddings=False))
+        tiny.policy(**long, resize_position_embeddings=False)
     with pytest.raises(UserError, match="cannot be lengthened"):
-        load_policy(tiny.settings(**long))
+        tiny.policy(**long)
 
 
 def test_policy_of_random_weights(tiny):
     settings = tiny.settings(model_name_or_path="null", config_name=tiny.t5)
     torch.manual_seed(5)
-    fresh = load_policy(settings)
+    fresh = load_policy(settings.models, settings.text, settings.evaluation)
     assert fresh.lm.config.d_model == 16
-    assert load_reward_model(settings, fresh).model.backbone.config.d_model == 16
+    assert load_reward_model(settings.models, settings.text, fresh).model.backbone.config.d_model == 16
     with pytest.raises(UserError, match="did you mean 't5'"):
-        load_policy(tiny.settings(model_name_or_path="null", model_type="t55"))
+        tiny.policy(model_name_or_path="null", model_type="t55")
     with pytest.raises(UserError, match="is a t5, not a bart"):
-        load_policy(tiny.settings(model_type="bart"))
+        tiny.policy(model_type="bart")
 
 
 def test_tokenizer_of_another_name_lengthens_the_vocabulary(tiny):
-    policy = load_policy(tiny.settings(tokenizer_name=tiny.byte_t5))
+    policy = tiny.policy(tokenizer_name=tiny.byte_t5)
     assert len(policy.tokenizer) == len(byte_tokenizer())
     embeddings = policy.lm.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
@@ -247,8 +247,8 @@ def test_tokenizer_of_another_name_lengthens_the_vocabulary(tiny):
 
 
 def test_encoder_runs_once_for_all_samples_of_a_batch(tiny):
-    policy = load_policy(tiny.settings())
-    reward = load_reward_model(tiny.settings(), policy)
+    policy = tiny.policy()
+    reward = tiny.reward_model(policy)
     rows = []
     for model in (policy.lm, reward.model.backbone):
         model.get_encoder().register_forward_hook(

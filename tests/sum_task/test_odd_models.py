@@ -98,14 +98,14 @@ def check_policy(policy: SummaryPolicy):
 def test_other_memories_widths_and_encoder_outputs(tiny, tmp_path, config):
     name = saved(tmp_path / "model", config, word_tokenizer())
     settings = tiny.settings(model_name_or_path=name, separator=" : ")
-    policy = load_policy(settings)
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
     check_policy(policy)
-    reward = load_reward_model(settings, policy)
+    reward = load_reward_model(settings.models, settings.text, policy)
     samples = policy.sample(encode(policy, ARTICLES), 2, noise(6), None, 1.0)
     rewards = reward.policy_rewards(batch_of(policy, ARTICLES), samples)
     rewards.sum().backward()
     reward.save_pretrained(tmp_path / "reward")
-    again = load_reward_model(tiny.settings(rew_checkpoint_path=tmp_path / "reward", separator=" : "), policy)
+    again = tiny.reward_model(policy, rew_checkpoint_path=tmp_path / "reward", separator=" : ")
     torch.testing.assert_close(again.policy_rewards(batch_of(policy, ARTICLES), samples), rewards)
 
 
@@ -113,7 +113,7 @@ def test_what_reads_in_both_directions_is_refused(tiny, tmp_path):
     config = hf.XLNetConfig(vocab_size=25, d_model=16, n_layer=2, n_head=2, d_inner=32)
     name = saved(tmp_path / "model", config, word_tokenizer())
     with pytest.raises(UserError, match="xlnet reads in both directions"):
-        load_policy(tiny.settings(model_name_or_path=name))
+        tiny.policy(model_name_or_path=name)
     with pytest.raises(UserError, match="xlnet reads in both directions"):
         TokenRewardModel.from_backbone(name)
 
@@ -124,10 +124,10 @@ def test_limits_of_source_and_target_have_lines_of_their_own(tiny, tmp_path, cap
         max_encoder_position_embeddings=48, max_decoder_position_embeddings=32, decoder_start_token_id=1,
     )  # fmt: skip
     name = saved(tmp_path / "led", config, word_tokenizer())
-    load_policy(tiny.settings(model_name_or_path=name))
+    tiny.policy(model_name_or_path=name)
     for option, value, limit in (("max_source_length", 80, 48), ("max_target_length", 40, 32)):
         with pytest.raises(UserError, match=f"^{option}: a led of {limit} positions .* cannot be lengthened$"):
-            load_policy(tiny.settings(model_name_or_path=name, **{option: value}))
+            tiny.policy(model_name_or_path=name, **{option: value})
     assert "are lengthened" not in caplog.text
 
 
@@ -135,7 +135,7 @@ def test_a_language_code_starts_summaries_and_nothing_stands_behind_their_end(ti
     words = vocabulary() | {"en_XX": 24}
     tokenizer = tokenizer_of(words, "</s> en_XX", additional_special_tokens=["en_XX"])
     name = saved(tmp_path / "mbart", hf.MBartConfig(vocab_size=25, **BART), tokenizer)
-    policy = load_policy(tiny.settings(model_name_or_path=name))
+    policy = tiny.policy(model_name_or_path=name)
     assert policy.start == (24,)
     assert policy.format.targets(["storm hit city"], 6)[0][-1] == 1
     assert 24 not in policy.format.targets(["storm hit city"], 6)[0]
@@ -144,7 +144,7 @@ def test_a_language_code_starts_summaries_and_nothing_stands_behind_their_end(ti
     policy.save_pretrained(tmp_path / "policy")
     assert SummaryPolicy.from_pretrained(str(tmp_path / "policy")).start == (24,)
     with pytest.raises(UserError, match=r"^target_language: .* does not tell languages apart"):
-        load_policy(tiny.settings(model_name_or_path=name, target_language="de_DE"))
+        tiny.policy(model_name_or_path=name, target_language="de_DE")
 
 
 class TwoLanguages(hf.PreTrainedTokenizerFast):
@@ -171,10 +171,10 @@ def test_multilingual_tokenizers_are_told_the_languages(tiny, tmp_path, monkeypa
     name = saved(tmp_path / "nllb", config, plain)
     monkeypatch.setattr("sum_task.models.load_tokenizer", lambda *_: made)
     with pytest.raises(UserError, match=r"^target_language: needed by the multilingual tokenizer of '.*nllb'"):
-        load_policy(tiny.settings(model_name_or_path=name))
+        tiny.policy(model_name_or_path=name)
     with pytest.raises(UserError, match=r"^target_language: .* knows no language 'xx'"):
-        load_policy(tiny.settings(model_name_or_path=name, target_language="xx"))
-    policy = load_policy(tiny.settings(model_name_or_path=name, source_language="de_DE", target_language="en_XX"))
+        tiny.policy(model_name_or_path=name, target_language="xx")
+    policy = tiny.policy(model_name_or_path=name, source_language="de_DE", target_language="en_XX")
     assert policy.start == (1, 24)  # the decoder's own start token, then the language
     assert policy.format.sources(["storm"])[0][0] == 25
     assert policy.format.targets(["storm hit"], 6) == [[words["storm"], words["hit"], 1]]
@@ -183,7 +183,7 @@ def test_multilingual_tokenizers_are_told_the_languages(tiny, tmp_path, monkeypa
 def test_ids_beyond_the_number_of_tokens_can_be_drawn_and_rows_without_a_token_never(tiny, tmp_path):
     words = {word: i for i, word in enumerate(["<pad>", "<x>", "<unk>", *WORDS])} | {"</s>": 40}
     config = hf.T5Config(vocab_size=60, **T5 | {"eos_token_id": 40})
-    policy = load_policy(tiny.settings(model_name_or_path=saved(tmp_path / "holes", config, tokenizer_of(words))))
+    policy = tiny.policy(model_name_or_path=saved(tmp_path / "holes", config, tokenizer_of(words)))
     policy.lm.eval()
     drawn = policy.sample(encode(policy, ARTICLES), 300, noise(900), None, 3.0)
     found = set(drawn.tokens[drawn.mask].tolist())
@@ -199,14 +199,14 @@ def test_generation_settings_of_a_checkpoint_are_said_and_can_be_set(tiny, tmp_p
 
     name = saved(tmp_path / "t5", hf.T5Config(vocab_size=25, **T5), word_tokenizer(), change)
     with caplog.at_level(logging.WARNING):
-        kept = load_policy(tiny.settings(model_name_or_path=name))
+        kept = tiny.policy(model_name_or_path=name)
     assert "min_length=56" in caplog.text and "no_repeat_ngram_size=2" in caplog.text
     assert "cannot end within 6" in caplog.text
     kept.lm.eval()
     assert not (kept.search(encode(kept, ARTICLES), 6).tokens == 1).any()
     caplog.clear()
     options = {"min_length": 2, "no_repeat_ngram_size": 0, "length_penalty": 0.5, "num_beams": 2}
-    policy = load_policy(tiny.settings(model_name_or_path=name, **options))
+    policy = tiny.policy(model_name_or_path=name, **options)
     assert "come with the model" not in caplog.text
     policy.lm.eval()
     assert {len(ids) for ids in policy.search(encode(policy, ARTICLES), 6).lists()} <= {1, 3, 4, 5, 6}
@@ -219,9 +219,9 @@ def test_weights_that_a_class_computes_need_not_be_in_the_file(tiny, tmp_path):
     config = hf.MarianConfig(vocab_size=25, decoder_start_token_id=0, forced_eos_token_id=None, **BART)
     name = saved(tmp_path / "marian", config, word_tokenizer())
     settings = tiny.settings(model_name_or_path=name)
-    policy = load_policy(settings)
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
     check_policy(policy)
-    reward = load_reward_model(settings, policy)
+    reward = load_reward_model(settings.models, settings.text, policy)
     positions: Any = reward.model.backbone.encoder.embed_positions.weight
     torch.testing.assert_close(positions, policy.lm.model.encoder.embed_positions.weight)
     assert positions[1, 0].item() == pytest.approx(torch.sin(torch.tensor(1.0)).item())

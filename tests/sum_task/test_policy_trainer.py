@@ -23,19 +23,26 @@ from tests.sum_task.tiny import spied
 
 def make_trainer(tiny, folder, **changes):
     settings = tiny.settings(**changes)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.run.seed)
     splits = load_splits(train_file=tiny.train, validation_file=tiny.validation)
-    policy = load_policy(settings)
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
     train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
     log = MetricsLog(folder / "metrics.jsonl")
-    shared = (settings, start_engine("cpu"), log)
+    shared = (start_engine("cpu"), log)
     reward_trainer = None
-    if settings.uses_rewards:
-        reward = load_reward_model(settings, policy)
-        reward_trainer = RewardTrainer(reward, policy, make_preference("rouge1"), train, validation, *shared)
+    if settings.policy.uses_rewards:
+        reward = load_reward_model(settings.models, settings.text, policy)
+        preference = make_preference("rouge1")
+        reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, *shared)
     scores = iter(range(100))
     return PolicyTrainer(
-        policy, reward_trainer, train, lambda: {"eval/score": float(next(scores))}, lambda: None, *shared
+        policy,
+        reward_trainer,
+        train,
+        lambda: {"eval/score": float(next(scores))},
+        lambda: None,
+        settings.policy,
+        *shared,
     )
 
 

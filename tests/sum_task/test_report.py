@@ -12,9 +12,9 @@ from sum_task.score_tokens import batches_of, token_texts
 @pytest.mark.parametrize("head", ["after", "likelihood"])
 def test_advantages_and_wrong_preferences(tiny, head):
     settings = tiny.settings(rew_head=head)
-    policy = load_policy(settings)
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
     torch.manual_seed(0)
-    reward = load_reward_model(settings, policy)
+    reward = load_reward_model(settings.models, settings.text, policy)
     rows = [Row("the storm hit a town", "a storm"), Row("fire in the city", "the city on fire")]
     found = compared_tokens(reward, policy, rows, likeliest=2)
     marks = []

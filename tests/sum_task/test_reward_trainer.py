@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from common.training.engine import Engine, start_engine
+from common.training.ranking_figures import RankingFigures
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog, read_metrics
 from sum_task.batching import tokenize
 from sum_task.data import load_splits
 from sum_task.models import Summaries, load_policy, load_reward_model
 from sum_task.preferences import Preference
-from sum_task.reward_trainer import RankingFigures, RewardTrainer, break_ties
+from sum_task.reward_trainer import RewardTrainer, break_ties
 from tests.sum_task.tiny import spied
 
 
@@ -23,14 +24,15 @@ def count_of(word):
 
 def make_trainer(tiny, folder, preference=None, engine=None, **changes):
     settings = tiny.settings(**changes)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.run.seed)
     splits = load_splits(train_file=tiny.train, validation_file=tiny.validation)
-    policy = load_policy(settings)
-    reward = load_reward_model(settings, policy)
+    policy = load_policy(settings.models, settings.text, settings.evaluation)
+    reward = load_reward_model(settings.models, settings.text, policy)
     train, validation = (tokenize(rows, policy.format, 6) for rows in (splits.train, splits.validation))
     log = MetricsLog(folder / "metrics.jsonl")
     preference = preference or count_of("flood")
-    return RewardTrainer(reward, policy, preference, train, validation, settings, engine or start_engine("cpu"), log)
+    engine = engine or start_engine("cpu")
+    return RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, log)
 
 
 def test_ties_are_broken_by_noise_and_nothing_else():
@@ -196,34 +198,6 @@ def test_equal_preferences_are_no_ranking_and_the_round_says_so_and_goes_on(tiny
     assert "round 0, step 1: in no ranking set were two preferences different" in caplog.text
     assert all(p.isfinite().all() for p in trainer.reward.model.parameters())
     assert trainer.rounds_done == 1
-
-
-def figures_of(scores, lengths):
-    """Figures of ranking sets with these scores (B, K), made by `avg` of equal rewards within each summary."""
-    lengths, scores = torch.tensor(lengths), torch.tensor(scores)
-    mask = torch.arange(int(lengths.max())) < lengths.flatten().unsqueeze(-1)
-    means = scores / lengths.float().mean(-1, keepdim=True)
-    rewards = means.flatten().unsqueeze(-1).expand(mask.shape)
-    return RankingFigures.of(torch.tensor(1.0), scores, rewards, mask, scores.double(), "softplus")
-
-
-def test_length_correlation_is_that_within_sets():
-    # Mean rewards 0.5, 0.52, 0.5 in a set of 3 tokens on average and 0.5, 0.52, 0.5015 in one of 30: `avg` multiplies
-    # by these, so that over all six summaries the scores are lengths.
-    lengths = [[2, 3, 4], [29, 30, 31]]
-    scores = [[1.5, 1.56, 1.5], [15.0, 15.6, 15.045]]
-    assert torch.corrcoef(torch.tensor([scores, lengths]).flatten(1))[0, 1] > 0.995
-    # Products of the deviations: 0.02 - 0.02 and 0.215 - 0.17; squares: 0.0024 + 0.22335 and 2 + 2.
-    expected = 0.045 / math.sqrt(0.22575 * 4)
-    assert figures_of(scores, lengths).means()["reward/length_correlation"] == pytest.approx(expected, rel=1e-3)
-    # A batch of each set adds up to the same.
-    both = figures_of(scores[:1], lengths[:1]) + figures_of(scores[1:], lengths[1:])
-    assert both.means()["reward/length_correlation"] == pytest.approx(expected, rel=1e-3)
-
-
-@pytest.mark.parametrize(("scores", "lengths"), [([[0.1, 0.1, 0.1]], [[2, 3, 4]]), ([[0.1, 0.2, 0.3]], [[3, 3, 3]])])
-def test_length_correlation_is_undefined_where_one_is_constant_within_sets(scores, lengths):
-    assert math.isnan(figures_of(scores, lengths).means()["reward/length_correlation"])
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])

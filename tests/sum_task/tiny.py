@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from sum_task.command_line import read_command
+from sum_task.models import SummaryPolicy, SummaryRewardModel, load_policy, load_reward_model
 from sum_task.settings import SummarizationSettings
 
 SENTENCE = "the a storm flood fire hit town city river north south on in monday friday killed two ten summarize : ."
@@ -131,3 +132,13 @@ class TinyWorld:
     def settings(self, **changes: Any) -> SummarizationSettings:
         """The settings of such a run."""
         return read_command(self.words(**changes))
+
+    def policy(self, **changes: Any) -> SummaryPolicy:
+        """The policy of such a run before it has learnt."""
+        settings = self.settings(**changes)
+        return load_policy(settings.models, settings.text, settings.evaluation)
+
+    def reward_model(self, policy: SummaryPolicy, **changes: Any) -> SummaryRewardModel:
+        """Its token reward model."""
+        settings = self.settings(**changes)
+        return load_reward_model(settings.models, settings.text, policy)

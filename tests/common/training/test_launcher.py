@@ -4,17 +4,27 @@ import pytest
 
 from common.errors import UserError
 from common.training.launcher import honour_launcher
+from common.training.settings import TaskSettings, setting
 
 
 @dataclass(frozen=True)
-class Settings:
-    mixed_precision: str = "no"
-    gradient_accumulation_steps: int = 4
+class Group:
+    mixed_precision: str = setting()
+    gradient_accumulation_steps: int = setting()
 
 
 @dataclass(frozen=True)
-class Bare:
-    seed: int = 0
+class Settings(TaskSettings):
+    policy: Group
+
+
+@dataclass(frozen=True)
+class Bare(TaskSettings):
+    pass
+
+
+def settings(precision="no", steps=4):
+    return Settings(Group(precision, steps))
 
 
 DEFAULTS = {"mixed_precision": "no", "gradient_accumulation_steps": 4}
@@ -24,11 +34,11 @@ PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATI
 @pytest.mark.parametrize(
     ("environment", "own", "expected"),
     [
-        ({}, Settings("bf16", 2), Settings("bf16", 2)),
-        ({PRECISION: "no", STEPS: "1", "ACCELERATE_DYNAMO_BACKEND": "NO"}, Settings("bf16", 2), Settings("bf16", 2)),
-        ({PRECISION: "bf16"}, Settings(), Settings("bf16", 4)),
-        ({PRECISION: "bf16"}, Settings("bf16"), Settings("bf16")),
-        ({STEPS: "8"}, Settings(), Settings("no", 8)),
+        ({}, settings("bf16", 2), settings("bf16", 2)),
+        ({PRECISION: "no", STEPS: "1", "ACCELERATE_DYNAMO_BACKEND": "NO"}, settings("bf16", 2), settings("bf16", 2)),
+        ({PRECISION: "bf16"}, settings(), settings("bf16", 4)),
+        ({PRECISION: "bf16"}, settings("bf16"), settings("bf16")),
+        ({STEPS: "8"}, settings(), settings("no", 8)),
         ({"ACCELERATE_USE_FSDP": "false", PRECISION: "no"}, Bare(), Bare()),
     ],
 )
@@ -41,14 +51,14 @@ def test_what_accelerate_asks_for_takes_the_place_of_an_option_at_its_default(mo
 @pytest.mark.parametrize(
     ("variable", "value", "own", "message"),
     [
-        (PRECISION, "bf16", Settings("fp16"), "mixed_precision: fp16 here and bf16 for accelerate contradict"),
-        (PRECISION, "fp8", Settings(), "mixed_precision=fp8 is not for this task"),
+        (PRECISION, "bf16", settings("fp16"), "mixed_precision: fp16 here and bf16 for accelerate contradict"),
+        (PRECISION, "fp8", settings(), "mixed_precision=fp8 is not for this task"),
         (PRECISION, "bf16", Bare(), "mixed_precision=bf16 is not for this task"),
-        (STEPS, "8", Settings("no", 2), "gradient_accumulation_steps: 2 here and 8 for accelerate contradict"),
-        (STEPS, "two", Settings(), "gradient_accumulation_steps=two is not a whole number"),
-        ("ACCELERATE_USE_FSDP", "true", Settings(), "FSDP is not for this task"),
+        (STEPS, "8", settings("no", 2), "gradient_accumulation_steps: 2 here and 8 for accelerate contradict"),
+        (STEPS, "two", settings(), "gradient_accumulation_steps=two is not a whole number"),
+        ("ACCELERATE_USE_FSDP", "true", settings(), "FSDP is not for this task"),
         ("ACCELERATE_USE_DEEPSPEED", "true", Bare(), "DeepSpeed is not for this task"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", Settings(), "dynamo_backend is not for this task"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", settings(), "dynamo_backend is not for this task"),
     ],
 )
 def test_what_it_cannot_honour_or_what_contradicts_is_refused_in_a_line(monkeypatch, variable, value, own, message):

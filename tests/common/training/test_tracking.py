@@ -63,10 +63,21 @@ def test_reading_leaves_out_a_torn_last_line(tmp_path):
     assert [event["step"] for event in read_metrics(path)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("line", "complaint"), [("{broken", "line 2: not JSON"), ("[1]", "line 2: not a JSON object")])
+EVENT = '{"phase": "eval", "round": 0, "step": 1, "seconds": 1.5, "eval/score": null}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{broken", "line 2: not JSON"),
+        ("[1]", "line 2: not a JSON object"),
+        ('{"phase": "eval"}', "line 2: no event of a run"),
+        (EVENT.strip().replace("1.5", '"1.5"'), "line 2: seconds is str, which no run writes"),
+    ],
+)
 def test_reading_names_the_line_that_is_no_event(tmp_path, line, complaint):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n' + line + "\n")
+    path.write_text(EVENT + line + "\n")
     with pytest.raises(UserError, match=complaint):
         read_metrics(path)
 
