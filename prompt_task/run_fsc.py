@@ -182,6 +182,9 @@ def run_options(command: Command) -> RunOptions:
         neutral=NEUTRAL,
         inputs={
             "base_path": str(split),
+            "preference": settings.preference.preference,
+            "agg_func": settings.reward.agg_func,
+            "guidance": settings.policy.guidance,
             "task_lm": settings.classifier.task_lm,
             "policy_lm": settings.models.policy_lm,
         },

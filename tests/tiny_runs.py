@@ -50,6 +50,11 @@ def settings_of(**options: Any) -> FewShotSettings:
     return FewShotSettings.from_mapping(published_options() | TINY | options)
 
 
+def least_of_all(prompts: list[str], probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A preference of the user's over prompts: the least probability of a label, within (0, 1)."""
+    return probabilities[:, range(len(labels)), labels].amin(-1)
+
+
 def by_hash(sentence: str, prompt: str) -> float:
     """Some probability of class 0, the same at every call and in every process."""
     return int(hashlib.md5(f"{sentence}|{prompt}".encode()).hexdigest(), 16) % 100_000 / 100_000

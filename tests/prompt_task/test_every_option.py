@@ -376,6 +376,10 @@ WALK: dict[str, Walk] = {
         {"top_p": 1e-6}, lambda a, b: first(b, "distinct_prompts") == 1 / 8 < first(a, "distinct_prompts")
     ),
     # preference
+    "preference": changed(
+        {"preference": "tests.tiny_runs:least_of_all"},
+        lambda a, b: 0 < b.results["best_dev_score"] < 1 and grown(a, b).any(),
+    ),
     "correct_coeff": changed({"correct_coeff": 1e6}, lambda a, b: grown(a, b).max() > 1e3 and grown(a, b).min() >= 0),
     "incorrect_coeff": changed(
         {"incorrect_coeff": 1e6}, lambda a, b: grown(a, b).min() < -1e3 and grown(a, b).max() <= 0
