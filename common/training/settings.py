@@ -153,6 +153,7 @@ class RunSettings:
     device: str = setting()
     num_threads: int | None = setting(minimum=1, maximum=1024)
     matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
+    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
     checkpoint_minutes: float = setting(minimum=0)
@@ -177,7 +178,6 @@ class NamedRunSettings(RunSettings):
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     output_dir: str | None = setting()
     expid: str | None = setting()
-    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)
