@@ -103,12 +103,22 @@ def saturation_share(rewards: Tensor, bound: str) -> Tensor:
     return saturated(rewards, bound).float().mean()
 
 
+def reward_range(bound: str) -> tuple[float, float] | None:
+    """What rewards can be: (0, 1.3133) for softplus, (0, 1) for sigmoid, None without a bound.
+
+    Raises:
+        ValueError: another bound.
+    """
+    check_name(bound, "bound", BOUNDS)
+    return {"softplus": (0.0, math.log1p(math.e)), "sigmoid": (0.0, 1.0), "none": None}[bound]
+
+
 def saturated(rewards: Tensor, bound: str) -> Tensor:
     """True where a reward lies at an end of its range; of the same shape. See :func:`saturation_share`."""
-    check_name(bound, "bound", BOUNDS)
-    if bound == "none":
+    ends = reward_range(bound)
+    if ends is None:
         return torch.zeros_like(rewards, dtype=torch.bool)
-    top = math.log1p(math.e) if bound == "softplus" else 1.0
+    top = ends[1]
     return (rewards < SATURATED * top) | (rewards > (1 - SATURATED) * top)
 
 

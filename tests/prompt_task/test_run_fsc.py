@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from common.data_files import unmarked_cell
 from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
@@ -64,7 +65,7 @@ def figures(folder):
 
 def rows(folder):
     with open(Path(folder) / "prompts.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [row | {"prompt": unmarked_cell(row["prompt"])} for row in csv.DictReader(file)]
 
 
 def command(*words, cwd=None, code=0):
@@ -123,6 +124,12 @@ def test_the_run_folder_holds_all_that_it_should(finished):
     assert results["status"] == "complete"
     assert (results["task"], results["dataset"], results["seed"]) == ("prompt", "sst-2", 0)
     assert results["wall_seconds"] > 0
+    low, high = results["test_accuracy_interval"]
+    assert low <= results["test_accuracy"] <= high
+    by_class = results["test_by_class"]
+    assert sum(row["texts"] for row in by_class) == results["test_texts"]
+    mean = sum(row["texts"] * row["accuracy"] for row in by_class) / results["test_texts"]
+    assert mean == pytest.approx(results["test_accuracy"])
     assert results["peak_memory_mib"]["cpu"] > 0
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["options"]["learning_rate"] == 1e-2
@@ -414,7 +421,10 @@ def test_options_that_change_results_are_refused_by_name_and_others_are_not(worl
     assert "top_k was None, is 3" in str(caught.value)
     assert "output_folder" not in str(caught.value)
     assert not (tmp_path / "run").exists()
-    changed = {"save_steps": 0, "keep_checkpoints": 1, "quiet": False, "sentence_cache_mib": 1}
+    wanted = MIDDLE | {"top_k": 3, "resume": "changed", "save_steps": 0}
+    start(world, tmp_path / "changed", checkpoint_path=checkpoint, **wanted)
+    assert json.loads((tmp_path / "changed" / "results.json").read_text())["policy_steps"] == 12
+    changed = {"save_steps": 0, "keep_checkpoints": 1, "quiet": False, "sentence_cache_mib": 1, "log_every": 7}
     start(world, tmp_path / "run", checkpoint_path=checkpoint, **MIDDLE | changed)
 
 
