@@ -106,7 +106,9 @@ def observe(world, tmp_path, monkeypatch) -> Observe:
             weigh = noted(weigh, lambda r, _, how: seen.weighed.append((tuple(r.shape), how)))
             patch.setattr(policy_trainer, "token_weights", weigh)
             patch.setattr(
-                torch.nn.utils, "clip_grad_norm_", noted(clip, lambda p, norm, **_: seen.clipped.append(norm))
+                torch.nn.utils,
+                "clip_grad_norm_",
+                noted(clip, lambda p, norm, **_: norm < torch.inf and seen.clipped.append(norm)),
             )
             seen.results = run_fsc.run(world.command(**RUN | {"output_folder": seen.folder} | options))
         return seen
