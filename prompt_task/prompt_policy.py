@@ -18,6 +18,7 @@ from common.language_models.capabilities import (
     DECODER_ONLY,
     capabilities,
     head_width,
+    position_limits,
     require_kind,
     rows_with_token,
     states_before_head,
@@ -105,6 +106,9 @@ class PromptPolicy(nn.Module):
         """Find out what the LM can do, and return the width of the states that its head reads."""
         if int(self.source_ids.max()) >= len(self.lm.get_input_embeddings().weight):
             raise UserError(f"source_str: {self.settings['source_str']!r} has tokens that {name} has no embedding of")
+        places, read = position_limits(self.lm)[0], len(self.source_ids) + self.prompt_length
+        if places is not None and read > places:
+            raise UserError(f"prompt_length: {name} reads at most {places} tokens, not {read} with those of source_str")
         found = capabilities(self.lm, name)
         found.require_left_to_right(self.lm.config.model_type, "prompt policy")
         self.keeps_cache = found.cache_by_rows

@@ -47,7 +47,7 @@ class ModelSettings:
     """Policy and token reward model."""
 
     policy_lm: str = setting()
-    hidden_size: int = setting(minimum=1)
+    hidden_size: int = setting(minimum=1, maximum=2**16)
     adaptor_residual: bool = setting()
     source_str: str = setting()
     prompt_length: int = setting(minimum=1)
@@ -79,7 +79,7 @@ class RewardSettings(LearningSettings):
     rew_num_train_epochs: int = setting(minimum=1)
     rew_max_train_steps: int = setting(minimum=1)
     rew_validation_batches: int = setting(minimum=1)
-    rew_learning_rate: float = setting(above=0)
+    rew_learning_rate: float = setting(above=0, maximum=1e3)
     random_seed: int = setting(minimum=0, maximum=2**32 - 1)
 
 
@@ -93,9 +93,9 @@ class PolicySettings(LearningSettings):
     num_reinforce_samples: int = setting(minimum=1)
     max_entropy_coeff: float = setting(minimum=0)
     max_train_steps: int = setting(minimum=1)
-    learning_rate: float = setting(above=0)
+    learning_rate: float = setting(above=0, maximum=1e3)
     early_stop_eval_period: int = setting(minimum=1)
-    num_validation_prompts: int = setting(minimum=1)
+    num_validation_prompts: int = setting(minimum=1, maximum=10**5)
     reward_retrain_period: int = setting(minimum=1)
     eval_steps: int = setting(minimum=1)
     candidate_steps: int = setting(minimum=1)
@@ -174,6 +174,4 @@ class FewShotSettings(TaskSettings):
             raise UserError("reinforce_baseline: it is the mean of the other samples; num_reinforce_samples=1 has none")
         if evaluation.num_reported > evaluation.num_candidates:
             raise UserError(f"num_reported: at most num_candidates={evaluation.num_candidates}")
-        if run.resume != "none" and run.checkpoint_path:
-            raise UserError(f"resume={run.resume} and checkpoint_path both say where to go on from; set one of them")
         run.check_switches()

@@ -464,6 +464,10 @@ def _mean_reward(rewards: Tensor, mask: Tensor) -> float:
 
 
 def steps_every(period: float, end: float, epoch: float) -> set[int]:
-    """Steps done at each multiple of `period` epochs of `epoch` steps up to `end` epochs, which counts."""
+    """Steps done at each multiple of `period` epochs of `epoch` steps up to `end` epochs, which counts.
+
+    A period of less than a step is a step.
+    """
+    period = max(period, 1 / epoch)
     count = math.floor(end / period + 1e-9) + 1
     return {math.floor(k * period * epoch + 1e-9) for k in range(count)}

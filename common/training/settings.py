@@ -131,7 +131,7 @@ def _check_range(name: str, value: float, limits: Mapping[str, Any]) -> None:
 # The options of a run as such that may differ between it and its continuation: none of them changes a result.
 NEUTRAL = {
     "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device", "num_threads",
-    "report_to", "quiet", "verbose",
+    "log_every", "report_to", "quiet", "verbose",
 }  # fmt: skip
 
 
@@ -143,7 +143,7 @@ class RunSettings:
     """What every run as such reads."""
 
     device: str = setting()
-    num_threads: int | None = setting(minimum=1)
+    num_threads: int | None = setting(minimum=1, maximum=1024)
     matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))

@@ -105,7 +105,9 @@ def observe(world, tmp_path, monkeypatch) -> Observe:
             patch.setattr(reward_trainer, "aggregate_token_rewards", aggregate)
             weigh = noted(weigh, lambda r, _, how: seen.weighed.append((tuple(r.shape), how)))
             patch.setattr(policy_trainer, "token_weights", weigh)
-            patch.setattr(torch.nn.utils, "clip_grad_norm_", noted(clip, lambda p, norm: seen.clipped.append(norm)))
+            patch.setattr(
+                torch.nn.utils, "clip_grad_norm_", noted(clip, lambda p, norm, **_: seen.clipped.append(norm))
+            )
             seen.results = run_fsc.run(world.command(**RUN | {"output_folder": seen.folder} | options))
         return seen
 
