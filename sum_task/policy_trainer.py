@@ -213,7 +213,7 @@ class PolicyTrainer:
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value * share
             tokens += int(batch.source_mask.sum() + batch.target_mask.sum())
-        norm = self.stepper.step()
+        norm, _ = self.stepper.step()
         if learns_rewards:
             assert self.reference_rewards is not None
             self.reference_rewards.exchange(self.engine)

@@ -332,7 +332,7 @@ class RewardTrainer:
                 raise UserError(f"reward step {step}: the loss is {found.loss}; a lower rew_learning_rate may help")
             self.stepper.backward(loss * (found.sets / sets_in_step))
             figures += found
-        norm = self.stepper.step()
+        norm, _ = self.stepper.step()
         self.reward.model.eval()
         return figures.over(self.engine), norm
 

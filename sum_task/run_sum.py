@@ -190,6 +190,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
 INPUTS = (
     "dataset_name", "train_file", "validation_file", "test_file", "model_name_or_path", "rew_model_name_or_path",
     "config_name", "tokenizer_name", "policy_checkpoint_path", "rew_checkpoint_path", "preference",
+    "agg_func", "guidance",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ command line and in files: an option that two parts read is a field of both grou
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from common.aggregation import AGGREGATIONS
 from common.errors import UserError, UserErrors, nearest
+from common.own_pieces import check_aggregation, is_own
 from common.training.plateau import PlateauSettings
 from common.training.runtime import MATMUL_PRECISIONS
 
@@ -28,9 +29,14 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
+    own: Callable[[str, str], None] | None = None,
 ) -> Any:
-    """A dataclass field with the values it allows: ``minimum <= x``, ``above < x``, ``x <= maximum``, `choices`."""
-    return dataclasses.field(metadata={"minimum": minimum, "above": above, "maximum": maximum, "choices": choices})
+    """A dataclass field with the values it allows: ``minimum <= x``, ``above < x``, ``x <= maximum``, `choices`.
+
+    Beside the choices, ``package.module:function`` where `own` tries such a function out, by the option and its value.
+    """
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": choices, "own": own}
+    return dataclasses.field(metadata=limits)
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,10 @@ def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], val
         raise wrong from None
     except OmegaConfBaseException as error:
         raise UserError(f"{name}: {str(error).splitlines()[0]}") from None
-    choices = field.metadata["choices"]
-    if choices is not None and value is not None and value not in choices:
+    choices, own = field.metadata["choices"], field.metadata["own"]
+    if own is not None and isinstance(value, str) and is_own(value):
+        own(name, value)
+    elif choices is not None and value is not None and value not in choices:
         raise UserError(f"{name}: '{value}' is not one of {', '.join(choices)}{nearest(str(value), choices)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_range(name, value, field.metadata)
@@ -145,6 +153,7 @@ class RunSettings:
     device: str = setting()
     num_threads: int | None = setting(minimum=1, maximum=1024)
     matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
+    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
     checkpoint_minutes: float = setting(minimum=0)
@@ -169,14 +178,13 @@ class NamedRunSettings(RunSettings):
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     output_dir: str | None = setting()
     expid: str | None = setting()
-    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)
 class ScoreSettings:
     """How token rewards become the score of a sequence."""
 
-    agg_func: str = setting(choices=AGGREGATIONS)
+    agg_func: str = setting(choices=AGGREGATIONS, own=check_aggregation)
     soft_maxmin_temp: float = setting(above=0)
 
 
