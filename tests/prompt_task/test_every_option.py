@@ -60,6 +60,10 @@ class Seen:
     def plateaus(self) -> list[PlateauSettings]:
         return [self.trainer.plateau.settings, self.reward_plateau.settings]
 
+    def clip(self, norm: float) -> None:
+        """Note a norm that gradients were clipped to; one that is infinite measures them alone."""
+        self.clipped += [norm] * (norm < torch.inf)
+
     @property
     def texts(self) -> list[str]:
         return [example.text for example in self.trainer.train_scorer.examples]
@@ -107,11 +111,7 @@ def observe(world, tmp_path, monkeypatch) -> Observe:
             patch.setattr(reward_trainer, "aggregate_token_rewards", aggregate)
             weigh = noted(weigh, lambda r, _, how: seen.weighed.append((tuple(r.shape), how)))
             patch.setattr(policy_trainer, "token_weights", weigh)
-            patch.setattr(
-                torch.nn.utils,
-                "clip_grad_norm_",
-                noted(clip, lambda p, norm, **_: seen.clipped.extend([norm] if norm < torch.inf else [])),
-            )
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", noted(clip, lambda p, norm, **_: seen.clip(norm)))
             seen.results = run_fsc.run(world.command(**RUN | {"output_folder": seen.folder} | options))
         return seen
 
