@@ -110,7 +110,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
 
     run.begin()
     # Before a checkpoint is loaded: of a run that goes on it is the same.
-    before = without_training(policy, tested, settings.evaluation, engine)
+    before = without_training(policy, tested, settings.evaluation, engine, preference)
     # Reward learning and policy learning in turn.
     reward_trainer = None
     if reward is not None:
@@ -118,7 +118,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, run.log)
 
     def validate() -> dict[str, float]:
-        means = evaluate(policy, validation, settings.evaluation, engine, "validation").means
+        means = evaluate(policy, validation, settings.evaluation, engine, "validation", preference).means
         return {f"eval/{name}": value for name, value in means.items()}
 
     def keep_best() -> None:
@@ -133,7 +133,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
 
     # The last policy writes the summaries that are reported.
     evaluation = evaluate(
-        policy, tested, settings.evaluation, engine, tested_on, settings.evaluation.bertscore, metrics
+        policy, tested, settings.evaluation, engine, tested_on, preference, settings.evaluation.bertscore, metrics
     )
     results = _results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
     results["compared_rows"] = min(COMPARED_ROWS, len(tested))
@@ -294,7 +294,10 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     """The last lines of a run: what came out and where it lies."""
 
     def figures(kind: str) -> str:
-        return ", ".join(f"{name} {results[f'{kind}_{name}']:.2f}" for name in COMPARED_FIGURES if name != "length")
+        found = {name: results.get(f"{kind}_{name}") for name in COMPARED_FIGURES if name != "length"}
+        return ", ".join(
+            f"{name} {value:.{3 if name == 'preference' else 2}f}" for name, value in found.items() if value is not None
+        )
 
     print(f"\n{results['tested_on']} ({results['test_rows']} rows): {figures('test')}")
     if "compared_rouge1" in results:
