@@ -28,6 +28,8 @@ from prompt_task.settings import PolicySettings
 
 logger = logging.getLogger(__name__)
 
+SHOWN_TEXTS = 5  # prompts that trackers get at each validation
+
 
 class PolicyTrainer:
     """Alternates policy steps with rounds of reward learning, validates, and collects candidate prompts."""
@@ -190,7 +192,10 @@ class PolicyTrainer:
         generator = self.runtime.generator(Purpose.PROMPT_VALIDATION)
         count = settings.num_validation_prompts * settings.prompt_train_batch_size
         tokens = self._sample(count, generator).tokens
-        scores = self.dev_scorer.score(self.policy.texts(tokens))
+        texts = self.policy.texts(tokens)
+        scores = self.dev_scorer.score(texts)
+        shown = zip(texts[:SHOWN_TEXTS], scores.accuracy.tolist(), strict=False)
+        self.log.texts(step, [{"prompt": repr(text), "dev accuracy": f"{accuracy:.3f}"} for text, accuracy in shown])
         figures = {
             "eval/dev_score": scores.score.mean().item(),
             "eval/dev_accuracy": scores.accuracy.mean().item(),

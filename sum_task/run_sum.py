@@ -49,6 +49,8 @@ from sum_task.summary_evaluation import (
     without_training,
 )
 
+SHOWN_TEXTS = 3  # summaries that trackers get at each validation
+
 logger = logging.getLogger("sum_task.run_sum")  # not __name__, which is __main__ for a command
 
 
@@ -118,8 +120,10 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, run.log)
 
     def validate() -> dict[str, float]:
-        means = evaluate(policy, validation, settings.evaluation, engine, "validation", preference).means
-        return {f"eval/{name}": value for name, value in means.items()}
+        found = evaluate(policy, validation, settings.evaluation, engine, "validation", preference)
+        shown = zip(validation.rows[:SHOWN_TEXTS], found.predictions, strict=False)
+        run.log.texts(trainer.steps_done, [{"summary": text, "reference": row.reference} for row, text in shown])
+        return {f"eval/{name}": value for name, value in found.means.items()}
 
     def keep_best() -> None:
         if engine.is_main:

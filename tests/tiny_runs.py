@@ -98,6 +98,9 @@ class EventLog:
     def log(self, phase: str, round: int, step: int, **values: float) -> None:
         self.events.append({"phase": phase, "round": round, "step": step, **values})
 
+    def texts(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        self.shown = (step, rows)
+
     def of(self, phase: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["phase"] == phase]
 
