@@ -21,7 +21,7 @@ from common.training.progress import progress
 
 logger = logging.getLogger(__name__)
 
-BUILTIN_DATA = "builtin/planted-errors"
+BUILTIN_DATA = {"builtin/planted-errors": 1, "builtin/planted-errors-long": 4}  # sentences of a reply
 BAD_ROWS = ("error", "skip")
 MOST_BAD_ROWS_SHOWN = 20
 
@@ -105,7 +105,7 @@ def load_preferences(
 
     Args:
         columns: see there.
-        dataset_name: data set of the hub, folder that `datasets` reads, or ``builtin/planted-errors``.
+        dataset_name: data set of the hub, folder that `datasets` reads, or one of `BUILTIN_DATA`.
         dataset_config, dataset_split: of that data set.
         train_file: a jsonl, json, csv or parquet file instead.
         validation_file: the same for validation; where it is not given, `validation_share` of the prompts of the
@@ -328,10 +328,11 @@ def _sets(name: str, rows: Iterator[Located], columns: Columns, bad_rows: str, b
 def _rows(dataset_name: str | None, config: str | None, split: str, file: str | None) -> Iterator[Located]:
     if dataset_name is None:
         return _file_rows(str(file))
-    if dataset_name == BUILTIN_DATA:
-        return ((f"{BUILTIN_DATA}, row {n}", row) for n, row in enumerate(ranked_rows(), start=1))
+    if dataset_name in BUILTIN_DATA:
+        rows = ranked_rows(sentences=BUILTIN_DATA[dataset_name])
+        return ((f"{dataset_name}, row {n}", row) for n, row in enumerate(rows, start=1))
     if dataset_name.startswith("builtin/"):
-        raise UserError(f"dataset_name: '{dataset_name}' is not built in{nearest(dataset_name, [BUILTIN_DATA])}")
+        raise UserError(f"dataset_name: '{dataset_name}' is not built in{nearest(dataset_name, BUILTIN_DATA)}")
     return _hub_rows(dataset_name, config, split)
 
 

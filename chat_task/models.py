@@ -1,17 +1,20 @@
-"""The reward model of a run: backbone, head, adapters, tokens and where its rewards are read."""
+"""The models of a run: reward model and where its rewards are read, policy, and what it is paid by."""
 
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from chat_task.settings import ModelSettings, TextSettings
+from chat_task.settings import ChatSettings, ModelSettings, TextSettings
 from common.data_files import read_text
 from common.errors import UserError
 from common.language_models.adapters import add_adapters
 from common.language_models.capabilities import position_limits
-from common.language_models.pretrained import enable_checkpointing, load_tokenizer
+from common.language_models.pretrained import enable_checkpointing, load_pretrained, load_tokenizer
 from common.language_models.replies import ReplyFormat
-from common.reply_rewards import RewardReading
+from common.reply_rewards import ReplyRewards, RewardReading, TokenRewardScorer, same_tokens
+from common.text_scores import load_entropy_model
 from common.token_reward_model import TokenRewardModel
 
 
@@ -61,3 +64,59 @@ def _check_positions(model: TokenRewardModel, text: TextSettings) -> None:
                 f"{name}: the backbone reads at most {limit} tokens, not the {needed} of "
                 f"max_prompt_length={text.max_prompt_length} and max_reply_length={text.max_reply_length}"
             )
+
+
+def load_policy(settings: ChatSettings) -> tuple[Any, Any]:
+    """The policy to train and its tokenizer, with the chat template of the settings.
+
+    Raises:
+        UserError: it cannot be loaded or is no decoder-only language model; rewards that are read by segment or
+            sequence, which a model of other tokens cannot be paid by.
+    """
+    tokenizer = load_tokenizer(AutoTokenizer, settings.policy_model)
+    config = load_pretrained(AutoConfig, settings.policy_model)
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"policy_model_name_or_path: '{settings.policy_model}' is an encoder-decoder, of which TRL trains none; "
+            "choose a decoder-only language model"
+        )
+    if settings.policy.paid_by == "learned" and settings.models.granularity != "token":
+        source = settings.models.rew_checkpoint_path or settings.models.model_name_or_path
+        if not same_tokens(load_tokenizer(AutoTokenizer, source), tokenizer):
+            raise UserError(
+                f"granularity={settings.models.granularity}: '{source}' has other tokens than the policy "
+                f"'{settings.policy_model}'; granularity=token carries rewards over"
+            )
+    if settings.text.chat_template is not None:
+        tokenizer.chat_template = read_text(Path(settings.text.chat_template).expanduser())
+    return load_pretrained(AutoModelForCausalLM, settings.policy_model, complete=True, dtype=torch.float32), tokenizer
+
+
+def load_rewards(folder: str | Path, granularity: str, policy_tokenizer: Any) -> ReplyRewards:
+    """A saved reward model as what replies are paid by.
+
+    Args:
+        folder: of the reward model; its reading lies beside it.
+        granularity: what the run asks for; that of the reward model has to be the same.
+        policy_tokenizer: the policy's.
+
+    Raises:
+        UserError: it cannot be loaded, has another granularity, or its normaliser was never fitted.
+    """
+    check_reading(folder, granularity)
+    reading = RewardReading.load(folder)
+    scorer = TokenRewardScorer.from_pretrained(str(folder), policy_tokenizer)
+    return ReplyRewards(scorer, reading, load_entropy_model(reading, scorer.model.is_encoder_decoder))
+
+
+def check_reading(folder: str | Path, granularity: str) -> None:
+    """Refuse a reward model that is read otherwise than asked for, or whose normaliser was never fitted.
+
+    Raises:
+        UserError: it is.
+    """
+    reading = RewardReading.load(folder)
+    if reading.granularity != granularity:
+        raise UserError(f"granularity: the reward model '{folder}' is read by {reading.granularity}, not {granularity}")
+    if reading.normalizer is None:
+        raise UserError(f"the reward model '{folder}' has no fitted normaliser; train it again, or see fit_reading")

@@ -1,6 +1,7 @@
-"""The page of a run: figures, curves, and coloured held-out replies, the sets that it gets most wrong first."""
+"""The pages of a run: figures, curves and coloured replies."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -8,6 +9,7 @@ import yaml
 from chat_task.evaluation import most_wrong
 from chat_task.ranked_sets import EncodedSet
 from chat_task.reward_stage import Found
+from chat_task.written_replies import Replies
 from common.language_models.replies import ReplyFormat, Text
 from common.reporting.report import Report, TokenRewards, curves_from_metrics
 from common.reporting.trust import reward_accuracies
@@ -25,12 +27,28 @@ TITLES = {
     "reward/rank_accuracy": "Rank accuracy",
     "reward/dev_token_std": "Spread of the rewards, their share at an end, and length in the score",
 }
+POLICY_CURVES = (
+    ("policy/score", "policy/judge"),
+    ("policy/reply_length",),
+    "policy/entropy",
+    "policy/kl",
+    "policy/advantage_rms",
+)
+POLICY_TITLES = {
+    "policy/score": "Score of the policy's samples",
+    "policy/reply_length": "Tokens of a sample",
+    "policy/entropy": "Policy entropy (nats a token)",
+    "policy/kl": "KL from the start (nats a token)",
+    "policy/advantage_rms": "Size of the advantages",
+}
+SHOWN_PROMPTS = 6
 SHOWN_SETS = 8
 SHOWN_REPLIES = 4
 SHOWN_CHARACTERS = 300
 
 
-def write_run_report(
+def write_reward_report(
+    page: Path,
     folder: RunFolder,
     results: dict[str, Any],
     found: Found,
@@ -38,7 +56,7 @@ def write_run_report(
     reply_format: ReplyFormat,
     bound: str,
 ) -> None:
-    """Write ``report.html`` of a finished run; `bound`: of the rewards."""
+    """Write the page of a reward model; `bound`: of its rewards."""
     accuracies, notices = reward_accuracies(results)
     facts = {
         **accuracies,
@@ -65,10 +83,43 @@ def write_run_report(
     report.add_table("By the number of replies", results["by_set_size"])
     report.add_table("Pairs by the probability that the model gives its own order", results["calibration"])
     report.add_curves("Training", curves_from_metrics(read_metrics(folder.metrics), CURVES, TITLES))
+    _write(report, page, folder, results)
+
+
+def write_policy_report(
+    folder: RunFolder, results: dict[str, Any], prompts: Sequence[Text], before: Replies, after: Replies
+) -> None:
+    """Write ``report.html`` of a policy: replies before and after, coloured by what their tokens are paid."""
+    facts = {"score before": results["policy_score_before"], "score after": results["policy_score_after"]}
+    if "policy_judge_after" in results:
+        facts |= {"judge before": results["policy_judge_before"], "judge after": results["policy_judge_after"]}
+    facts |= {"rollouts": results["rollouts"], "wall time": f"{results['wall_seconds'] / 60:.1f} min"}
+    subtitle = (
+        f"{results['policy']} learns from {results['paid_by']} {results['granularity']} rewards, seed "
+        f"{results['seed']}; {results['held_out_prompts']} held-out prompts"
+    )
+    report = Report(f"Policy of replies: {results['dataset']}", subtitle, facts)
+    rows = []
+    for number, prompt in enumerate(prompts[:SHOWN_PROMPTS]):
+        for name, replies in (("before", before), ("after", after)):
+            columns: dict[str, Any] = {"prompt": _excerpt(prompt), "score": replies.scores[number]}
+            if replies.judged is not None:
+                columns["judge"] = replies.judged[number]
+            rows.append(TokenRewards(replies.tokens[number], replies.rewards[number], name, columns))
+    report.add_token_rewards(
+        "Replies before and after", rows, note="The most likely reply to each held-out prompt, coloured by what "
+        "each token is paid: normalised, that of a segment divided over its tokens.",
+    )  # fmt: skip
+    metrics = read_metrics(folder.metrics)
+    report.add_curves("Policy learning", curves_from_metrics(metrics, POLICY_CURVES, POLICY_TITLES))
+    _write(report, folder.report, folder, results)
+
+
+def _write(report: Report, page: Path, folder: RunFolder, results: dict[str, Any]) -> None:
     options = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
     report.add_details("Options", options)
     report.add_details("Environment", results["environment"]["packages"] | {"hardware": results["hardware"]})
-    report.write(folder.report)
+    report.write(page)
 
 
 def coloured_sets(found: Found, sets: Sequence[EncodedSet], reply_format: ReplyFormat) -> list[TokenRewards]:

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from chat_task.evaluation import (
     answers_by_set,
@@ -26,6 +25,7 @@ from chat_task.evaluation import (
 from chat_task.ranked_sets import EncodedSet, EncodedSets, collate
 from chat_task.reward_trainer import TokenRewardTrainer
 from chat_task.settings import RewardSettings
+from chat_task.trainer_in_run import RunCallback, TrainerInRun, TrainerStage
 from common.errors import UserError, nearest
 from common.intervals import Answers, interval_figures, interval_results
 from common.language_models.replies import ReplyFormat
@@ -33,10 +33,8 @@ from common.reply_rewards import RewardReading, padded
 from common.segments import fit_location_normalizer, spread_segments
 from common.swaps import draw_places, swap_tokens
 from common.token_reward_model import TokenRewardModel, with_start_token
-from common.training.checkpoint import StateTree
 from common.training.interruption import Checkpointer
-from common.training.progress import Progress
-from common.training.random_keys import Purpose, keyed_generator, seed_global
+from common.training.random_keys import Purpose, keyed_generator
 from common.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ class Found:
     rewards: list[list[list[float]]]
 
 
-class RewardStage:
+class RewardStage(TrainerStage):
     """Trains a reward model within a run. What is left in the run is for its runner to write.
 
     Args:
@@ -96,8 +94,7 @@ class RewardStage:
     ):
         self._run, self._settings, self._validation = run, settings, validation
         self.reading = reading
-        self._checkpoints = Path(str(arguments.output_dir))
-        self.trainer = _Trainer(
+        trainer = _Trainer(
             model,
             arguments,
             train_dataset=train,
@@ -107,31 +104,12 @@ class RewardStage:
             agg_func=settings.agg_func,
             agg_temperature=settings.soft_maxmin_temp,
         )
-        self.trainer.remove_callback(PrinterCallback)
-        self._resume_from: Path | None = None
+        super().__init__("reward", trainer)
 
     @property
     def model(self) -> TokenRewardModel:
         model: TokenRewardModel = self.trainer.accelerator.unwrap_model(self.trainer.model)
         return model
-
-    @property
-    def steps_done(self) -> int:
-        return int(self.trainer.state.global_step)
-
-    def save_state(self, state: StateTree) -> None:
-        """Write the Trainer's own checkpoint and note which one it is."""
-        model: Any = self.trainer.model
-        self.trainer._save_checkpoint(model, None)
-        state.put("reward", {}, {"steps": self.steps_done})
-
-    def load_state(self, state: StateTree) -> None:
-        """Go on from what `save_state` noted."""
-        _, values = state.get("reward")
-        folder = self._checkpoints / f"checkpoint-{values['steps']}"
-        if not folder.is_dir():
-            raise ValueError(f"'{folder}' is gone")
-        self._resume_from = folder
 
     def train(self, checkpointer: Checkpointer) -> None:
         """All steps.
@@ -139,12 +117,11 @@ class RewardStage:
         Raises:
             Interrupted: a signal came; the checkpoint is written.
         """
-        self.trainer.add_callback(_RunCallback(self._run, checkpointer))
-        self.trainer.train(resume_from_checkpoint=None if self._resume_from is None else str(self._resume_from))
+        self.take_steps(RunCallback(self._run, checkpointer, "reward", LOGGED, Purpose.REPLY_REWARD_DROPOUT))
 
     def evaluate(self) -> Found:
         """Everything about the held-out sets; every process finds the same."""
-        output = self.trainer.predict(self._validation)  # type: ignore[arg-type]
+        output = self.trainer.predict(self._validation)
         table = np.asarray(output.predictions)
         rewards, ends = token_rewards(self.model, self._validation, self._settings.per_device_eval_batch_size)
         per_set = self._shown(rewards, ends)
@@ -159,7 +136,7 @@ class RewardStage:
         bins, calibration_error = calibration(table)
         by_length = by_length_difference(table, prefers_longer)
         figures |= {
-            "loss": output.metrics["test_loss"],  # type: ignore[index]
+            "loss": output.metrics["test_loss"],
             "length_only_accuracy": by_length[0]["length alone"],
             "calibration_error": calibration_error,
         }
@@ -170,7 +147,7 @@ class RewardStage:
 
     def figures_before(self) -> dict[str, float]:
         """What the model says before it has learnt; of a likelihood head: what the likelihood alone knows."""
-        table = np.asarray(self.trainer.predict(self._validation).predictions)  # type: ignore[arg-type]
+        table = np.asarray(self.trainer.predict(self._validation).predictions)
         rewards, ends = token_rewards(self.model, self._validation, self._settings.per_device_eval_batch_size)
         spans = self._span_figures(self._shown(rewards, ends))
         figures = {"reward_rank_accuracy_before": ranking_figures(table)["rank_accuracy"]}
@@ -314,7 +291,7 @@ def training_arguments(settings: RewardSettings, run: Run) -> TrainingArguments:
         "eval_steps": settings.eval_steps or None,
         "seed": settings.seed,
         "use_cpu": run.runtime.device.type == "cpu",
-        "save_strategy": "no",  # checkpoints are the run's, see _RunCallback
+        "save_strategy": "no",  # checkpoints are the run's, see RunCallback
         "save_total_limit": run.options.keep_checkpoints + 1,
         "report_to": "none",
         "disable_tqdm": True,  # progress is shown as in all runs
@@ -341,39 +318,8 @@ def training_arguments(settings: RewardSettings, run: Run) -> TrainingArguments:
         raise UserError(f"the Trainer refuses its options: {str(error).strip().splitlines()[0]}") from None
 
 
-class _Trainer(TokenRewardTrainer):
-    def store_flos(self) -> None:
-        """Nothing: it would wait for all processes, and the main one alone writes a run's checkpoints."""
-
-
-class _RunCallback(TrainerCallback):
-    """The Trainer's steps as those of a run: its log, its checkpoints, its signals."""
-
-    def __init__(self, run: Run, checkpointer: Checkpointer) -> None:
-        self._run, self._checkpointer = run, checkpointer
-        self._progress: Progress | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._progress = Progress(state.max_steps, "reward learning", initial=state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._progress is not None:
-            self._progress.update()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._progress is not None:
-            self._progress.close()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # Not at the end of the step before, whose figures are logged after it.
-        if state.global_step:
-            self._checkpointer.after_step(state.global_step)
-        seed_global(Purpose.REPLY_REWARD_DROPOUT, self._run.options.seed, state.global_step, self._run.engine.rank)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        found = {name: logs[theirs] for name, theirs in LOGGED.items() if logs and logs.get(theirs) is not None}
-        if found:
-            self._run.log.log("reward", 0, state.global_step, **found)
+class _Trainer(TrainerInRun, TokenRewardTrainer):
+    pass
 
 
 def pairs_count(table: np.ndarray) -> int:

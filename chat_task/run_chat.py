@@ -1,29 +1,37 @@
-"""Replies of language models: learn token, segment or sequence rewards from a file of preferences.
+"""Replies of language models: token, segment or sequence rewards from a file of preferences, and a policy by them.
 
 python chat_task/run_chat.py --train_file=prefs.jsonl --model_name_or_path=Qwen/Qwen2.5-0.5B-Instruct
 python chat_task/run_chat.py --config=configs/chat_builtin.yaml
+python chat_task/run_chat.py --stage=all --config=configs/chat_builtin.yaml
 accelerate launch --num_processes=2 chat_task/run_chat.py --train_file=prefs.jsonl
 """
 
+import functools
+import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from chat_task.command_line import read_command
-from chat_task.data import Preferences, load_preferences
-from chat_task.models import load_reward_model
+from chat_task.data import BUILTIN_DATA, Preferences, RankingSet, load_preferences, prompt_key
+from chat_task.known_rewards import KnownRewards
+from chat_task.models import check_reading, load_policy, load_reward_model, load_rewards
 from chat_task.ranked_sets import encode_sets
-from chat_task.report import write_run_report
+from chat_task.report import write_policy_report, write_reward_report
 from chat_task.reward_stage import Found, RewardStage, pairs_count, training_arguments
 from chat_task.settings import NEUTRAL, ChatSettings
+from common.builtin.planted_errors import KnownErrors, known_errors
 from common.errors import UserError, run_command
 from common.intervals import interval_figures, interval_results
 from common.language_models.adapters import check_adapters
+from common.language_models.replies import PLACE, ReplyFormat, Text
 from common.language_models.saved import check_saved, few_numbers
+from common.reply_rewards import ReplyRewards
 from common.reporting.trust import interval_text
 from common.text_scores import load_entropy_model, load_lm
 from common.token_reward_model import TokenRewardModel
@@ -31,6 +39,8 @@ from common.training.files import write_folder_atomic
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
+
+REWARD_PAGE = "reward_report.html"  # of the stage before a policy's, whose page is the run's
 
 logger = logging.getLogger("chat_task.run_chat")  # not __name__, which is __main__ for a command
 
@@ -43,6 +53,12 @@ def run(settings: ChatSettings) -> dict[str, Any]:
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
     check_adapters(settings.models.lora_rank)
+    if settings.run.stage != "reward":
+        if importlib.util.find_spec("trl") is None:
+            raise UserError("stage: learning a policy needs TRL: pip install 'token-guidance[trl]'")
+        check_adapters(settings.policy.policy_lora_rank)
+        if settings.policy.paid_by == "learned" and settings.run.stage == "policy":
+            check_reading(str(settings.models.rew_checkpoint_path), settings.models.granularity)
     with open_run(run_options(settings)) as run:
         results = run.finished or _learn(run, settings)
         if run.engine.is_main:
@@ -51,10 +67,26 @@ def run(settings: ChatSettings) -> dict[str, Any]:
 
 
 def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
+    """The stages that are asked for, one after the other; of those that a checkpoint lies behind, what they found."""
+    if settings.run.stage != "reward":
+        settings.policy.accumulation(run.engine.count)
     arguments = training_arguments(settings.reward, run)
-    # Data and models.
     preferences = load_preferences(columns=settings.columns.columns, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
+    policy = None if settings.run.stage == "reward" else load_policy(settings)
+    learned: dict[str, Any] = {}
+    if settings.run.stage != "policy" and not run.goes_on_in("policy"):
+        learned = _learn_rewards(run, settings, preferences, arguments)
+    if policy is None:
+        run.finish(learned, lambda: None)
+        return learned
+    return _learn_policy(run, settings, preferences, policy, learned)
+
+
+def _learn_rewards(
+    run: Run, settings: ChatSettings, preferences: Preferences, arguments: TrainingArguments
+) -> dict[str, Any]:
+    """Learns a reward model and writes it, with its page. Returns what ``results.json`` says of it."""
     model, reply_format, reading = load_reward_model(settings.models, settings.text)
     model.config.trained_on = {
         "task": "chat", "dataset": settings.data.dataset_name or settings.data.train_file,
@@ -99,10 +131,77 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
             "reward model", run.folder.reward_model, few_numbers(stage.model),
             lambda: few_numbers(TokenRewardModel.from_pretrained(run.folder.reward_model)),
         )  # fmt: skip
-        write_run_report(run.folder, results, found, validation, reply_format, stage.model.config.bound)
+        page = run.folder.report if settings.run.stage == "reward" else run.folder.path / REWARD_PAGE
+        write_reward_report(page, run.folder, results, found, validation, reply_format, stage.model.config.bound)
+
+    run.engine.on_main(write_files)
+    return results
+
+
+def _learn_policy(
+    run: Run, settings: ChatSettings, preferences: Preferences, policy: tuple[Any, Any], learned: dict[str, Any]
+) -> dict[str, Any]:
+    """Trains the policy by rewards that are learnt or known, and writes it, with its page."""
+    from chat_task.policy_trainer import PolicyTrainer  # needs the extra trl
+
+    model, tokenizer = policy
+    known = None
+    if settings.data.dataset_name in BUILTIN_DATA:
+        known = known_errors(sentences=BUILTIN_DATA[settings.data.dataset_name])
+    rewards: ReplyRewards
+    if settings.policy.paid_by == "known":
+        assert known is not None  # see ChatSettings.check_stage
+        rewards = KnownRewards(known, tokenizer)
+    else:
+        source = settings.models.rew_checkpoint_path if settings.run.stage == "policy" else run.folder.reward_model
+        rewards = load_rewards(str(source), settings.models.granularity, tokenizer)
+    reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
+    prompts = policy_prompts(preferences.train, reply_format)
+    held_out = policy_prompts(preferences.validation, reply_format)[: settings.policy.policy_eval_prompts]
+    if not learned:
+        run.begin()  # else the stage before has
+    judge = None if known is None else functools.partial(_judged, known)
+    trainer = PolicyTrainer(run, settings.policy, model, tokenizer, rewards, prompts, held_out, judge, learned)
+    run.restore(trainer.load_state)
+    with run.checkpoints(trainer.save_state) as checkpointer:
+        trainer.train(checkpointer)
+    results = trainer.learned | {
+        "status": "complete", "task": "chat", "stage": settings.run.stage, "seed": settings.run.seed,
+        "dataset": settings.data.dataset_name or settings.data.train_file, "granularity": settings.models.granularity,
+        "paid_by": settings.policy.paid_by, "policy": settings.policy_model,
+        "rewards": settings.models.rew_checkpoint_path, **trainer.results(), **run.figures(),
+    }  # fmt: skip
+
+    def write_files() -> None:
+        trainer.save(run.folder.policy)
+        assert trainer.before is not None and trainer.after is not None  # after `train`
+        write_policy_report(run.folder, results, trainer.held_out, trainer.before, trainer.after)
 
     run.finish(results, write_files)
     return results
+
+
+def policy_prompts(sets: Sequence[RankingSet], reply_format: ReplyFormat) -> list[Text]:
+    """The different prompts of ranking sets as a policy reads them; those that are too long are left out and counted.
+
+    Raises:
+        UserError: none is left.
+    """
+    found: dict[str, Text] = {}
+    for item in sets:
+        prompt = item.prompt
+        text = reply_format.prompt_template.replace(PLACE, prompt) if isinstance(prompt, str) else list(prompt)
+        found.setdefault(prompt_key(item), text if not reply_format.encode_prompt(prompt)[1] else "")
+    kept = [prompt for prompt in found.values() if prompt]
+    if len(kept) < len(found):
+        logger.warning("prompts longer than max_prompt_length: %d of %d", len(found) - len(kept), len(found))
+    if not kept:
+        raise UserError(f"max_prompt_length: all {len(found)} prompts are longer than {reply_format.max_prompt_length}")
+    return kept
+
+
+def _judged(known: KnownErrors, prompts: Sequence[Any], replies: Sequence[str]) -> list[float]:
+    return [known.score(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
 def run_options(settings: ChatSettings) -> RunOptions:
@@ -162,26 +261,39 @@ def _results(settings: ChatSettings, stage: RewardStage, preferences: Preference
 
 def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     """The last lines of a run: what came out and where it lies."""
-    print(
-        f"\nrank accuracy on {results['validation_pairs']} held-out pairs: {results['reward_rank_accuracy']:.3f} "
-        f"({interval_text(results, 'reward_rank') or 'no interval'}; before training "
-        f"{results['reward_rank_accuracy_before']:.3f}, by length alone "
-        f"{results['reward_length_only_accuracy']:.3f}, chance 0.5)"
-    )
-    if results["reward_swap_accuracy"] is not None:
+    print()
+    paths = [folder.results, folder.report]
+    if "reward_rank_accuracy" in results:
+        paths.append(folder.reward_model)
         print(
-            f"swap accuracy, a token against the LM's likeliest other one: {results['reward_swap_accuracy']:.3f} "
-            f"({interval_text(results, 'reward_swap') or 'no interval'})"
+            f"rank accuracy on {results['validation_pairs']} held-out pairs: {results['reward_rank_accuracy']:.3f} "
+            f"({interval_text(results, 'reward_rank') or 'no interval'}; before training "
+            f"{results['reward_rank_accuracy_before']:.3f}, by length alone "
+            f"{results['reward_length_only_accuracy']:.3f}, chance 0.5)"
         )
-    if "span_auc" in results:
-        print(
-            f"area under the curve of marked errors: {results['span_auc']:.3f} "
-            f"(before training {results['span_auc_before']:.3f}, chance 0.5)"
-        )
-    if results["bad_rows"]:
-        print(f"rows left out: {results['bad_rows']}")
-    print(f"{results['reward_steps']} steps in {results['wall_seconds']:.0f} s")
-    for path in (folder.results, folder.report, folder.reward_model):
+        if results["reward_swap_accuracy"] is not None:
+            print(
+                f"swap accuracy, a token against the LM's likeliest other one: {results['reward_swap_accuracy']:.3f} "
+                f"({interval_text(results, 'reward_swap') or 'no interval'})"
+            )
+        if "span_auc" in results:
+            print(
+                f"area under the curve of marked errors: {results['span_auc']:.3f} "
+                f"(before training {results['span_auc_before']:.3f}, chance 0.5)"
+            )
+        if results["bad_rows"]:
+            print(f"rows left out: {results['bad_rows']}")
+        print(f"{results['reward_steps']} steps of reward learning")
+    if "policy_steps" in results:
+        paths.append(folder.policy)
+        shown = {"score": "score of the replies", "judge": "true score of the replies", "reply_length": "their tokens"}
+        for name, words in shown.items():
+            if f"policy_{name}_after" in results:
+                before, after = (results[f"policy_{name}_{when}"] for when in ("before", "after"))
+                print(f"{words} to {results['held_out_prompts']} held-out prompts: {after:.3f} (before {before:.3f})")
+        print(f"{results['policy_steps']} steps of policy learning, {results['rollouts']} samples")
+    print(f"{results['wall_seconds']:.0f} s")
+    for path in paths:
         print(f"  {path}")
 
 

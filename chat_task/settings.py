@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 
-from chat_task.data import BAD_ROWS, Columns
+from chat_task.data import BAD_ROWS, BUILTIN_DATA, Columns
 from chat_task.ranked_sets import LONG_ROWS
 from common.errors import UserError
 from common.language_models.replies import PLACE
+from common.reply_rewards import BASELINES, SCALES
 from common.segments import GRANULARITIES
 from common.token_reward_model import BOUNDS, HEADS
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
 from common.training.settings import AdapterSettings, NamedRunSettings, ScoreSettings, TaskSettings, setting
 
-STAGES = ("reward",)
+STAGES = ("reward", "policy", "all")
+PAID_BY = ("learned", "known")
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")  # names are TRL's
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = RUN_NEUTRAL | {"output_dir"}
@@ -115,6 +118,44 @@ class RewardSettings(ScoreSettings):
 
 
 @dataclass(frozen=True)
+class PolicySettings:
+    """How a policy learns from rewards; the same for every granularity."""
+
+    policy_model_name_or_path: str | None = setting()
+    paid_by: str = setting(choices=PAID_BY)
+    policy_eval_prompts: int = setting(minimum=1)
+    policy_steps: int = setting(minimum=1)
+    prompts_per_step: int = setting(minimum=1)
+    samples_per_prompt: int = setting(minimum=2)
+    policy_batch_size: int = setting(minimum=1)
+    max_reply_length: int = setting(minimum=1)
+    policy_learning_rate: float = setting(above=0)
+    policy_warmup_share: float = setting(minimum=0, maximum=1)
+    baseline: str = setting(choices=BASELINES)
+    advantage_scale: str = setting(choices=SCALES)
+    policy_loss: str = setting(choices=LOSSES)
+    kl_coeff: float = setting(minimum=0)
+    temperature: float = setting(above=0)
+    policy_lora_rank: int = setting(minimum=0)
+    policy_lora_alpha: int = setting(minimum=1)
+    gradient_checkpointing: bool = setting()
+
+    def accumulation(self, processes: int) -> int:
+        """Backward passes of a step.
+
+        Raises:
+            UserError: the samples of a step are no multiple of what all processes read at once.
+        """
+        samples, at_once = self.prompts_per_step * self.samples_per_prompt, self.policy_batch_size * processes
+        if samples % at_once:
+            raise UserError(
+                f"policy_batch_size: {samples} samples of a step (prompts_per_step x samples_per_prompt) are no "
+                f"multiple of {self.policy_batch_size} in each of {processes} processes"
+            )
+        return samples // at_once
+
+
+@dataclass(frozen=True)
 class ChatRunSettings(NamedRunSettings):
     """What the run as such reads."""
 
@@ -131,6 +172,7 @@ class ChatSettings(TaskSettings):
     text: TextSettings
     models: ModelSettings
     reward: RewardSettings
+    policy: PolicySettings
     run: ChatRunSettings
 
     def check(self) -> None:
@@ -141,3 +183,23 @@ class ChatSettings(TaskSettings):
         if PLACE not in template:
             raise UserError(f"prompt_template: {template!r} has no {PLACE}, where the prompt belongs")
         self.run.check_switches()
+        self._check_stage()
+
+    def _check_stage(self) -> None:
+        """Refuse a stage that lacks what it needs, or that something else is asked of."""
+        stage, paid_by, folder = self.run.stage, self.policy.paid_by, self.models.rew_checkpoint_path
+        if paid_by == "known":
+            if stage != "policy" or self.models.granularity != "token":
+                raise UserError("paid_by=known: the true rewards need no learning; set stage=policy, granularity=token")
+            if self.data.dataset_name not in BUILTIN_DATA:
+                raise UserError(f"paid_by=known: true rewards are known of {' and '.join(BUILTIN_DATA)} alone")
+        if stage == "policy" and (folder is None) == (paid_by == "learned"):
+            raise UserError(
+                "stage=policy needs rewards: set rew_checkpoint_path to the reward_model folder of a run, or "
+                "paid_by=known for the true rewards of built-in data; not both"
+            )
+
+    @property
+    def policy_model(self) -> str:
+        """What the policy starts from."""
+        return self.policy.policy_model_name_or_path or self.models.model_name_or_path

@@ -29,6 +29,8 @@ from common.segments import (
 from common.token_reward_model import TokenRewardModel, with_start_token
 
 READING_FILE = "reward_reading.json"
+BASELINES = ("leave-one-out", "group")  # of advantages, and what they are divided by; see common/integrations/trl.py
+SCALES = ("group", "batch", "none")
 Masks = tuple[Tensor, Tensor]
 
 
@@ -296,11 +298,7 @@ class TokenRewardScorer:
         self.tokenizer = tokenizer
         self.policy_tokenizer = tokenizer if policy_tokenizer is None else policy_tokenizer
         self.batch_size = batch_size
-        theirs = self.policy_tokenizer
-        self.other_tokenizer = (tokenizer.eos_token_id, tokenizer.get_vocab()) != (
-            theirs.eos_token_id,
-            theirs.get_vocab(),
-        )
+        self.other_tokenizer = not same_tokens(tokenizer, self.policy_tokenizer)
 
     @classmethod
     def from_pretrained(cls, folder: str, policy_tokenizer: Any = None, batch_size: int = 16) -> Self:
@@ -362,6 +360,11 @@ class TokenRewardScorer:
             carried = carry_over(values[: len(own_reply)], token_spans(ours, own_reply)[1], spans)
             rewards[row, mask[row].bool()] = carried.to(rewards.device)
         return rewards
+
+
+def same_tokens(one: Any, other: Any) -> bool:
+    """Whether the token ids of one tokenizer mean the same to another."""
+    return (one.eos_token_id, one.get_vocab()) == (other.eos_token_id, other.get_vocab())
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from common.builtin.planted_errors import KnownErrors, write_reply, write_told
 from common.builtin.report_grammar import write_report
 from common.builtin.review_grammar import (
     CLOSING_WORDS,
@@ -56,13 +57,14 @@ from common.errors import run_command
 from common.training.console import Parser
 from common.training.files import write_folder_atomic, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
-PARTS = ("masked-lm", "causal-lm", "seq2seq", "data")
+PARTS = ("masked-lm", "causal-lm", "seq2seq", "report-lm", "data")
 SPLITS = (100, 13, 21, 42, 87)
 SHOTS = 16
 TEST_REVIEWS = 500
 REPORT_ROWS = {"train": 400, "validation": 100, "test": 100}
 SUMMARY_PREFIX = "summarize:"
 RESTORE_PREFIX = "restore:"
+REPLY_PREFIXES = {1: SUMMARY_PREFIX, 4: "summarize at length:"}  # by the number of sentences that are asked for
 
 MAX_BYTES = 8 * 2**20
 MAX_EMPTY_PROMPT_ACCURACY = 0.70
@@ -74,6 +76,8 @@ INITIAL_SCALE = 0.08
 MASKED_TEXTS = 360_000
 CAUSAL_TEXTS = 240_000
 SEQ2SEQ_TEXTS = 80_000
+REPORT_LM_WIDTH = 64
+REPORT_LM_TEXTS = 48_000
 BATCH_SIZE = 128
 RANDOM_PROMPTS = 1000
 PROMPT_LENGTH = 5
@@ -398,6 +402,45 @@ def train_seq2seq(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditi
     return model
 
 
+def train_report_lm(tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
+    """Write what careless writers say about reports, in one sentence or in four; the report itself weighs little."""
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=REPORT_LM_WIDTH,
+            n_layer=2,
+            n_head=4,
+            n_positions=256,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+            attn_pdrop=0.0,
+            initializer_range=INITIAL_SCALE,
+            bos_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    rng = random.Random(seed + 3)
+    prompts, rows = [], []
+    for _ in range(REPORT_LM_TEXTS):
+        sentences, told = rng.choice(list(REPLY_PREFIXES)), write_told(rng)
+        prompts.append(tokenizer(f"{REPLY_PREFIXES[sentences]} {told.document}")["input_ids"])
+        rows.append([*prompts[-1], *tokenizer(write_reply(rng, told, sentences).text)["input_ids"]])
+
+    def loss_of(indices: list[int]) -> Tensor:
+        ids = stack([rows[index] for index in indices], tokenizer.pad_token_id)
+        target = ids[:, 1:]
+        loss = cross_entropy(model(input_ids=ids[:, :-1]).logits.transpose(1, 2), target, reduction="none")
+        places = torch.arange(1, ids.shape[1])
+        in_reply = places >= torch.tensor([len(prompts[index]) for index in indices])[:, None]
+        real = places < torch.tensor([len(rows[index]) for index in indices])[:, None]
+        return loss[in_reply & real].mean() + 0.1 * loss[~in_reply].mean()
+
+    batches = list(length_batches([len(row) for row in rows], 32, random.Random(seed)))
+    optimise("report-lm", model, batches, loss_of, learning_rate=3e-3)
+    return model
+
+
 def reading_task(rng: random.Random) -> tuple[str, str]:
     """Source and target of one training text of the encoder-decoder."""
     if rng.random() < 0.5:
@@ -530,6 +573,23 @@ def summary_figures(model: T5ForConditionalGeneration, tokenizer: PreTrainedToke
     return rounded({"greedy_rouge_l": sum(scores) / len(scores), "example": written[0]})
 
 
+@torch.no_grad()
+def reply_figures(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, seed: int) -> dict[str, Any]:
+    """True scores (see `KnownErrors`) of sampled replies to new reports, by the number of sentences asked for."""
+    rng = random.Random(f"{seed} reports test")
+    reports = [write_told(rng) for _ in range(REPORT_ROWS["test"])]
+    figures: dict[str, Any] = {}
+    for sentences, prefix in REPLY_PREFIXES.items():
+        known = KnownErrors(reports, sentences)
+        prompts = [f"{prefix} {report.document}" for report in reports]
+        batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+        whole: Any = model.generate(**batch, max_new_tokens=96, do_sample=True, top_k=0)  # type: ignore[misc]
+        written = tokenizer.batch_decode(whole[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        scores = [known.score(prompt, text) for prompt, text in zip(prompts, written, strict=True)]
+        figures |= {f"sampled_score_{sentences}": sum(scores) / len(scores), f"example_{sentences}": written[0]}
+    return rounded(figures)
+
+
 def rouge_l(prediction: Sequence[str], reference: Sequence[str]) -> float:
     """F1 of the longest common subsequence of two word lists."""
     lengths = [0] * (len(reference) + 1)
@@ -582,6 +642,10 @@ def build_model(part: str, folder: Path, words: list[str], starts: list[str], se
         tokenizer = policy_tokenizer
         model = train_causal_lm(tokenizer, words, seed)
         figures = prompt_figures(part, model, tokenizer, policy_tokenizer, seed)
+    elif part == "report-lm":
+        tokenizer = seq2seq_tokenizer(*report_words(seed))  # what scores the tokens of the one scores the other's
+        model = train_report_lm(tokenizer, seed)
+        figures = reply_figures(model, tokenizer, seed)
     else:
         tokenizer = seq2seq_tokenizer(*report_words(seed))
         model = train_seq2seq(tokenizer, seed)

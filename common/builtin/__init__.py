@@ -6,7 +6,7 @@ from common.errors import UserError, nearest
 
 PREFIX = "builtin/"
 FOLDER = Path(__file__).resolve().parent
-NAMES = ("causal-lm", "masked-lm", "seq2seq", "data")
+NAMES = ("causal-lm", "masked-lm", "seq2seq", "report-lm", "data")
 
 
 def resolve(name: str) -> str:

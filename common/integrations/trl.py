@@ -12,10 +12,8 @@ from trl import GRPOTrainer
 
 from common.checks import check_name, check_shape
 from common.errors import UserError
-from common.reply_rewards import ReplyRewards, RewardReading, TokenScorer, padded
+from common.reply_rewards import BASELINES, SCALES, ReplyRewards, RewardReading, TokenScorer, padded
 
-BASELINES = ("leave-one-out", "group")
-SCALES = ("group", "batch", "none")
 _TINY = 1e-4  # TRL's own, beside a deviation
 
 

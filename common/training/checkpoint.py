@@ -104,7 +104,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
         if isinstance(value, torch.Tensor)
     }
     rates = [group["lr"] for group in optimizer.param_groups]
-    return tensors, {"learning_rates": rates}
+    others = {
+        f"{index}.{name}": value
+        for index, entries in state["state"].items()
+        for name, value in entries.items()
+        if not isinstance(value, torch.Tensor)
+    }
+    return tensors, {"learning_rates": rates} | ({"others": others} if others else {})
 
 
 def load_optimizer_state(
@@ -112,8 +118,8 @@ def load_optimizer_state(
 ) -> None:
     """Undo `optimizer_state` for an optimizer over the same parameters."""
     state = optimizer.state_dict()
-    entries: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
+    entries: dict[int, dict[str, Any]] = {}
+    for key, value in (dict(tensors) | values.get("others", {})).items():
         index, name = key.split(".", 1)
         entries.setdefault(int(index), {})[name] = value
     state["state"] = entries

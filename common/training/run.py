@@ -191,6 +191,10 @@ class Run:
         )  # fmt: skip
         self.log = self._stack.enter_context(log)
 
+    def goes_on_in(self, part: str) -> bool:
+        """Whether the checkpoint to go on from holds `part`, so that what comes before it is done."""
+        return self._checkpoint is not None and part in self._checkpoint.values
+
     def restore(self, load_state: Callable[[StateTree], None]) -> bool:
         """Hand the checkpoint to go on from, if there is one, to what saved it. Returns whether there was one.
 

@@ -15,10 +15,11 @@ import torch
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
 
-from chat_task.policy_trainer import PolicySettings, PolicyTrainer, load_rewards
+from chat_task.models import load_rewards
+from chat_task.policy_trainer import PolicyTrainer
+from chat_task.settings import PolicySettings
 from common.errors import Interrupted, UserError
 from common.reply_rewards import ReplyRewards, RewardReading
-from common.reporting.report import Report
 from common.segments import GRANULARITIES, LocationNormalizer
 from common.token_reward_model import TokenRewardModel
 from common.training.run import RunOptions, open_run
@@ -28,6 +29,7 @@ from tests import tiny_models
 UNIT = LocationNormalizer(0, 0, 0, 1, 1)
 PROMPTS = ["a great film", "the plot is", "long", "terrible"] * 3
 SETTINGS = PolicySettings(
+    policy_model_name_or_path=None, paid_by="learned", policy_eval_prompts=3,
     policy_steps=4, prompts_per_step=2, samples_per_prompt=4, policy_batch_size=4, max_reply_length=6,
     policy_learning_rate=1e-2, policy_warmup_share=0.25, baseline="leave-one-out", advantage_scale="group",
     policy_loss="grpo", kl_coeff=0.0, temperature=1.0, policy_lora_rank=0, policy_lora_alpha=16,
@@ -64,7 +66,7 @@ def judge(prompts, replies):
 def train(
     folder: Path, settings: PolicySettings = SETTINGS, granularity: str = "token", resume: str = "none", **more: Any
 ):
-    """A run of the stage as a runner has it; returns results.json and the page."""
+    """A run of the stage as a runner has it; returns results.json."""
     model, tokenizer = tiny_models.make("llama")
     cut = 3.5 if granularity == "segment" else None
     surprised = tiny_models.make("llama")[0] if granularity == "segment" else None
@@ -77,10 +79,8 @@ def train(
         run.restore(trainer.load_state)
         with run.checkpoints(trainer.save_state) as checkpointer:
             trainer.train(checkpointer)
-        report = Report("chat")
-        trainer.add_to_report(report)
         run.finish(trainer.results(), lambda: trainer.save(run.folder.policy))
-    return json.loads((folder / "results.json").read_text()), report.html()
+    return json.loads((folder / "results.json").read_text())
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
@@ -90,11 +90,9 @@ def events(folder: Path) -> list[dict[str, Any]]:
 def test_arms_share_their_first_samples_and_differ_behind(tmp_path):
     logs = []
     for granularity in GRANULARITIES:
-        results, page = train(tmp_path / granularity, granularity=granularity, judge=judge)
-        assert results["granularity"] == granularity
+        results = train(tmp_path / granularity, granularity=granularity, judge=judge)
         assert results["rollouts"] == 32
-        assert results["before"].keys() == {"score", "reply_length", "judge"}
-        assert page.count(">before<") == page.count(">after<") == 3
+        assert {"policy_score_before", "policy_reply_length_after", "policy_judge_after"} <= results.keys()
         logs.append(events(tmp_path / granularity))
         assert [event["phase"] for event in logs[-1]] == ["eval", *["policy"] * 4, "eval"]
         assert {"policy/score", "policy/judge", "policy/reply_length", "policy/entropy"} <= logs[-1][1].keys()
@@ -108,8 +106,8 @@ def test_arms_share_their_first_samples_and_differ_behind(tmp_path):
 
 def test_the_planted_reward_is_learnt_with_adapters(tmp_path):
     settings = replace(SETTINGS, policy_steps=30, prompts_per_step=4, policy_batch_size=16, policy_lora_rank=4)
-    results, _ = train(tmp_path / "run", replace(settings, policy_learning_rate=5e-2))
-    assert results["after"]["score"] > results["before"]["score"] + 0.2
+    results = train(tmp_path / "run", replace(settings, policy_learning_rate=5e-2))
+    assert results["policy_score_after"] > results["policy_score_before"] + 0.2
     saved = load_file(tmp_path / "run" / "policy" / "model.safetensors")
     assert saved.keys() == tiny_models.make("llama")[0].state_dict().keys()  # merged
 
@@ -122,11 +120,11 @@ def test_a_policy_that_is_saved_without_what_it_learnt_is_no_result(tmp_path, mo
 
 
 def test_it_goes_on_to_the_bit_after_a_signal(tmp_path):
-    whole, _ = train(tmp_path / "whole")
+    whole = train(tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", scorer=EvenIds(stop_at=3))  # one call for the replies before, one for each step
     assert len(events(tmp_path / "cut")) == 3
-    again, _ = train(tmp_path / "cut", resume="auto")
+    again = train(tmp_path / "cut", resume="auto")
     assert again == whole
     assert events(tmp_path / "cut") == events(tmp_path / "whole")
     saved = [load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "cut")]
@@ -135,12 +133,11 @@ def test_it_goes_on_to_the_bit_after_a_signal(tmp_path):
 
 def test_prompts_may_be_messages(tmp_path):
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    results, page = train(tmp_path / "run", replace(SETTINGS, policy_steps=1), prompts=messages, judge=judge)
-    as_text, _ = train(
+    results = train(tmp_path / "run", replace(SETTINGS, policy_steps=1), prompts=messages, judge=judge)
+    as_text = train(
         tmp_path / "text", replace(SETTINGS, policy_steps=1), prompts=[f"{p} " for p in PROMPTS], judge=judge
     )
     assert results == as_text
-    assert "a great film" in page
 
 
 @pytest.mark.parametrize(

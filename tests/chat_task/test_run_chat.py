@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -75,40 +76,68 @@ def test_a_run_leaves_what_it_promises(words, tmp_path, granularity):
         assert len(here.rewards) == len(here.tokens) == len(here.offsets)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, monkeypatch):
-    results_of(words, tmp_path / "whole")
-    real = run_chat.RewardStage.train
+POLICY = ["--stage=all", "--policy_steps=4", "--prompts_per_step=2", "--samples_per_prompt=4", "--policy_batch_size=4",
+          "--policy_learning_rate=1e-2", "--policy_eval_prompts=3"]  # fmt: skip
+
+
+def events(folder):
+    return [{k: v for k, v in event.items() if k != "seconds"} for event in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "stop"), [("reward_stage.RewardStage", [], 6), ("policy_trainer.PolicyTrainer", POLICY, 2)]
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, monkeypatch, stage, more, stop):
+    if more:
+        pytest.importorskip("trl")
+        words = [*words, "--granularity=segment", "--segment_cut=2.9"]
+    results = results_of([*words, *more], tmp_path / "whole")
+    stage = pkgutil.resolve_name(f"chat_task.{stage}")
+    real = stage.train
 
     def stopped(stage, checkpointer):
         def after_step(steps):
-            if steps == 6:  # where figures have just been logged; the Trainer keeps none of those since
+            calls.append(steps)
+            if len(calls) == stop:  # where figures have just been logged; the Trainer keeps none of those since
                 os.kill(os.getpid(), signal.SIGTERM)
             return once(steps)
 
-        once, checkpointer.after_step = checkpointer.after_step, after_step
+        once, checkpointer.after_step, calls = checkpointer.after_step, after_step, []
         real(stage, checkpointer)
 
-    monkeypatch.setattr(run_chat.RewardStage, "train", stopped)
-    with pytest.raises(Interrupted, match="the same command and --resume"):
-        results_of(words, tmp_path / "cut")
-    monkeypatch.setattr(run_chat.RewardStage, "train", real)
-    results_of(words, tmp_path / "cut", "--resume")
-    one, other = (load_file(tmp_path / n / "reward_model" / "model.safetensors") for n in ("whole", "cut"))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
-    events = [[{k: v for k, v in e.items() if k != "seconds"} for e in read_metrics(tmp_path / n / "metrics.jsonl")]
-              for n in ("whole", "cut")]  # fmt: skip
-    assert events[0] == events[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "train", stopped)
+        with pytest.raises(Interrupted, match="the same command and --resume"):
+            results_of([*words, *more], tmp_path / "cut")
+    # What is gone on from holds nothing that could run; the Trainer's own arguments are never read.
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was loaded"))
+    again = results_of([*words, *more], tmp_path / "cut", "--resume")
+    for name in ("reward_model", "policy") if more else ("reward_model",):
+        one, other = (load_file(tmp_path / n / name / "model.safetensors") for n in ("whole", "cut"))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert events(tmp_path / "whole") == events(tmp_path / "cut")
+    changing = {"wall_seconds", "seconds_in_this_process", "peak_memory_mib"}
+    assert {k: v for k, v in again.items() if k not in changing} == json.loads(
+        json.dumps({k: v for k, v in results.items() if k not in changing})
+    )
+    if more:
+        assert (tmp_path / "cut" / "reward_report.html").is_file()
+        page = (tmp_path / "cut" / "report.html").read_text()
+        assert page.count(">before<") == 3  # "after" is a head as well
+        assert results["rollouts"] == 32 and {"reward_rank_accuracy", "policy_score_after"} <= results.keys()
+        # The same rewards pay another run.
+        rewards = ["--stage=policy", f"--rew_checkpoint_path={tmp_path / 'whole' / 'reward_model'}"]
+        alone = results_of([*words, *more], tmp_path / "alone", *rewards)
+        assert alone["policy_score_before"] == results["policy_score_before"]
+        assert "reward_rank_accuracy" not in alone and not (tmp_path / "alone" / "reward_model").exists()
 
 
-def test_a_complete_run_shows_no_result_of_other_data(words, tmp_path):
-    data = Path(words[0].split("=")[1])
-    (tmp_path / "rows.jsonl").write_bytes(data.read_bytes())
-    own = [f"--train_file={tmp_path / 'rows.jsonl'}", *words[1:], "--num_train_epochs=0.2", "--swap_test=false"]
-    results = results_of(own, tmp_path / "run")
-    assert results_of(own, tmp_path / "run", "--resume") == json.loads(json.dumps(results))
-    (tmp_path / "rows.jsonl").write_text(data.read_text().replace("[1", "[0"))
-    with pytest.raises(UserError, match=r"content of train_file \(its rows.jsonl\); the run is complete, overwrite"):
-        results_of(own, tmp_path / "run", "--resume")
+def test_true_rewards_of_built_in_replies(tmp_path):
+    pytest.importorskip("trl")
+    words = ["--config=configs/chat_builtin.yaml", "--stage=policy", "--paid_by=known", *POLICY[2:], "--quiet",
+             "--policy_steps=1", "--max_train_samples=8", "--device=cpu"]  # fmt: skip
+    results = results_of(words, tmp_path / "run")
+    assert results["policy_score_before"] == results["policy_judge_before"] <= 0
 
 
 def test_adapters_are_merged_into_what_is_saved(words, tmp_path):
@@ -139,7 +168,16 @@ def test_scores_are_shown_in_colour_and_on_a_page(words, tmp_path, capsys):
     [
         (["--granularty=token"], "unknown flag '--granularty'; did you mean '--granularity'?"),
         (["--granularity=word"], "'word' is not one of token, segment, sequence"),
-        (["--stage=policy"], "stage: 'policy' is not one of reward"),
+        (["--stage=both"], "stage: 'both' is not one of reward, policy, all"),
+        (["--stage=policy"], "stage=policy needs rewards: set rew_checkpoint_path"),
+        (["--stage=policy", "--rew_checkpoint_path=common/builtin/causal-lm"], "has no fitted normaliser"),
+        (["--stage=all", "--paid_by=known"], "paid_by=known: the true rewards need no learning"),
+        (["--stage=all", "--policy_batch_size=7"], "policy_batch_size: 64 samples of a step"),
+        (["--stage=all", "--policy_model_name_or_path=builtin/seq2seq"], "is an encoder-decoder, of which TRL trains"),
+        (
+            ["--stage=all", "--granularity=sequence", "--policy_model_name_or_path=builtin/causal-lm"],
+            "has other tokens",
+        ),
         (["--dataset_name=x"], "give either dataset_name or train_file"),
         (["--prompt_template=Q:"], "has no {prompt}"),
         (["--completions_column=answers"], "neither 'chosen' and 'rejected' nor 'answers'"),

@@ -23,7 +23,10 @@ from common.builtin.review_grammar import (
 )
 from common.errors import UserError
 
-MODELS = {"causal-lm": AutoModelForCausalLM, "masked-lm": AutoModelForMaskedLM, "seq2seq": AutoModelForSeq2SeqLM}
+MODELS = {
+    "causal-lm": AutoModelForCausalLM, "masked-lm": AutoModelForMaskedLM, "seq2seq": AutoModelForSeq2SeqLM,
+    "report-lm": AutoModelForCausalLM,
+}  # fmt: skip
 VERDICTS = (" terrible", " great")
 SPLITS = (100, 13, 21, 42, 87)
 
