@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from common.data_files import unmarked_cell
 from common.errors import Interrupted, UserError, run_command
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
@@ -151,7 +152,7 @@ def test_what_is_saved_can_be_used(finished):
     reward_model = TokenRewardModel.from_pretrained(finished / "reward_model")
     assert not reward_model.training
     ids = [[int(i) for i in row["token_ids"].split()] for row in rows(finished)]
-    assert [policy.text(torch.tensor(row)) for row in ids] == [row["prompt"] for row in rows(finished)]
+    assert [policy.text(torch.tensor(row)) for row in ids] == [unmarked_cell(row["prompt"]) for row in rows(finished)]
     assert reward_model(torch.tensor(ids)).shape == (len(ids), 3)
     assert (reward_model.config.trained_on or {})["dataset"] == "sst-2"
     [scored] = reward_model.score_texts([policy.text(torch.tensor(ids[0]))])
