@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from common.grounding_loss import kendall_tau
+from common.intervals import Answers
 
 FIELDS = ("score", "preference", "tokens", "read", "reward_sum", "square_sum", "saturated")
 MISSING = -100
@@ -57,6 +58,13 @@ def pairs_of(table: np.ndarray) -> Pairs:
     better = (preferences[:, :, None] > preferences[:, None, :]) & there[:, :, None] & there[:, None, :]
     sets, i, j = better.nonzero()
     return Pairs(scores[sets, i] - scores[sets, j], lengths[sets, i], lengths[sets, j], sets)
+
+
+def answers_by_set(table: np.ndarray) -> Answers:
+    """The pairs of all sets, those of a set as one unit."""
+    pairs = pairs_of(table)
+    counts = (np.bincount(pairs.sets, weights, minlength=len(table)) for weights in (pairs.right, None))
+    return Answers.of(*(of_set.tolist() for of_set in counts))
 
 
 def ranking_figures(table: np.ndarray) -> dict[str, float]:

@@ -10,6 +10,8 @@ from chat_task.ranked_sets import EncodedSet
 from chat_task.reward_stage import Found
 from common.language_models.replies import ReplyFormat, Text
 from common.reporting.report import Report, TokenRewards, curves_from_metrics
+from common.reporting.trust import reward_accuracies
+from common.token_reward_model import reward_range
 from common.training.run_folder import RunFolder
 from common.training.tracking import read_metrics
 
@@ -34,10 +36,12 @@ def write_run_report(
     found: Found,
     sets: Sequence[EncodedSet],
     reply_format: ReplyFormat,
+    bound: str,
 ) -> None:
-    """Write ``report.html`` of a finished run."""
+    """Write ``report.html`` of a finished run; `bound`: of the rewards."""
+    accuracies, notices = reward_accuracies(results)
     facts = {
-        "rank accuracy": results["reward_rank_accuracy"],
+        **accuracies,
         "by length alone": results["reward_length_only_accuracy"],
         "Kendall's tau": results["reward_kendall_tau"],
     }
@@ -48,10 +52,11 @@ def write_run_report(
         f"{results['granularity']} rewards by {results['model']}, head {results['rew_head']}, aggregation "
         f"{results['agg_func']}, seed {results['seed']}; {results['validation_sets']} held-out sets"
     )
-    report = Report(f"Rewards of replies: {results['dataset']}", subtitle, facts)
+    report = Report(f"Rewards of replies: {results['dataset']}", subtitle, facts, notices)
     report.add_token_rewards(
         "Held-out sets, those it gets most wrong first",
         coloured_sets(found, sets, reply_format),
+        reward_range(bound),
         note="Replies of a set stand in the order of their preference, best first. A token's colour is its reward, or "
         "that of its segment or reply.",
     )

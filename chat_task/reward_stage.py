@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from chat_task.evaluation import (
+    answers_by_set,
     area_under_curve,
     by_length_difference,
     by_set_size,
@@ -26,7 +27,7 @@ from chat_task.ranked_sets import EncodedSet, EncodedSets, collate
 from chat_task.reward_trainer import TokenRewardTrainer
 from chat_task.settings import RewardSettings
 from common.errors import UserError, nearest
-from common.grounding_loss import rank_accuracy
+from common.intervals import Answers, interval_figures, interval_results
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading, padded
 from common.segments import fit_location_normalizer, spread_segments
@@ -163,6 +164,7 @@ class RewardStage:
             "calibration_error": calibration_error,
         }
         found: dict[str, Any] = {f"reward_{name}": value for name, value in figures.items()}
+        found |= interval_results(interval_figures("reward/dev_rank", answers_by_set(table)), "rank")
         found |= {"by_set_size": by_set_size(table), "by_length_difference": by_length, "calibration": bins}
         return Found(found | self._span_figures(per_set), table, per_set)
 
@@ -175,7 +177,7 @@ class RewardStage:
         return figures | ({"span_auc_before": spans["span_auc"]} if spans else {})
 
     @torch.no_grad()
-    def swap_accuracy(self, lm: PreTrainedModel) -> float:
+    def swap_answers(self, lm: PreTrainedModel) -> Answers:
         """How often a token of the best reply has a higher reward than the LM's likeliest other one in its place."""
         sets = list(self._validation)
         noise = torch.rand(len(sets), generator=keyed_generator(Purpose.SWAPS, self._settings.seed))
@@ -194,7 +196,7 @@ class RewardStage:
             rewards = self.model.reply_rewards(prompt_ids, prompt_mask, both, mask.unsqueeze(1).expand_as(both).bool())
             pairs.append(rewards.gather(2, places.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2))
         scores = torch.cat(pairs)
-        return float(rank_accuracy(scores, torch.tensor([1.0, 0.0]).expand(len(scores), 2)))
+        return Answers.of(((scores[:, 0] - scores[:, 1]).sign().add(1) / 2).tolist(), [1] * len(scores))
 
     def _shown(self, rewards: Sequence[Tensor], ends: Sequence[Tensor]) -> list[list[list[float]]]:
         """For each set and reply the reward of each token, a segment's at each of its tokens."""

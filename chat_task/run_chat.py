@@ -21,8 +21,10 @@ from chat_task.report import write_run_report
 from chat_task.reward_stage import Found, RewardStage, pairs_count, training_arguments
 from chat_task.settings import NEUTRAL, ChatSettings
 from common.errors import UserError, run_command
+from common.intervals import interval_figures, interval_results
 from common.language_models.adapters import check_adapters
 from common.language_models.saved import check_saved, few_numbers
+from common.reporting.trust import interval_text
 from common.text_scores import load_entropy_model, load_lm
 from common.token_reward_model import TokenRewardModel
 from common.training.files import write_folder_atomic
@@ -78,15 +80,17 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
 
     # What it knows of the held-out sets.
     found = stage.evaluate()
-    swap_accuracy = None
+    swaps: dict[str, Any] = {"reward_swap_accuracy": None}
     if settings.run.swap_test and settings.models.granularity == "token":
         try:
             lm = load_lm(settings.models.reference_model, model.is_encoder_decoder, run.runtime.device)
-            swap_accuracy = stage.swap_accuracy(lm)
+            answers = stage.swap_answers(lm)
+            swaps = {"reward_swap_accuracy": answers.share}
+            swaps |= interval_results(interval_figures("reward/dev_swap", answers), "swap")
         except UserError as error:
             logger.warning("no swap test: %s", error)
     results = _results(settings, stage, preferences, found) | before | run.figures()
-    results |= {"reward_swap_accuracy": swap_accuracy, "cut": train.counts, "validation_cut": validation.counts}
+    results |= swaps | {"cut": train.counts, "validation_cut": validation.counts}
 
     def write_files() -> None:
         with write_folder_atomic(run.folder.reward_model) as temporary:
@@ -95,7 +99,7 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
             "reward model", run.folder.reward_model, few_numbers(stage.model),
             lambda: few_numbers(TokenRewardModel.from_pretrained(run.folder.reward_model)),
         )  # fmt: skip
-        write_run_report(run.folder, results, found, validation, reply_format)
+        write_run_report(run.folder, results, found, validation, reply_format, stage.model.config.bound)
 
     run.finish(results, write_files)
     return results
@@ -160,11 +164,15 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     """The last lines of a run: what came out and where it lies."""
     print(
         f"\nrank accuracy on {results['validation_pairs']} held-out pairs: {results['reward_rank_accuracy']:.3f} "
-        f"(before training {results['reward_rank_accuracy_before']:.3f}, by length alone "
+        f"({interval_text(results, 'reward_rank') or 'no interval'}; before training "
+        f"{results['reward_rank_accuracy_before']:.3f}, by length alone "
         f"{results['reward_length_only_accuracy']:.3f}, chance 0.5)"
     )
     if results["reward_swap_accuracy"] is not None:
-        print(f"swap accuracy, a token against the LM's likeliest other one: {results['reward_swap_accuracy']:.3f}")
+        print(
+            f"swap accuracy, a token against the LM's likeliest other one: {results['reward_swap_accuracy']:.3f} "
+            f"({interval_text(results, 'reward_swap') or 'no interval'})"
+        )
     if "span_auc" in results:
         print(
             f"area under the curve of marked errors: {results['span_auc']:.3f} "

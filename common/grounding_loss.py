@@ -106,10 +106,31 @@ def rank_accuracy(scores: Tensor, preferences: Tensor) -> Tensor:
     Raises:
         ValueError: naming the argument with a wrong shape or value.
     """
+    right, pairs = ordered_pairs(scores, preferences)
+    return right.sum() / pairs.sum()
+
+
+@torch.no_grad()
+def ordered_pairs(scores: Tensor, preferences: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each sequence the pairs of different preference that it is part of, and those in the right order.
+
+    Args:
+        scores, preferences: see `rank_accuracy`.
+
+    Returns:
+        Pairs in the right order, a pair of equal scores one half, and all pairs: (B, K) float32 each. Every pair is
+        counted at both of its sequences.
+    """
     _check_ranking(scores, preferences)
-    better = preferences.unsqueeze(-1) > preferences.unsqueeze(-2)  # (B, K, K): each unequal pair once
-    margins = (scores.unsqueeze(-1) - scores.unsqueeze(-2))[better.to(scores.device)]
-    return ((margins.sign().float() + 1) / 2).mean()
+
+    def order(values: Tensor) -> Tensor:  # (B, K, K): 1, 0, -1
+        return (values.unsqueeze(-1) > values.unsqueeze(-2)).float() - (
+            values.unsqueeze(-1) < values.unsqueeze(-2)
+        ).float()
+
+    by_preference = order(preferences).to(scores.device)
+    differs = by_preference.abs()
+    return ((order(scores) * by_preference + 1) / 2 * differs).sum(-1), differs.sum(-1)
 
 
 def kendall_tau(scores: Tensor, preferences: Tensor) -> Tensor:

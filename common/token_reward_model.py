@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -43,7 +42,7 @@ from common.language_models.capabilities import (
     kind_of,
     without_cache,
 )
-from common.language_models.pretrained import load_pretrained
+from common.language_models.pretrained import check_index, load_pretrained
 from common.language_models.shared_prompts import can_share_prompts, read_replies
 from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
 
@@ -104,12 +103,22 @@ def saturation_share(rewards: Tensor, bound: str) -> Tensor:
     return saturated(rewards, bound).float().mean()
 
 
+def reward_range(bound: str) -> tuple[float, float] | None:
+    """What rewards can be: (0, 1.3133) for softplus, (0, 1) for sigmoid, None without a bound.
+
+    Raises:
+        ValueError: another bound.
+    """
+    check_name(bound, "bound", BOUNDS)
+    return {"softplus": (0.0, math.log1p(math.e)), "sigmoid": (0.0, 1.0), "none": None}[bound]
+
+
 def saturated(rewards: Tensor, bound: str) -> Tensor:
     """True where a reward lies at an end of its range; of the same shape. See :func:`saturation_share`."""
-    check_name(bound, "bound", BOUNDS)
-    if bound == "none":
+    ends = reward_range(bound)
+    if ends is None:
         return torch.zeros_like(rewards, dtype=torch.bool)
-    top = math.log1p(math.e) if bound == "softplus" else 1.0
+    top = ends[1]
     return (rewards < SATURATED * top) | (rewards > (1 - SATURATED) * top)
 
 
@@ -309,6 +318,7 @@ class TokenRewardModel(PreTrainedModel):
         name = os.fspath(name_or_path)
         # Sizes that do not match are collected with the missing weights, for one error below.
         options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        check_index(name)
         try:
             fields, _ = TokenRewardConfig.get_config_dict(name, **options)
             found = fields.get("model_type")
@@ -317,8 +327,10 @@ class TokenRewardModel(PreTrainedModel):
             if found != TokenRewardConfig.model_type:
                 raise UserError(f"'{name}' holds a {found}, not a token reward model: there is no reward head in it")
             loaded: Any = super().from_pretrained(name, **options)
-        except (OSError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0]
+        except UserError:
+            raise
+        except Exception as error:  # what a stranger's configuration makes transformers raise is not known
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"cannot load a token reward model from '{name}': {reason}") from None
         model, info = loaded
         unusable = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])

@@ -176,6 +176,10 @@ class PromptScorer:
         gaps = label_gaps(self.probabilities(prompts, indices, on_pairs), labels)
         return preference(gaps, self.correct_coeff, self.incorrect_coeff, standardize)
 
+    def right(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Where the one most probable class is the label: (P, E), bool."""
+        return label_gaps(self.probabilities(prompts), self.labels) > 0
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What is remembered, for a checkpoint: a later rounding of the same number could turn a ranking."""
         prompts = list(self._known)

@@ -1,13 +1,13 @@
 """The page of one prompt run: figures, curves, and each candidate prompt coloured by its learned token rewards."""
 
-import math
 from typing import Any
 
 import torch
 import yaml
 
-from common.reporting.report import Report, TokenRewards, curves_from_metrics
-from common.token_reward_model import TokenRewardModel
+from common.reporting.report import Fact, Report, TokenRewards, curves_from_metrics
+from common.reporting.trust import interval_below, reward_accuracies
+from common.token_reward_model import TokenRewardModel, reward_range
 from common.training.run_folder import RunFolder
 from common.training.tracking import read_metrics
 from prompt_task.candidates import Candidate
@@ -69,27 +69,27 @@ def write_run_report(
 ) -> None:
     """Write ``report.html`` of a finished run; `untrained` are prompts that the policy wrote before its first step."""
     facts = {
-        "test accuracy": f"{results['test_accuracy']:.1%}",
+        "test accuracy": Fact(
+            f"{results['test_accuracy']:.1%}", interval_below(results, "test_accuracy", as_percent=True)
+        ),
         "with an empty prompt": "-" if empty.test_accuracy is None else f"{empty.test_accuracy:.1%}",
         "prompts scored": results["prompts_scored"],
         "policy steps": results["policy_steps"],
         "wall time": f"{results['wall_seconds'] / 60:.1f} min",
     }
-    for name in ("rank", "swap"):
-        accuracy = results[f"reward_{name}_accuracy"]
-        if accuracy is not None and not math.isnan(accuracy):
-            facts[f"{name} accuracy of the reward"] = f"{accuracy:.3f}"
+    accuracies, notices = reward_accuracies(results)
     subtitle = (
         f"task LM {results['task_lm']}, policy {results['policy_lm']}, guidance {results['guidance']}, "
         f"aggregation {results['agg_func']}, data split {results['dataset_seed']}, seed {results['seed']}"
     )
-    report = Report(f"Few-shot prompts for {results['dataset']}", subtitle, facts)
+    report = Report(f"Few-shot prompts for {results['dataset']}", subtitle, facts | accuracies, notices)
     report.add_token_rewards(
         "Candidate prompts and their learned token rewards",
         [
             *candidate_token_rewards(best, policy, reward_model),
             *candidate_token_rewards(untrained, policy, reward_model, "before training"),
         ],
+        reward_range(reward_model.config.bound),
         note="Best by dev score first; below them, prompts that the policy wrote before training. A token's colour is "
         "the reward that the last reward model gives it; the result is the mean test accuracy of the first "
         f"{len(results['reported_prompts'])}.",
@@ -109,6 +109,22 @@ def write_run_report(
         for row in rows:
             del row["error"]
     report.add_table("Tested prompts", rows, note="The last row is the prompt of no words, where a run starts from.")
+    report.add_table(
+        "Test accuracy by class",
+        [
+            {
+                "class": row["class"].strip(),
+                "texts": row["texts"],
+                "accuracy": row["accuracy"],
+                "95 % from": row["low"],
+                "to": row["high"],
+                **({"empty prompt": row["empty_prompt"]} if "empty_prompt" in row else {}),
+            }
+            for row in results["test_by_class"]
+        ],
+        note=f"Mean over the {len(results['reported_prompts'])} reported prompts. Intervals are binomial (Wilson); the "
+        "answers of several prompts to one text count as far as they differ.",
+    )
     report.add_curves("Training", curves_from_metrics(read_metrics(folder.metrics), CURVES, TITLES))
     options = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["options"]
     report.add_details("Options", options)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from common.aggregation import aggregate_token_rewards
-from common.grounding_loss import list_mle_loss
+from common.grounding_loss import list_mle_loss, ordered_pairs
+from common.intervals import Answers
 from common.swaps import draw_places, swap_tokens
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
@@ -244,7 +245,12 @@ class RewardTrainer:
         loss = list_mle_loss(scores, preferences.to(scores.device), generator=self.generator)
         all_tokens = torch.ones_like(rewards, dtype=torch.bool)
         bound = self.reward_model.config.bound
-        return loss, RankingFigures.of(loss, scores, rewards, all_tokens, preferences, bound)
+        figures = RankingFigures.of(loss, scores, rewards, all_tokens, preferences, bound)
+        # A pair of prompts may stand in many sets; what was drawn independently is the prompts.
+        by_prompt = torch.zeros(2, len(ranked.tokens))
+        for counts, of_set in zip(by_prompt, ordered_pairs(scores.detach().cpu(), preferences), strict=True):
+            counts.index_add_(0, ranked.sets.flatten(), of_set.flatten())
+        return loss, figures.of_units(Answers.of(by_prompt[0].tolist(), by_prompt[1].tolist(), units_of_an_answer=2))
 
     def _end_epoch(self, current: "_Round") -> None:
         figures = current.figures.means()
@@ -263,7 +269,7 @@ class RewardTrainer:
         with torch.no_grad():
             for ranked in current.validation:
                 held_out += self._loss(ranked)[1]
-        figures |= held_out.means("dev_")
+        figures |= held_out.held_out()
         # All prompts have one length.
         figures = {name: value for name, value in figures.items() if not name.endswith("length_correlation")}
         figures["reward/learning_rate"] = current.plateau.learning_rate

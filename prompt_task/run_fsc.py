@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
 from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
+from common.intervals import interval_results
 from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
+from common.reporting.trust import interval_text
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree
 from common.training.console import as_typed
@@ -29,6 +31,7 @@ from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe, random_state, restore_random_state
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
+from prompt_task.class_accuracy import answers_by_text, class_accuracies
 from prompt_task.command_line import Command, check_sweep, command_from, help_text, read_command
 from prompt_task.few_shot_data import FewShotSplits, find_split, load_few_shot_splits
 from prompt_task.policy_trainer import PolicyTrainer
@@ -131,7 +134,7 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     table = [*best, *candidates.best()[len(best) :]]
     run.engine.on_main(lambda: write_candidates(run.folder.path / "prompts.csv", table))
     cut = {"sentences_cut": int(run.engine.total(task_lm.sentences_cut)[0])}
-    results = _results(command, splits, trainer, best, empty) | cut | run.figures()
+    results = _results(command, splits, trainer, test_scorer, best, empty) | cut | run.figures()
 
     def write_files() -> None:
         save_models(run.folder, policy, reward_model)
@@ -222,7 +225,12 @@ class _State:
 
 
 def _results(
-    command: Command, splits: FewShotSplits, trainer: PolicyTrainer, best: list[Candidate], empty: Candidate
+    command: Command,
+    splits: FewShotSplits,
+    trainer: PolicyTrainer,
+    test_scorer: PromptScorer,
+    best: list[Candidate],
+    empty: Candidate,
 ) -> dict[str, Any]:
     """Final figures and counts. A candidate that failed has no test accuracy and cannot be among the reported."""
     settings = command.settings
@@ -230,6 +238,11 @@ def _results(
     if not reported:
         raise UserError("no candidate prompt could be tested; prompts.csv says why")
     accuracies = [float(c.test_accuracy) for c in reported if c.test_accuracy is not None]
+    right = test_scorer.right([c.prompt for c in reported])
+    by_class = class_accuracies(right, test_scorer.labels, command.spec.verbalizers)
+    if empty.test_accuracy is not None:
+        of_empty = class_accuracies(test_scorer.right([empty.prompt]), test_scorer.labels, command.spec.verbalizers)
+        by_class = [row | {"empty_prompt": other["accuracy"]} for row, other in zip(by_class, of_empty, strict=True)]
     scorers = (trainer.train_scorer, trainer.dev_scorer)
     learnt = trainer.reward_trainer.last_figures
     return {
@@ -242,11 +255,23 @@ def _results(
         "agg_func": settings.reward.agg_func,
         "rew_head": settings.models.rew_head,
         "test_accuracy": sum(accuracies) / len(accuracies),
-        "reported_prompts": [{"prompt": c.prompt, "test_accuracy": c.test_accuracy} for c in reported],
+        "test_accuracy_interval": list(answers_by_text(right).interval),
+        "test_texts": len(test_scorer.examples),
+        "test_by_class": by_class,
+        "reported_prompts": [
+            {
+                "prompt": c.prompt,
+                "test_accuracy": c.test_accuracy,
+                "test_accuracy_interval": list(answers_by_text(row.unsqueeze(0)).interval),
+            }
+            for c, row in zip(reported, right, strict=True)
+        ],
         "empty_prompt_test_accuracy": empty.test_accuracy,
         "best_dev_score": reported[0].dev_score,
         "reward_rank_accuracy": learnt.get("reward/dev_rank_accuracy"),
         "reward_swap_accuracy": learnt.get("reward/dev_swap_accuracy"),
+        **interval_results(learnt, "rank"),
+        **interval_results(learnt, "swap"),
         "policy_steps": trainer.steps_done,
         "best_policy_step": trainer.plateau.best_step,
         "reward_rounds": trainer.reward_trainer.rounds_done,
@@ -263,7 +288,16 @@ def _results(
 
 def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     """The last lines of a run: what came out and where it lies."""
-    print(f"\ntest accuracy (mean of the top {len(results['reported_prompts'])}): {results['test_accuracy']:.1%}")
+    interval = interval_text(results, "test_accuracy", as_percent=True)
+    print(
+        f"\ntest accuracy (mean of the top {len(results['reported_prompts'])}): {results['test_accuracy']:.1%}"
+        + (f" ({interval})" if interval else "")
+    )
+    if "test_by_class" in results:
+        print(
+            "by class: "
+            + ", ".join(f"{row['class'].strip()} {row['accuracy']:.1%}" for row in results["test_by_class"])
+        )
     if results["empty_prompt_test_accuracy"] is not None:
         print(f"with an empty prompt: {results['empty_prompt_test_accuracy']:.1%}")
     for entry in results["reported_prompts"]:

@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from chat_task import settings as chat_settings
 from common.data_files import marked_cell
 from common.errors import UserError, printable_text, run_command
-from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, spread
+from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, spread, wrapped
 from common.reporting.run_table import (
     FEWEST_SEEDS,
     Metric,
@@ -410,7 +410,7 @@ def plot(rows: Sequence[Row], kind: str) -> bytes:
                 mean = sum(values) / len(values)
                 axes.plot([index - 0.28, index + 0.28], [mean, mean], color=f"C{index % 10}", linewidth=2.2)
                 axes.plot(spread(index, len(values)), values, "o", color=f"C{index % 10}", alpha=0.75, markersize=5)
-            labels = [f"{_wrapped(name)}\nn={len(values)}" for name, values in groups.items()]
+            labels = [f"{wrapped(name)}\nn={len(values)}" for name, values in groups.items()]
             axes.set_xticks(range(len(groups)), labels, fontsize=7)
             axes.set_xlim(-0.6, len(groups) - 0.4)
             axes.margins(y=0.12)
@@ -422,11 +422,6 @@ def plot(rows: Sequence[Row], kind: str) -> bytes:
         stream = io.BytesIO()
         figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
         return stream.getvalue()
-
-
-def _wrapped(label: str) -> str:
-    parts = [part if len(part) <= 28 else part[:27] + "…" for part in printable_text(label).split(", ")]
-    return "\n".join(parts[:4] + (["…"] if len(parts) > 4 else []))
 
 
 def chart_groups(rows: Sequence[Row]) -> list[tuple[str, str, dict[str, list[float]]]]:

@@ -1,6 +1,5 @@
 """The page of one summarization run: figures, curves, and summaries coloured by their learned token rewards."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import torch
 import yaml
 
 from common.reporting.report import Report, TokenRewards, curves_from_metrics
+from common.reporting.trust import reward_accuracies
+from common.token_reward_model import reward_range
 from common.training.run_folder import RunFolder
 from common.training.tracking import read_metrics
 from sum_task.data import Row
@@ -133,11 +134,8 @@ def write_run_report(
         f"aggregation {results['agg_func']}, seed {results['seed']}; "
         f"{results['test_rows']} rows of {results['tested_on']}"
     )
-    for name in ("rank", "swap"):
-        accuracy = results[f"reward_{name}_accuracy"]
-        if accuracy is not None and not math.isnan(accuracy):
-            facts[f"{name} accuracy of the reward"] = f"{accuracy:.3f}"
-    report = Report(f"Summaries of {_short_name(results['dataset'])}", subtitle, facts)
+    accuracies, notices = reward_accuracies(results)
+    report = Report(f"Summaries of {_short_name(results['dataset'])}", subtitle, facts | accuracies, notices)
     if reward is not None:
         sequences = summary_token_rewards(evaluation, rows, reward, policy, likeliest)
         note = (
@@ -145,7 +143,10 @@ def write_run_report(
             + (", or the part of it that tells the token from others in its place." if sequences[0].advantages else ".")
         )
         report.add_token_rewards(
-            "Best, median and worst summaries and their learned token rewards", sequences, note=note
+            "Best, median and worst summaries and their learned token rewards",
+            sequences,
+            reward_range(reward.model.config.bound),
+            note,
         )
     shown = best_median_worst(evaluation)
     table = [

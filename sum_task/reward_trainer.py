@@ -357,7 +357,7 @@ class RewardTrainer:
             figures += self._loss(ranked)[1]
             if ranked.swaps is not None:
                 figures += self._swap_figures(ranked.batch, ranked.swaps)
-        return figures.over(self.engine).means("dev_")
+        return figures.over(self.engine).held_out()
 
     @torch.no_grad()
     def _swaps(self, batch: Batch) -> Swaps:

@@ -16,9 +16,11 @@ from transformers.utils import logging as transformers_logging
 
 from common.cpu import use_kernels
 from common.errors import run_command
+from common.intervals import interval_results
 from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
 from common.language_models.saved import check_saved, few_numbers
+from common.reporting.trust import interval_text
 from common.training.command_line import read_yaml
 from common.training.engine import Engine
 from common.training.files import write_jsonl_atomic
@@ -269,6 +271,8 @@ def _results(
         **{f"test_{name}": value for name, value in evaluation.means.items()},
         "reward_rank_accuracy": held_out.get("reward/dev_rank_accuracy"),
         "reward_swap_accuracy": held_out.get("reward/dev_swap_accuracy"),
+        **interval_results(held_out, "rank"),
+        **interval_results(held_out, "swap"),
         "reward_dev_loss": held_out.get("reward/dev_loss"),
         "validation": trainer.last_validation,
         "best_validation_score": trainer.best_score,
@@ -298,10 +302,12 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
         print(f"  before training: {figures('untrained')}\n  first three sentences: {figures('lead3')}")
     accuracy = results["reward_rank_accuracy"]
     if accuracy is not None and not math.isnan(accuracy):
-        print(f"rank accuracy of the reward model on held-out summaries: {accuracy:.3f} (chance: 0.5)")
+        trust = interval_text(results, "reward_rank") or "no interval"
+        print(f"rank accuracy of the reward model on held-out summaries: {accuracy:.3f} ({trust}; chance: 0.5)")
     accuracy = results["reward_swap_accuracy"]
     if accuracy is not None:
-        print(f"swap accuracy, a reference's token against the likeliest other one: {accuracy:.3f} (chance: 0.5)")
+        trust = interval_text(results, "reward_swap") or "no interval"
+        print(f"swap accuracy, a reference's token against the likeliest other: {accuracy:.3f} ({trust}; chance: 0.5)")
     if any(results["rows_left_out"].values()):
         print(f"rows left out, article or summary blank: {results['rows_left_out']}")
     print(f"{results['policy_steps']} policy steps in {results['wall_seconds']:.0f} s")

@@ -1,10 +1,12 @@
 """Loading of pretrained models and tokenizers, the same way everywhere: safetensors, no remote code, clear errors."""
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -27,6 +29,7 @@ def load_pretrained(auto_class: Any, name: str, complete: bool = False, **option
         UserError: it cannot be loaded, or `complete` and weights are missing.
     """
     path = resolve(name)
+    check_index(path)
     is_model = "Model" in auto_class.__name__
     if is_model:
         options |= {"use_safetensors": True, "output_loading_info": True}
@@ -38,7 +41,7 @@ def load_pretrained(auto_class: Any, name: str, complete: bool = False, **option
     noisy.setLevel(logging.ERROR)
     try:
         loaded = auto_class.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # what a stranger's configuration makes transformers raise is not known
         raise UserError(f"cannot load '{name}' with {auto_class.__name__}: {_first_line(error)}") from None
     finally:
         noisy.setLevel(level)
@@ -64,10 +67,37 @@ def load_tokenizer(auto_class: Any, name: str) -> Any:
     transformers_logging.set_verbosity_error()
     try:
         return auto_class.from_pretrained(resolve(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # as above
         raise UserError(f"cannot load the tokenizer of '{name}': {_first_line(error)}") from None
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def check_index(name: str) -> None:
+    """Refuse a folder, or a model of the hub that was fetched, whose list of weight files leads astray.
+
+    transformers opens what ``*.safetensors.index.json`` names: a pickle among them could run code.
+
+    Raises:
+        UserError: it names anything but safetensors files of its own folder.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            fetched = try_to_load_from_cache(name, "config.json")
+        except ValueError:  # no id of the hub either, which loading it reports
+            return
+        if not isinstance(fetched, str):
+            return
+        folder = Path(fetched).parent
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            raise UserError(f"'{index}' cannot be read as the list of a model's weight files") from None
+        for file in sorted(files, key=str):
+            if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+                raise UserError(f"'{index}' names {file!r}; only safetensors files of the folder itself are opened")
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
@@ -94,7 +124,10 @@ def _settle_attention(model: PreTrainedModel, name: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+    first = str(error).strip().split("\n")[0]
+    return (
+        first if isinstance(error, OSError | ValueError | ImportError) and first else f"{type(error).__name__}: {first}"
+    )
 
 
 def _is_computed(model: PreTrainedModel, key: str) -> bool:

@@ -5,6 +5,7 @@ data: it is escaped, characters that do not print are made visible, and its writ
 element, so that a sampled prompt can hold anything without changing the page.
 """
 
+import csv
 import io
 import math
 import re
@@ -24,6 +25,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common.data_files import marked_cell
 from common.errors import printable_text
 from common.training.files import write_text_atomic
 
@@ -31,6 +33,7 @@ TEMPLATE = "report_template.html.j2"
 
 # A curve of more points than this is drawn as the mean of so many stretches, with their range behind it.
 MAX_CURVE_POINTS = 160
+MAX_TICK_LETTERS = 88  # that fit side by side below a chart
 SHORT_CELL = 12  # characters that are kept on one line
 
 NO_VALUE = "\N{EN DASH}"
@@ -102,6 +105,14 @@ class PointsPanel:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """A headline figure with a small line below it, such as its interval."""
+
+    value: Any
+    below: str = ""
+
+
+@dataclass(frozen=True)
 class TokenRewards:
     """One sequence with the learned reward of each of its tokens.
 
@@ -134,23 +145,36 @@ class Report:
     Args:
         title: heading of the page.
         subtitle: one line below it.
-        facts: headline figures, by name, shown large; a handful.
+        facts: headline figures, by name, shown large; a handful. Values or `Fact`s.
+        notices: what a reader must know before believing the figures; each stands out below them.
     """
 
-    def __init__(self, title: str, subtitle: str = "", facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        title: str,
+        subtitle: str = "",
+        facts: Mapping[str, Any] | None = None,
+        notices: Sequence[str] = (),
+    ) -> None:
         self._title = title
         self._subtitle = subtitle
-        self._facts = {name: _formatted(value) for name, value in (facts or {}).items()}
+        shown = {name: fact if isinstance(fact, Fact) else Fact(fact) for name, fact in (facts or {}).items()}
+        self._facts = {name: {"value": _formatted(fact.value), "below": fact.below} for name, fact in shown.items()}
+        self._notices = list(notices)
         self._sections: list[dict[str, Any]] = []
 
     def add_table(self, heading: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> None:
         """Add a table of one row a mapping. Columns stand in the order in which their names first occur.
 
-        The numbers of a column get as many decimals each; None and numbers that are not finite show as a dash.
+        The numbers of a column get as many decimals each; None and numbers that are not finite show as a dash. The
+        reader may sort by any column, and copy the table with all digits.
         """
         names = list(dict.fromkeys(name for row in rows for name in row))
         columns = [_column([row.get(name) for row in rows]) for name in names]
-        self._add("table", heading, note, names=names, columns=columns, num_rows=len(rows))
+        self._add(
+            "table", heading, note, names=names, columns=columns, num_rows=len(rows), number=len(self._sections),
+            copied=_tab_separated(names, rows),
+        )  # fmt: skip
 
     def add_details(self, heading: str, items: Mapping[str, Any], note: str = "") -> None:
         """Add names and values that most readers skip, such as the options of the run; folded at first."""
@@ -202,26 +226,27 @@ class Report:
         self,
         heading: str,
         sequences: Sequence[TokenRewards],
-        low: float | None = None,
-        high: float | None = None,
+        scale: tuple[float, float] | None = None,
         note: str = "",
     ) -> None:
         """Add sequences whose tokens are coloured by their rewards, in the order given.
 
-        Where all of them have advantages the reader chooses between the two; those have a scale around 0. A token is
-        marked where another is wrongly preferred.
+        The colours are those of the fixed `scale`, so that rewards that are all but equal look it; the reader may
+        stretch them to what the sequences have, and choose advantages where all of them have some; those have a scale
+        around 0. A token is marked where another is wrongly preferred.
 
         Args:
             heading: heading of the section.
             sequences: the sequences; those of one section share a scale.
-            low: reward that gets the lowest colour, as do all below; the lowest of the sequences if None.
-            high: reward that gets the highest colour, as do all above; the highest of the sequences if None.
+            scale: rewards that get the lowest and the highest colour, as do all beyond: what the rewards can be
+                (`common.token_reward_model.reward_range`). None, where they have no bounds: the lowest and the highest
+                of the sequences.
             note: a remark below the heading.
         """
         rewards = [r for sequence in sequences for r in sequence.rewards if math.isfinite(r)]
-        low = min(rewards, default=0.0) if low is None else low
-        high = max(rewards, default=1.0) if high is None else high
-        decimals = _decimals_of_scale(low, high)
+        shown = (min(rewards, default=0.0), max(rewards, default=1.0))
+        low, high = scale or shown
+        decimals = _decimals_of_scale(*shown)
         advantages = [a for sequence in sequences for a in sequence.advantages or [] if math.isfinite(a)]
         has_advantages = bool(advantages) and all(sequence.advantages is not None for sequence in sequences)
         furthest = max(map(abs, advantages), default=0.0)
@@ -237,6 +262,7 @@ class Report:
                         "text": token,
                         "reward": _fixed(reward, decimals),
                         "level": _level(reward, low, high),
+                        "stretched_level": _level(reward, *shown),
                         "advantage": _fixed(advantage, _decimals_of_scale(-furthest, furthest)),
                         "advantage_level": _level(advantage, -furthest, furthest),
                         "preferred": preferred,
@@ -252,9 +278,10 @@ class Report:
             }
             for sequence in sequences
         ]
-        ends = [_fixed(low, decimals), _fixed(high, decimals)]
         self._add(
-            "tokens", heading, note, names=names, columns=columns, rows=rows, ends=ends, number=len(self._sections),
+            "tokens", heading, note, names=names, columns=columns, rows=rows, number=len(self._sections),
+            ends=[_figure(low), _figure(high)] if scale else [_fixed(end, decimals) for end in shown],
+            stretched_ends=[_fixed(end, decimals) for end in shown], has_fixed_scale=scale is not None,
             advantage_ends=[_fixed(end, _decimals_of_scale(-furthest, furthest)) for end in (-furthest, furthest)],
             has_advantages=has_advantages,
             has_preferred=any(text is not None for sequence in sequences for text in sequence.preferred or ()),
@@ -266,6 +293,8 @@ class Report:
             title=self._title,
             subtitle=self._subtitle,
             facts=self._facts,
+            notices=self._notices,
+            max_columns=max((len(section.get("names", ())) for section in self._sections), default=0),
             sections=self._sections,
             light=LIGHT_TOKENS,
             dark=DARK_TOKENS,
@@ -442,10 +471,51 @@ def _column(values: Sequence[Any]) -> dict[str, Any]:
     largest = max((abs(v) for v in floats), default=0.0)
     decimals = 3 if largest < 10 else 2 if largest < 100 else 1
     if floats and largest < 0.001 and largest > 0:
-        return {"numeric": True, "short": True, "cells": [_formatted(v) for v in values]}
+        return {"numeric": True, "short": True, "cells": [_formatted(v) for v in values], "places": _places(values)}
     cells = [_fixed(v, decimals) if isinstance(v, float) else _formatted(v) for v in values]
     numeric = bool(present) and all(_is_number(v) for v in present)
-    return {"numeric": numeric, "short": all(len(cell) <= SHORT_CELL for cell in cells), "cells": cells}
+    short = all(len(cell) <= SHORT_CELL for cell in cells)
+    return {"numeric": numeric, "short": short, "cells": cells, "places": _places(values)}
+
+
+_LEADING_NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?)(?![\w.])")
+
+
+def _places(values: Sequence[Any]) -> list[tuple[int, int]]:
+    """Where each row stands in rising and in falling order of a column: equal ones as they were, what is missing last.
+
+    Texts that all begin with a number, such as "91.20 (0.40)", are in the order of these.
+    """
+    present = {i: v for i, v in enumerate(values) if v not in (None, "") and not (_is_number(v) and math.isnan(v))}
+    leading = {i: _LEADING_NUMBER.match(str(v)) for i, v in present.items()}
+    if all(_is_number(v) for v in present.values()):
+        keys: dict[int, Any] = present
+    elif all(leading.values()):
+        keys = {i: float(match[1]) for i, match in leading.items() if match}
+    else:
+        keys = {i: str(v).casefold() for i, v in present.items()}
+    rising, falling = sorted(present, key=keys.__getitem__), sorted(present, key=keys.__getitem__, reverse=True)
+    last = [len(values)] * len(values)
+    up, down = last.copy(), last.copy()
+    for places, order in ((up, rising), (down, falling)):
+        for place, row in enumerate(order):
+            places[row] = place
+    return list(zip(up, down, strict=True))
+
+
+def _tab_separated(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table to be pasted into a sheet, where no cell becomes a formula and none breaks out of its line."""
+
+    def cell(value: Any) -> str:
+        if value is None or (_is_number(value) and not math.isfinite(value)):
+            return ""
+        return str(value) if _is_number(value) else marked_cell(printable_text(value))
+
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+    writer.writerow([cell(name) for name in names])
+    writer.writerows([cell(row.get(name)) for name in names] for row in rows)
+    return stream.getvalue()
 
 
 def _formatted(value: Any) -> str:
@@ -488,22 +558,36 @@ def _chart_svg(panel: Panel, curves: Mapping[str, list[tuple[float, float]]], pr
         figure, axes = _empty_chart()
         for x in panel.vlines:
             axes.axvline(x, color=_ROUND, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-        for index, points in enumerate(curves.values()):
+        at: dict[float, list[str]] = {}  # what each x is to tell
+        for index, (name, points) in enumerate(curves.items()):
             color = _SERIES[index % NUM_SERIES_COLORS]
             dashes = "-" if index < NUM_SERIES_COLORS else "--"
             if len(points) > MAX_CURVE_POINTS:
                 stretches = _stretches(points)
                 xs, means, lows, highs = zip(*stretches, strict=True)
+                texts = [f"{_figure(m)} ({_figure(a)} to {_figure(b)})" for _, m, a, b in stretches]
                 axes.fill_between(xs, lows, highs, color=color, alpha=0.2, linewidth=0)
                 axes.plot(xs, means, color=color, linewidth=1.8, linestyle=dashes)
             else:
                 marker = "o" if len(points) <= 24 else ""
                 xs, ys = zip(*points, strict=True)
                 axes.plot(xs, ys, color=color, linewidth=1.8, linestyle=dashes, marker=marker, markersize=3.5)
+                texts = [_figure(y) for y in ys]
+            for x, text in zip(xs, texts, strict=True):
+                at.setdefault(x, []).append(f"{name} {text}")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.margins(x=0.02, y=0.08)
         axes.set_xlabel(printable_text(panel.xlabel), color=_INK)
-        return _drawn(figure, prefix, _description(panel, curves))
+        svg = _drawn(figure, prefix, _description(panel, curves))
+        # A strip for each x, up to half way to its neighbours.
+        box, height = axes.get_window_extent(), figure.bbox.height
+        told = sorted(at)
+        middles = [float(axes.transData.transform((x, 0.0))[0]) for x in told]
+        edges = [box.x0, *((a + b) / 2 for a, b in pairwise(middles)), box.x1]
+        for x, (left, right) in zip(told, pairwise(edges), strict=True):
+            place = {"x": left, "y": height - box.y1, "width": right - left, "height": box.height}
+            _tell(svg, "rect", place, f"{panel.xlabel} {_figure(x)}: {', '.join(at[x])}")
+        return _as_markup(svg)
 
 
 def _points_svg(panel: PointsPanel, groups: Mapping[str, list[float]], prefix: str) -> Markup:
@@ -516,13 +600,28 @@ def _points_svg(panel: PointsPanel, groups: Mapping[str, list[float]], prefix: s
             axes.plot([index - 0.28, index + 0.28], [mean, mean], color=color, linewidth=2.4, solid_capstyle="round")
             axes.plot(spread(index, len(values)), values, "o", color=color, markersize=5.5, clip_on=False)
         axes.set_xlim(-0.6, len(groups) - 0.4)
-        axes.set_xticks(range(len(groups)), [f"n = {len(values)}" for values in groups.values()])
+        width = max(8, MAX_TICK_LETTERS // len(groups))
+        axes.set_xticks(
+            range(len(groups)), [f"{wrapped(name, width)}\nn = {len(values)}" for name, values in groups.items()]
+        )
         axes.margins(y=0.12)
         figures = (
             f"{name} mean {_figure(sum(values) / len(values))} of {', '.join(_figure(v) for v in values)}"
             for name, values in groups.items()
         )
-        return _drawn(figure, prefix, f"{panel.title}: {'; '.join(figures)}")
+        svg = _drawn(figure, prefix, f"{panel.title}: {'; '.join(figures)}")
+        for index, (name, values) in enumerate(groups.items()):
+            for x, value in zip(spread(index, len(values)), values, strict=True):
+                left, low = axes.transData.transform((x, value))
+                place = {"cx": float(left), "cy": figure.bbox.height - float(low), "r": 6.0}
+                _tell(svg, "circle", place, f"{name}: {_figure(value)}")
+        return _as_markup(svg)
+
+
+def wrapped(label: str, width: int = 28) -> str:
+    """A method's label as a few short lines for an axis."""
+    parts = [part if len(part) <= width else part[: width - 1] + "…" for part in printable_text(label).split(", ")]
+    return "\n".join(parts[:4] + (["…"] if len(parts) > 4 else []))
 
 
 def spread(center: float, count: int) -> list[float]:
@@ -538,7 +637,7 @@ def _svg_settings(prefix: str) -> Any:
 
 
 def _empty_chart() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(6.0, 2.9), layout="constrained")
+    figure = Figure(figsize=(6.0, 2.9), dpi=72, layout="constrained")  # of SVG: places in both are the same
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -552,10 +651,21 @@ def _empty_chart() -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _drawn(figure: Figure, prefix: str, label: str) -> Markup:
+def _drawn(figure: Figure, prefix: str, label: str) -> ElementTree.Element:
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
     return _inline_svg(stream.getvalue(), prefix, label=label)
+
+
+def _tell(svg: ElementTree.Element, shape: str, place: Mapping[str, float], text: str) -> None:
+    """Lay an unseen shape over a chart that shows `text` under the pointer."""
+    attributes = {"class": "tell"} | {name: f"{value:.1f}" for name, value in place.items()}
+    title = ElementTree.SubElement(ElementTree.SubElement(svg, shape, attributes), "title")
+    title.text = printable_text(text)
+
+
+def _as_markup(svg: ElementTree.Element) -> Markup:
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))
 
 
 def _stretches(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
@@ -579,7 +689,7 @@ def _description(panel: Panel, curves: Mapping[str, list[tuple[float, float]]]) 
     return f"{panel.title}: {'; '.join(parts)}"
 
 
-def _inline_svg(svg: bytes, prefix: str, label: str) -> Markup:
+def _inline_svg(svg: bytes, prefix: str, label: str) -> ElementTree.Element:
     """matplotlib's SVG file as an element of the page: no metadata, own names, colours of the page."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
@@ -606,4 +716,4 @@ def _inline_svg(svg: bytes, prefix: str, label: str) -> Markup:
         root.attrib.pop(name, None)
     root.set("role", "img")
     root.set("aria-label", printable_text(label))
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
+    return root

@@ -1,12 +1,13 @@
 """Figures of reward learning, summed over batches and processes before they are divided."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from common.grounding_loss import kendall_tau
+from common.grounding_loss import kendall_tau, ordered_pairs
+from common.intervals import Answers, interval_figures
 from common.token_reward_model import saturation_share
 from common.training.engine import Engine
 
@@ -22,6 +23,8 @@ class RankingFigures:
         loss: sum of their losses.
         pairs: pairs of different preference.
         ordered: those whose scores have the right order; equal scores count one half.
+        units, entries, unit_ordered_squares, unit_products, unit_pair_squares: the same by unit, see `Answers`: pairs
+            of one unit hang together. A unit is a ranking set, or what `of_units` is told.
         rewards, squares, tokens: sum of the token rewards and of their squares, and how many there are.
         saturated: token rewards at an end of their range.
         tau, tau_sets: sum of Kendall's tau over the sets where it is defined, and their number.
@@ -50,6 +53,11 @@ class RankingFigures:
     score_squares: float = 0.0
     length_squares: float = 0.0
     products: float = 0.0
+    units: float = 0.0
+    entries: float = 0.0
+    unit_ordered_squares: float = 0.0
+    unit_products: float = 0.0
+    unit_pair_squares: float = 0.0
 
     @classmethod
     def of(
@@ -72,16 +80,16 @@ class RankingFigures:
         loss, scores = host[0], host[1 : 1 + count].view(sets, -1)
         lengths, real = host[1 + count :].split([len(mask), len(host) - 1 - count - len(mask)])
         lengths = lengths.view(sets, -1) if len(mask) == count else lengths[:1].expand(sets, scores.shape[1])
-        margins = scores.unsqueeze(-1) - scores.unsqueeze(-2)  # (B, K, K)
-        margins = margins[preferences.unsqueeze(-1) > preferences.unsqueeze(-2)]
+        counted = ordered_pairs(scores, preferences)  # (B, K) each
+        ordered, pairs = (counts.sum(-1).double() / 2 for counts in counted)
         taus = kendall_tau(scores, preferences)
         taus = taus[~taus.isnan()]
         from_mean, lengths_from_mean = _from_mean(scores), _from_mean(lengths)
         return cls(
             sets=sets,
             loss=loss.item() * sets,
-            pairs=len(margins),
-            ordered=((margins.sign() + 1) / 2).sum().item(),
+            pairs=pairs.sum().item(),
+            ordered=ordered.sum().item(),
             rewards=real.sum().item(),
             squares=real.square().sum().item(),
             tokens=real.numel(),
@@ -92,6 +100,17 @@ class RankingFigures:
             score_squares=from_mean.square().sum().item(),
             length_squares=lengths_from_mean.square().sum().item(),
             products=(from_mean * lengths_from_mean).sum().item(),
+        ).of_units(Answers.of(ordered.tolist(), pairs.tolist()))
+
+    def of_units(self, answers: Answers) -> "RankingFigures":
+        """The same, with the pairs counted by other units."""
+        return replace(
+            self,
+            units=answers.units,
+            entries=answers.entries,
+            unit_ordered_squares=answers.right_squares,
+            unit_products=answers.products,
+            unit_pair_squares=answers.asked_squares,
         )
 
     def __add__(self, other: "RankingFigures") -> "RankingFigures":
@@ -124,6 +143,13 @@ class RankingFigures:
             f"reward/{prefix}preference": ratio(self.preference, self.sets),
             **({f"reward/{prefix}swap_accuracy": self.swaps_seen / self.swaps} if self.swaps else {}),
         }
+
+    def held_out(self) -> dict[str, float]:
+        """The figures of a validation: `means`, and how far both accuracies can be trusted."""
+        by_unit = (self.units, self.entries, self.unit_ordered_squares, self.unit_products, self.unit_pair_squares)
+        found = self.means("dev_") | interval_figures("reward/dev_rank", Answers(self.ordered, self.pairs, *by_unit))
+        swaps = Answers.independent(self.swaps_seen, self.swaps)
+        return found | (interval_figures("reward/dev_swap", swaps) if self.swaps else {})
 
 
 def _from_mean(values: Tensor) -> Tensor:

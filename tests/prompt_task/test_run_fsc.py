@@ -65,7 +65,7 @@ def figures(folder):
 
 def rows(folder):
     with open(Path(folder) / "prompts.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [row | {"prompt": unmarked_cell(row["prompt"])} for row in csv.DictReader(file)]
 
 
 def command(*words, cwd=None, code=0):
@@ -124,6 +124,12 @@ def test_the_run_folder_holds_all_that_it_should(finished):
     assert results["status"] == "complete"
     assert (results["task"], results["dataset"], results["seed"]) == ("prompt", "sst-2", 0)
     assert results["wall_seconds"] > 0
+    low, high = results["test_accuracy_interval"]
+    assert low <= results["test_accuracy"] <= high
+    by_class = results["test_by_class"]
+    assert sum(row["texts"] for row in by_class) == results["test_texts"]
+    mean = sum(row["texts"] * row["accuracy"] for row in by_class) / results["test_texts"]
+    assert mean == pytest.approx(results["test_accuracy"])
     assert results["peak_memory_mib"]["cpu"] > 0
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["options"]["learning_rate"] == 1e-2

@@ -224,5 +224,7 @@ def test_swap_accuracy_is_how_often_a_references_token_beats_the_policys_likelie
     trainer.reward.policy_rewards = lambda batch, summaries: summaries.tokens.double()
     figures = trainer._swap_figures(batch, swaps)
     assert (figures.swaps, figures.swaps_seen) == (len(rows), (own > other).sum().item())
-    assert figures.means("dev_")["reward/dev_swap_accuracy"] == figures.swaps_seen / len(rows)
+    held_out = figures.held_out()
+    assert held_out["reward/dev_swap_accuracy"] == figures.swaps_seen / len(rows)
+    assert held_out["reward/dev_swap_low"] < held_out["reward/dev_swap_accuracy"] <= held_out["reward/dev_swap_high"]
     assert "reward/swap_accuracy" not in RankingFigures().means()

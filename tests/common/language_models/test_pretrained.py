@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from common.errors import UserError
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.token_reward_model import TokenRewardModel
 from tests import tiny_models
 
 
@@ -109,3 +110,60 @@ def test_loading_is_quiet_and_leaves_the_log_level_as_it_was(folder, caplog):
         load_pretrained(AutoModelForMaskedLM, str(folder / "nowhere"))
     assert library.level == before
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class Opened(Exception):
+    """A file was opened that should not have been."""
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"weight_map": {"a": "pytorch_model.bin"}},
+        {"weight_map": {"a": "../elsewhere/model.safetensors"}},
+        {"weight_map": {"a": "/etc/model.safetensors"}},
+        {"weight_map": {"a": 3}},
+        {"weight_map": ["model.safetensors"]},
+        [],
+    ],
+)
+def test_a_list_of_weight_files_that_leads_astray_is_refused_before_anything_is_opened(index, folder, monkeypatch):
+    (folder / "model.safetensors").rename(folder / "elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    def opened(*args, **kwargs):
+        raise Opened
+
+    monkeypatch.setattr(torch, "load", opened)
+    monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", opened)
+    for load in (
+        lambda: load_pretrained(AutoModelForMaskedLM, str(folder)),
+        lambda: TokenRewardModel.from_pretrained(folder),
+    ):
+        with pytest.raises(UserError, match=r"model.safetensors.index.json' (names|cannot be read)"):
+            load()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 0}, {"num_attention_heads": "two"}, {"hidden_size": -4}, {"vocab_size": None},
+        {"hidden_size": 7}, {"hidden_act": "no such"}, {"model_type": ["roberta"]},
+        {"pad_token_id": 10**6}, {"max_position_embeddings": -1},
+    ],
+)  # fmt: skip
+def test_an_odd_configuration_is_one_line(change, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=r"cannot load|lacks weights"):
+        load_pretrained(AutoModelForMaskedLM, str(folder), complete=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 3}', '{"version": "1.0", "model": {"type": "none"}}'])
+def test_an_odd_tokenizer_is_one_line(content, folder):
+    for file in folder.glob("*"):
+        if file.name not in ("config.json", "model.safetensors"):
+            file.unlink()
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="cannot load the tokenizer"):
+        load_tokenizer(AutoTokenizer, str(folder))

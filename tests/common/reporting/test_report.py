@@ -1,3 +1,4 @@
+import itertools
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from common.reporting.report import (
     MAX_CURVE_POINTS,
     MAX_TOKENS_WITH_FIGURES,
     TOKEN_LEVELS,
+    Fact,
     Panel,
     PointsPanel,
     Report,
@@ -77,14 +79,14 @@ class Page(HTMLParser):
 
 def full_report(text="text"):
     """A report with every kind of section, `text` in every place that takes one."""
-    report = Report(text, text, {text: text, "accuracy": 0.894})
+    report = Report(text, text, {text: Fact(text, text), "accuracy": 0.894}, [text])
     panel = Panel(text, text, {text: [(0, 1.0), (1, 2.0)], "b": [(0, 2.0), (1, 1.0)]}, [0.5], text, text)
     report.add_curves(text, [panel], text)
     report.add_points(text, [PointsPanel(text, text, {text: [1.0, 2.0], "b": [3.0]}, text)], text)
     report.add_table(text, [{text: text, "accuracy": 0.5}, {text: None, "accuracy": float("nan")}], text)
     tokens = TokenRewards([text, " great"], [0.1, 0.9], text, {text: text, "accuracy": 0.5})
     long = TokenRewards([text] * (MAX_TOKENS_WITH_FIGURES + 1), [0.5] * (MAX_TOKENS_WITH_FIGURES + 1))
-    report.add_token_rewards(text, [tokens, long], note=text)
+    report.add_token_rewards(text, [tokens, long], (0.0, 1.0), note=text)
     report.add_details(text, {text: text, "seed": 0}, text)
     return report
 
@@ -178,6 +180,38 @@ class TestTable:
             [("\u2013", True), ("\u2013", False)],
         ]
 
+    def test_every_column_sorts_both_ways_with_what_is_missing_last(self):
+        report = Report("t")
+        rows = [(9.5, "91.2 (0.4)", "b"), (None, "9.7", "A"), (10.5, "", "c"), (9.5, "30.0", "d")]
+        report.add_table("h", [dict(zip("abc", row, strict=True)) for row in rows])
+        page = Page(report.html())
+        styles = [e["attributes"]["style"] for e in page.find("tr") if "style" in e["attributes"]]
+        places = [dict(part.split(":") for part in style.strip(";").split(";")) for style in styles]
+
+        def order(name):
+            return sorted(range(4), key=lambda i: int(places[i][name]))
+
+        assert order("--u0") == [0, 3, 2, 1] and order("--d0") == [2, 0, 3, 1]
+        assert order("--u1") == [1, 3, 0, 2] and order("--d1") == [0, 3, 1, 2]
+        assert order("--u2") == [1, 0, 2, 3] and order("--d2") == [3, 2, 0, 1]
+        choices = [e["attributes"].get("class") for e in page.find("input")]
+        assert choices == ["up-0", "down-0", "up-1", "down-1", "up-2", "down-2", None]
+        style = report.html().partition("</style>")[0]
+        assert ".up-2:checked) tbody tr { order: var(--u2); }" in style and "--u3" not in style
+
+    def test_is_copied_with_all_digits_and_no_cell_is_a_formula(self):
+        report = Report("t")
+        rows = [{"x": 1 / 3, "t": "=1+1"}, {"x": -2.5, "t": "</textarea>\n\ta"}, {"x": float("nan"), "t": 'say "a"'}]
+        report.add_table("h", rows)
+        (area,) = Page(report.html()).find("textarea")
+        assert area["text"].splitlines() == [
+            "",  # which a browser drops
+            "x\tt",
+            "0.3333333333333333\t'=1+1",
+            "-2.5\t</textarea>\ufffd\ufffda",
+            '\t"say ""a"""',
+        ]
+
     def test_texts_keep_their_blanks(self):
         assert self.rows([{"prompt": "  two  blanks "}]) == [[("  two  blanks ", False)]]
 
@@ -189,16 +223,28 @@ class TestTokenRewards:
         return Page(report.html()).find("bdi", "chip")
 
     def test_each_token_carries_its_reward_on_hover_and_as_a_figure(self):
-        (chip,) = self.chips([" great"], [0.731], low=0, high=1)
+        (chip,) = self.chips([" great"], [0.731], scale=(0.0, 1.0))
         assert chip["text"] == " great"
-        assert chip["attributes"]["title"] == "reward 0.73"
-        assert chip["attributes"]["data-reward"] == "0.73"
+        assert chip["attributes"]["title"] == "reward 0.7310"
+        assert chip["attributes"]["data-reward"] == "0.7310"
 
-    def test_colours_go_from_low_to_high_and_stop_there(self):
-        chips = self.chips(list("abcde"), [-5.0, 0.0, 0.5, 1.0, 5.0], low=0.0, high=1.0)
+    def test_colours_go_from_low_to_high_of_the_fixed_scale_and_stop_there(self):
+        chips = self.chips(list("abcde"), [-5.0, 0.0, 0.5, 1.0, 5.0], scale=(0.0, 1.0))
         last = TOKEN_LEVELS - 1
-        levels = [chip["attributes"]["class"] for chip in chips]
-        assert levels == [f"chip r{i}" for i in (0, 0, last // 2, last, last)]
+        levels = [chip["attributes"]["class"].split()[1] for chip in chips]
+        assert levels == [f"r{i}" for i in (0, 0, last // 2, last, last)]
+
+    def test_rewards_that_are_all_but_equal_look_it_until_the_reader_stretches_the_colours(self):
+        report = Report("t")
+        report.add_token_rewards("h", [TokenRewards(["a", "b"], [0.50, 0.52])], scale=(0.0, 1.0))
+        page = Page(report.html())
+        classes = [chip["attributes"]["class"] for chip in page.find("bdi", "chip")]
+        middle, last = TOKEN_LEVELS // 2, TOKEN_LEVELS - 1
+        assert classes == [f"chip r{middle} t0", f"chip r{middle} t{last}"]
+        choices = [(e["attributes"].get("class"), "checked" in e["attributes"]) for e in page.find("input")]
+        assert choices == [(None, True), ("by-stretched", False)]
+        assert [e["text"] for e in page.find("div", "of-reward")] == ["01learned token reward, all that it can be"]
+        assert page.find("div", "of-stretched")[0]["text"].startswith("0.5000.520")
 
     def test_the_scale_is_that_of_the_sequences_unless_given(self):
         chips = self.chips(["a", "b"], [0.69315, 0.69317])
@@ -285,6 +331,24 @@ class TestCurves:
         assert svg["attributes"]["aria-label"].startswith("Loss: train from 2 to 1.25, lowest 1.25, highest 2; dev")
         assert [e["text"].split() for e in page.find("li")] == [["train", "1.25"], ["dev", "1.5"]]
 
+    def test_every_point_tells_its_value_under_the_pointer(self):
+        report = Report("t")
+        series = {"train": [(0, 2.0), (5, 1.25)], "dev": [(5, 1.5), (10, 0.5)]}
+        report.add_curves("h", [Panel("Loss", "nats", series, xlabel="policy step")])
+        page = Page(report.html())
+        told = [e["text"] for e in page.find("title") if "rect" in e["parents"]]
+        assert told == ["policy step 0: train 2", "policy step 5: train 1.25, dev 1.5", "policy step 10: dev 0.5"]
+        strips = [{k: float(v) for k, v in e["attributes"].items() if k != "class"} for e in page.find("rect", "tell")]
+        for left, right in itertools.pairwise(strips):
+            assert left["x"] + left["width"] == pytest.approx(right["x"], abs=0.11)
+        # matplotlib's own marks of the three places lie within their strips.
+        marks = sorted(
+            {float(e["attributes"]["x"]) for e in page.find("use") if "var(--series" in str(e["attributes"])}
+        )
+        assert len(marks) == 3
+        for mark, strip in zip(marks, strips, strict=True):
+            assert strip["x"] <= mark <= strip["x"] + strip["width"]
+
     def test_points_that_are_not_finite_and_panels_without_a_point_are_left_out(self):
         report = Report("t")
         nan = float("nan")
@@ -322,7 +386,13 @@ class TestPoints:
         ]
         assert sum("var(--series-0)" in style for style in drawn) == 3
         assert sum("var(--series-1)" in style for style in drawn) == 1
-        assert "n = 3" in svg["text"]
+        assert svg["text"].index("max") < svg["text"].index("n = 3") < svg["text"].index("sum")  # on the axis
+        assert [e["text"] for e in page.find("title") if "circle" in e["parents"]] == [
+            "max: 90",
+            "max: 92",
+            "max: 97",
+            "sum: 80",
+        ]
 
     def test_points_of_one_group_stand_apart_within_their_place(self):
         for count in (1, 2, 5, 50):
@@ -414,7 +484,7 @@ class TestInChromium:
     def test_the_elements_are_there_and_the_console_is_silent(self, tmp_path):
         run = self.open(tmp_path, full_report(HOSTILE).html())
         assert self.console(run) == []
-        for part in ("<svg", 'class="facts"', 'class="tokens"', 'class="chip r', "<details", "&lt;script&gt;"):
+        for part in ("<svg", 'class="facts"', 'class="tokens sorted"', 'class="chip r', "<details", "&lt;script&gt;"):
             assert part in run.stdout
         assert "<script" not in run.stdout
 
