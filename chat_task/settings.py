@@ -80,7 +80,7 @@ class ModelSettings(AdapterSettings):
     segment_cut: float = setting()
     rew_head: str = setting(choices=HEADS)
     rew_bound: str | None = setting(choices=BOUNDS)
-    head_hidden_size: int = setting(minimum=1)
+    head_hidden_size: int = setting(minimum=1, maximum=2**16)
     head_init_gain: float = setting(above=0)
 
     @property
@@ -101,8 +101,8 @@ class RewardSettings(ScoreSettings):
     per_device_train_batch_size: int = setting(minimum=1)
     per_device_eval_batch_size: int = setting(minimum=1)
     gradient_accumulation_steps: int = setting(minimum=1)
-    num_train_epochs: float = setting(above=0)
-    learning_rate: float = setting(above=0)
+    num_train_epochs: float = setting(above=0, maximum=1e4)
+    learning_rate: float = setting(above=0, maximum=1e3)
     lr_scheduler_type: str = setting()
     warmup_share: float = setting(minimum=0, maximum=1)
     weight_decay: float = setting(minimum=0)

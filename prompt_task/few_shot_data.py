@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from common.builtin import resolve
+from common.builtin import PREFIX, resolve
 from common.data_files import read_tsv
 from common.errors import UserError, nearest
 from common.training.console import ROOT, as_typed
@@ -281,7 +281,7 @@ def _check_present(folder: Path, spec: DatasetSpec, base_path: str, num_shots: i
         what, remedy = f"no folder {folder} ({_content(nearest_folder)})", f"this makes it: {command}"
     else:
         what, remedy = f"base_path: no folder {root.absolute()}", f"this makes it: {command}"
-    if str(root) != base_path:
+    if base_path.startswith(PREFIX):
         remedy = "base_path says where your own data lies"
     raise UserError(f"{what}; {remedy}")
 

@@ -17,16 +17,18 @@ from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose
-from common.training.runtime import Runtime
+from common.training.runtime import Runtime, upload
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
-from prompt_task.prompt_policy import PromptPolicy
+from prompt_task.prompt_policy import PromptPolicy, Rollout
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.reward_trainer import RewardTrainer, prompt_token_rewards
 from prompt_task.settings import PolicySettings
 
 logger = logging.getLogger(__name__)
+
+SHOWN_TEXTS = 5  # prompts that trackers get at each validation
 
 
 class PolicyTrainer:
@@ -52,6 +54,7 @@ class PolicyTrainer:
         self.candidates = candidates
         self.settings = settings
         self.runtime = runtime
+        self.engine = engine
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_POLICY_STREAM)
         self.optimizer = torch.optim.Adam(policy.adaptor.parameters(), lr=settings.learning_rate)
@@ -104,11 +107,13 @@ class PolicyTrainer:
                 if step % settings.early_stop_eval_period == 0:
                     self._validate(step)
                 if step % settings.eval_steps == 0 and self._collects(step):
-                    self.candidates.add(self.policy.greedy().expand(settings.prompt_infer_batch_size, -1))
+                    with self.engine.autocast():
+                        greedy = self.policy.greedy()
+                    self.candidates.add(greedy.expand(settings.prompt_infer_batch_size, -1))
                 if not self._is_over:
                     after_step(due=bool(settings.save_steps) and step % settings.save_steps == 0)
         self.plateau.restore_best()
-        last = self.policy.sample(settings.num_final_prompts, self.generator, settings.top_k, settings.top_p)
+        last = self._sample(settings.num_final_prompts, self.generator)
         self.candidates.add(last.tokens)
         self.finished = True
         after_step(due=checkpointer.periodic or bool(settings.save_steps))
@@ -126,15 +131,17 @@ class PolicyTrainer:
     def _collects(self, step: int) -> bool:
         return step > self.settings.max_train_steps - self.settings.candidate_steps or self.plateau.countdown <= 2
 
+    def _sample(self, count: int, generator: torch.Generator, with_logits: bool = False) -> Rollout:
+        with self.engine.autocast():
+            return self.policy.sample(count, generator, self.settings.top_k, self.settings.top_p, with_logits)
+
     def _step(self, step: int) -> float:
         settings = self.settings
-        rollout = self.policy.sample(
-            settings.num_reinforce_samples, self.generator, settings.top_k, settings.top_p, with_logits=True
-        )
+        rollout = self._sample(settings.num_reinforce_samples, self.generator, with_logits=True)
         assert rollout.logits is not None
-        tokens = rollout.tokens.to(rollout.logits.device)
+        tokens = upload(rollout.tokens, rollout.logits.device)
         mask = torch.ones_like(tokens, dtype=torch.bool)  # every prompt has exactly prompt_length tokens
-        with torch.no_grad():
+        with torch.no_grad(), self.engine.autocast():
             rewards = prompt_token_rewards(self.reward_model.eval(), self.policy.source_ids, rollout.tokens)
         weights = token_weights(rewards, mask, settings.token_guidance)
         if settings.reinforce_baseline:
@@ -142,13 +149,13 @@ class PolicyTrainer:
         policy_loss = reinforce_loss(rollout.logits, tokens, weights, mask)
         entropy_loss = negative_entropy(rollout.logits, mask)
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss
-        parts = [part.detach().float() for part in (loss, policy_loss, -entropy_loss, rewards.mean())]
+        self.stepper.backward(loss)
+        norm, values = self.stepper.step(loss, policy_loss, -entropy_loss, rewards.mean())
         names = ("policy/loss", "policy/reinforce_loss", "policy/entropy", "policy/token_reward")
-        figures: dict[str, float] = dict(zip(names, torch.stack(parts).tolist(), strict=True))  # one transfer
+        figures: dict[str, float] = {name: value.item() for name, value in zip(names, values, strict=True)}
         if not math.isfinite(figures["policy/loss"]):
             raise UserError(f"policy step {step}: the loss is {figures['policy/loss']}; a lower learning_rate may help")
-        self.stepper.backward(loss)
-        figures["policy/gradient_norm"] = self.stepper.step()
+        figures["policy/gradient_norm"] = norm
         figures["policy/skipped_steps"] = self.stepper.skipped
         if step % settings.log_every == 0 or step == 1:
             self._log(step, rollout.tokens, rewards, figures)
@@ -184,8 +191,11 @@ class PolicyTrainer:
         settings = self.settings
         generator = self.runtime.generator(Purpose.PROMPT_VALIDATION)
         count = settings.num_validation_prompts * settings.prompt_train_batch_size
-        tokens = self.policy.sample(count, generator, settings.top_k, settings.top_p).tokens
-        scores = self.dev_scorer.score(self.policy.texts(tokens))
+        tokens = self._sample(count, generator).tokens
+        texts = self.policy.texts(tokens)
+        scores = self.dev_scorer.score(texts)
+        shown = zip(texts[:SHOWN_TEXTS], scores.accuracy.tolist(), strict=False)
+        self.log.texts(step, [{"prompt": repr(text), "dev accuracy": f"{accuracy:.3f}"} for text, accuracy in shown])
         figures = {
             "eval/dev_score": scores.score.mean().item(),
             "eval/dev_accuracy": scores.accuracy.mean().item(),

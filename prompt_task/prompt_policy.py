@@ -18,6 +18,7 @@ from common.language_models.capabilities import (
     DECODER_ONLY,
     capabilities,
     head_width,
+    position_limits,
     require_kind,
     rows_with_token,
     states_before_head,
@@ -26,8 +27,11 @@ from common.language_models.capabilities import (
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.language_models.sampling import draw_tokens
 from common.training.files import write_folder_atomic
+from common.training.runtime import upload
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 8  # tokens
 
 Choose = Callable[[torch.Tensor, int], torch.Tensor]  # (logits (N, V), position) -> tokens (N,)
 
@@ -105,6 +109,9 @@ class PromptPolicy(nn.Module):
         """Find out what the LM can do, and return the width of the states that its head reads."""
         if int(self.source_ids.max()) >= len(self.lm.get_input_embeddings().weight):
             raise UserError(f"source_str: {self.settings['source_str']!r} has tokens that {name} has no embedding of")
+        places, read = position_limits(self.lm)[0], len(self.source_ids) + self.prompt_length
+        if places is not None and read > places:
+            raise UserError(f"prompt_length: {name} reads at most {places} tokens, not {read} with those of source_str")
         found = capabilities(self.lm, name)
         found.require_left_to_right(self.lm.config.model_type, "prompt policy")
         self.keeps_cache = found.cache_by_rows
@@ -128,8 +135,9 @@ class PromptPolicy(nn.Module):
         """What the LM gives for `ids` with the adaptor before its head, its logits as `logits` has them."""
 
         def adapted(states: torch.Tensor) -> torch.Tensor:
-            wanted = states[:, -last:]
-            change = self.adaptor(wanted)
+            wanted = states[:, -last:].float()
+            with torch.autocast(wanted.device.type, enabled=False):  # what is trained stays in float32
+                change = self.adaptor(wanted)
             return wanted + change if self.residual else change
 
         with states_before_head(self.lm, adapted):
@@ -158,7 +166,7 @@ class PromptPolicy(nn.Module):
         Raises:
             UserError: training has diverged: there is no distribution to draw from.
         """
-        uniforms = torch.rand(count, self.prompt_length, generator=generator).to(self.device)
+        uniforms = upload(torch.rand(count, self.prompt_length, generator=generator), self.device)
 
         def draw(logits: torch.Tensor, position: int) -> torch.Tensor:
             return draw_tokens(logits, uniforms[:, position], top_k, top_p)
@@ -177,34 +185,40 @@ class PromptPolicy(nn.Module):
         return self._write(1, lambda logits, position: logits.argmax(-1), False).tokens[0]
 
     def _write(self, count: int, choose: Choose, with_logits: bool) -> Rollout:
-        """Write token by token. Rows that agree so far are one node: the LM reads each distinct prefix once."""
-        node_of_row = torch.zeros(count, dtype=torch.long)  # on the CPU, as is all bookkeeping here
+        """Write token by token. Rows that agree so far are one node: the LM reads each distinct prefix once.
+
+        Which rows agree is looked up after each token on a CPU, and after every eighth where that would be waited for.
+        """
+        node_of_row = torch.zeros(count, dtype=torch.long, device=self.device)
         inputs = self.source_ids.unsqueeze(0)  # (nodes, S)
         options: dict[str, Any] = {"use_cache": True} if self.keeps_cache else without_cache(self.lm)
+        is_finite = torch.ones((), dtype=torch.bool, device=self.device)
         tokens, kept_logits = [], []
         for position in range(self.prompt_length):
             with torch.set_grad_enabled(with_logits):
                 output = self.read(inputs, 1, **options)
-                logits = output.logits[:, 0][node_of_row.to(self.device)]  # (N, V)
-            chosen = choose(logits.detach(), position)
-            is_finite = logits.detach().amax(-1).isfinite().all()
-            *ids, finite = torch.cat([chosen, is_finite.long().unsqueeze(0)]).tolist()  # one wait for the device
-            if not finite:
-                raise UserError("the policy's logits are no finite numbers; a lower learning_rate may help")
-            token = torch.tensor(ids)  # (N,)
+                logits = output.logits[:, 0][node_of_row]  # (N, V)
+            token = choose(logits.detach(), position)  # (N,)
+            is_finite = is_finite & logits.detach().amax(-1).isfinite().all()
             tokens.append(token)
             if with_logits:
                 kept_logits.append(logits)
             if position + 1 < self.prompt_length:
-                pairs = torch.stack([node_of_row, token], 1)
-                nodes, node_of_row = torch.unique(pairs, dim=0, return_inverse=True)
-                parents, written = nodes[:, 0].to(self.device), nodes[:, 1:].to(self.device)
+                if self.device.type == "cpu" or (position + 1) % LOOK_EVERY == 0:
+                    nodes, node_of_row = torch.unique(torch.stack([node_of_row, token], 1), dim=0, return_inverse=True)
+                    parents, written = nodes[:, 0], nodes[:, 1:]
+                else:
+                    parents, written = node_of_row, token.unsqueeze(1)
+                    node_of_row = torch.arange(count, device=self.device)
                 if self.keeps_cache:
                     inputs, options["past_key_values"] = written, output.past_key_values
                     output.past_key_values.batch_select_indices(parents)
                 else:
                     inputs = torch.cat([inputs[parents], written], 1)
-        return Rollout(torch.stack(tokens, 1), torch.stack(kept_logits, 1) if with_logits else None)
+        *columns, finite = torch.stack([*tokens, is_finite.long().expand(count)]).cpu()  # one wait for the device
+        if not finite.all():
+            raise UserError("the policy's logits are no finite numbers; a lower learning_rate may help")
+        return Rollout(torch.stack(columns, 1), torch.stack(kept_logits, 1) if with_logits else None)
 
     def text(self, tokens: torch.Tensor) -> str:
         """The one text form of a prompt (T,): its tokens decoded, nothing stripped or cleaned."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.own_pieces import is_own, numbers, own_function, try_out
 from common.training.engine import Engine
 from prompt_task.few_shot_data import Example
 from prompt_task.task_lm import TaskLM
@@ -58,6 +59,18 @@ def preference(
     return PromptScores(scaled.mean(-1), correct.float().mean(-1))
 
 
+def check_preference(option: str, spec: str) -> None:
+    """Try a preference of the user's on two prompts, three examples and two classes; see :mod:`common.own_pieces`.
+
+    Raises:
+        UserError: one line: it cannot be had, takes other arguments, fails, or gives back something else.
+    """
+    probabilities = torch.tensor([[[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [[0.5, 0.5], [0.2, 0.8], [0.6, 0.4]]])
+    labels = torch.tensor([0, 1, 1])
+    found = try_out(option, spec, prompts=["a prompt", "another"], probabilities=probabilities, labels=labels)
+    numbers(f"{option}: '{spec}'", found, (2,))
+
+
 class PromptScorer:
     """Scores prompts on one split and remembers the class probabilities of each (prompt, example).
 
@@ -69,6 +82,7 @@ class PromptScorer:
         task_lm: gives class probabilities.
         examples: the split.
         correct_coeff, incorrect_coeff: scale of positive and other gaps.
+        preference: "gap", see `preference`, or ``package.module:function``, see `common.own_pieces`.
         memory_mib: memory for what is remembered; the prompt not asked for the longest time is forgotten first.
         engine: of the run; None: this process is alone.
     """
@@ -79,6 +93,7 @@ class PromptScorer:
         examples: Sequence[Example],
         correct_coeff: float = 200.0,
         incorrect_coeff: float = 180.0,
+        preference: str = "gap",
         memory_mib: float = 32,
         engine: Engine | None = None,
     ):
@@ -88,6 +103,7 @@ class PromptScorer:
         self.labels = torch.tensor([example.label for example in examples])
         self.correct_coeff = correct_coeff
         self.incorrect_coeff = incorrect_coeff
+        self.preference = preference
         bytes_per_prompt = 4 * len(self.examples) * task_lm.num_classes + BYTES_PER_PROMPT
         self.max_prompts = int(memory_mib * 2**20 / bytes_per_prompt)
         self.prompts_scored = 0  # prompts sent to the task LM: the budget of a run
@@ -173,8 +189,14 @@ class PromptScorer:
         nothing about prompts of another call, and their mean is always 0.
         """
         labels = self.labels if indices is None else self.labels[indices]
-        gaps = label_gaps(self.probabilities(prompts, indices, on_pairs), labels)
-        return preference(gaps, self.correct_coeff, self.incorrect_coeff, standardize)
+        probabilities = self.probabilities(prompts, indices, on_pairs)
+        scores = preference(label_gaps(probabilities, labels), self.correct_coeff, self.incorrect_coeff, standardize)
+        if not is_own(self.preference):
+            return scores
+        found = own_function(self.preference)(list(prompts), probabilities, labels)
+        return PromptScores(
+            numbers(f"preference: '{self.preference}'", found, (len(prompts),)).float(), scores.accuracy
+        )
 
     def right(self, prompts: Sequence[str]) -> torch.Tensor:
         """Where the one most probable class is the label: (P, E), bool."""

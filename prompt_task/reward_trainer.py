@@ -23,7 +23,7 @@ from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose, keyed_generator, seed_global
 from common.training.ranking_figures import RankingFigures
-from common.training.runtime import Runtime
+from common.training.runtime import Runtime, fetch, upload
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.prompt_policy import PromptPolicy
@@ -68,8 +68,8 @@ def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, toke
     distinct, row = torch.unique(tokens, dim=0, return_inverse=True)
     device = source_ids.device
     source = source_ids.expand(len(distinct), -1)
-    rewards = model(torch.cat([source, distinct.to(device)], 1), targets_from=source.shape[1])  # (U, S + T)
-    return rewards[:, source.shape[1] :][row.to(device)]
+    rewards = model(torch.cat([source, upload(distinct, device)], 1), targets_from=source.shape[1])  # (U, S + T)
+    return rewards[:, source.shape[1] :][upload(row, device)]
 
 
 def draw_sets(count: int, sets: int, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -96,6 +96,7 @@ class RewardTrainer:
         self.train_scorer = train_scorer
         self.dev_scorer = dev_scorer
         self.settings = settings
+        self.engine = engine
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_REWARD_STREAM)
         self.rounds_done = 0
@@ -176,7 +177,8 @@ class RewardTrainer:
         return pool
 
     def _sample(self, count: int) -> torch.Tensor:
-        return self.policy.sample(count, self.generator, self.settings.top_k, self.settings.top_p).tokens
+        with self.engine.autocast():
+            return self.policy.sample(count, self.generator, self.settings.top_k, self.settings.top_p).tokens
 
     def _ranked(self, scorer: PromptScorer, pool: torch.Tensor | None, share: float = 1.0) -> RankedPrompts:
         """Sample prompts, score them on a random share of the scorer's examples, draw ranking sets."""
@@ -201,7 +203,9 @@ class RewardTrainer:
         # A prompt has no end token: one that nothing stands behind keeps the last token among the choices.
         mask = torch.ones(len(prompts), prompts.shape[1] + 1, dtype=torch.bool)
         places = draw_places(mask, torch.rand(len(prompts), generator=generator))
-        tokens = torch.stack([prompts, swap_tokens(prompts, places, self.policy.logits_at(prompts, places).cpu())])
+        with self.engine.autocast():
+            logits = self.policy.logits_at(prompts, places).cpu()
+        tokens = torch.stack([prompts, swap_tokens(prompts, places, logits)])
         scores = self.dev_scorer.score(
             self.policy.texts(tokens.flatten(0, 1)), standardize=self.settings.compute_zscore
         )
@@ -210,47 +214,63 @@ class RewardTrainer:
     @torch.no_grad()
     def _swap_figures(self, swaps: SwappedPrompts) -> RankingFigures:
         """How often the token rewards at the swapped place have the order of the preferences of the two prompts."""
-        rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, swaps.tokens.flatten(0, 1))
-        pairs = rewards.view(swaps.tokens.shape)[:, torch.arange(len(swaps.places)), swaps.places].cpu()  # (2, N)
+        rewards = self._rewards(swaps.tokens.flatten(0, 1)).cpu()
+        pairs = rewards.view(swaps.tokens.shape)[:, torch.arange(len(swaps.places)), swaps.places]  # (2, N)
         better = (swaps.preferences[0] - swaps.preferences[1]).sign()
         seen = ((pairs[0] - pairs[1]).sign() * better + 1) / 2
         return RankingFigures(swaps=better.abs().sum().item(), swaps_seen=seen[better != 0].sum().item())
+
+    def _rewards(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token rewards (N, T) of prompts (N, T)."""
+        with self.engine.autocast():
+            return prompt_token_rewards(self.reward_model, self.policy.source_ids, tokens)
 
     def _step(self, current: "_Round") -> float:
         """One optimizer step. Returns its loss."""
         settings = self.settings
         step = current.epochs_done * self.steps_per_epoch + current.steps + 1
-        figures, distinct = RankingFigures(), 0.0
+        batches, parts = [], []
         for number in range(settings.rew_gradient_accumulation_steps):
             seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, self.rounds_done, step, number)
             ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
-            loss, found = self._loss(ranked)
+            loss, scores, rewards = self._loss(ranked)
             self.stepper.backward(loss / settings.rew_gradient_accumulation_steps)
-            figures += found
+            batches.append(ranked)
+            parts += [loss, scores, rewards]
+        norm, found = self.stepper.step(*parts)
+        figures, distinct = RankingFigures(), 0.0
+        for number, ranked in enumerate(batches):
+            figures += self._figures(ranked, *found[3 * number : 3 * number + 3])
             distinct += len(torch.unique(ranked.tokens, dim=0)) / len(ranked.tokens)
-        current.gradient_norms += self.stepper.step()
+        current.gradient_norms += norm
         current.distinct += distinct / settings.rew_gradient_accumulation_steps
         current.figures += figures
         current.steps += 1
         self.steps_done += 1
         return figures.loss / figures.sets
 
-    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, RankingFigures]:
-        """ListMLE loss of the ranking sets, and the sums for the log."""
-        rewards = prompt_token_rewards(self.reward_model, self.policy.source_ids, ranked.tokens)
-        per_set = rewards[ranked.sets.to(rewards.device)]  # (B, K, T)
+    def _loss(self, ranked: RankedPrompts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ListMLE loss of the ranking sets, their scores (B, K), and the token rewards (N, T)."""
+        rewards = self._rewards(ranked.tokens)
+        per_set = rewards[upload(ranked.sets, rewards.device)]  # (B, K, T)
         mask = torch.ones_like(per_set, dtype=torch.bool)
         scores = aggregate_token_rewards(per_set, mask, self.settings.agg_func, self.settings.soft_maxmin_temp)
-        preferences = ranked.preferences[ranked.sets]
-        loss = list_mle_loss(scores, preferences.to(scores.device), generator=self.generator)
+        preferences = upload(ranked.preferences[ranked.sets], scores.device)
+        return list_mle_loss(scores, preferences, generator=self.generator), scores, rewards
+
+    def _figures(
+        self, ranked: RankedPrompts, loss: torch.Tensor, scores: torch.Tensor, rewards: torch.Tensor
+    ) -> RankingFigures:
+        """The sums for the log of what `_loss` gave, on the CPU."""
         all_tokens = torch.ones_like(rewards, dtype=torch.bool)
+        preferences = ranked.preferences[ranked.sets]
         bound = self.reward_model.config.bound
         figures = RankingFigures.of(loss, scores, rewards, all_tokens, preferences, bound)
         # A pair of prompts may stand in many sets; what was drawn independently is the prompts.
         by_prompt = torch.zeros(2, len(ranked.tokens))
-        for counts, of_set in zip(by_prompt, ordered_pairs(scores.detach().cpu(), preferences), strict=True):
+        for counts, of_set in zip(by_prompt, ordered_pairs(scores, preferences), strict=True):
             counts.index_add_(0, ranked.sets.flatten(), of_set.flatten())
-        return loss, figures.of_units(Answers.of(by_prompt[0].tolist(), by_prompt[1].tolist(), units_of_an_answer=2))
+        return figures.of_units(Answers.of(by_prompt[0].tolist(), by_prompt[1].tolist(), units_of_an_answer=2))
 
     def _end_epoch(self, current: "_Round") -> None:
         figures = current.figures.means()
@@ -268,7 +288,7 @@ class RewardTrainer:
         held_out = self._swap_figures(current.swaps)
         with torch.no_grad():
             for ranked in current.validation:
-                held_out += self._loss(ranked)[1]
+                held_out += self._figures(ranked, *fetch(*self._loss(ranked)))
         figures |= held_out.held_out()
         # All prompts have one length.
         figures = {name: value for name, value in figures.items() if not name.endswith("length_correlation")}

@@ -7,7 +7,7 @@ For example:
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ def run(command: Command, task_lm: TaskLM | None = None) -> dict[str, Any]:
         UserError: for bad input and for what the machine refuses.
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
-    honour_launcher(command.settings, {})  # nothing of it is an option here: it can but refuse
+    settings = honour_launcher(command.settings, {"mixed_precision": "no"})
+    options = command.options | {"mixed_precision": settings.run.mixed_precision}
+    command = replace(command, settings=settings, options=options)
     with open_run(run_options(command)) as run:
         results = run.finished or _train_and_test(run, command, task_lm)
         if run.engine.is_main:
@@ -88,7 +90,8 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         residual=settings.models.adaptor_residual,
     ).to(device)
     generator = run.runtime.generator(Purpose.PROMPTS_BEFORE_TRAINING)
-    start = policy.sample(NUM_START_PROMPTS, generator, settings.policy.top_k, settings.policy.top_p).tokens
+    with run.engine.autocast():
+        start = policy.sample(NUM_START_PROMPTS, generator, settings.policy.top_k, settings.policy.top_p).tokens
     reward_model = TokenRewardModel.from_backbone(
         settings.models.policy_lm,
         bound="softplus" if settings.models.use_softplus else "sigmoid",
@@ -179,11 +182,13 @@ def run_options(command: Command) -> RunOptions:
         neutral=NEUTRAL,
         inputs={
             "base_path": str(split),
+            "preference": settings.preference.preference,
+            "agg_func": settings.reward.agg_func,
+            "guidance": settings.policy.guidance,
             "task_lm": settings.classifier.task_lm,
             "policy_lm": settings.models.policy_lm,
         },
         seed=settings.run.random_seed,
-        mixed_precision="no",
         how_to_resume="the same command and resume=auto",
     )  # fmt: skip
 

@@ -1,13 +1,16 @@
 """The options of the prompt task with their types and ranges. Defaults and explanations: configs/fsc_config.yaml."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from common.data_files import TSV_QUOTING
 from common.errors import UserError
+from common.own_pieces import check_guidance
 from common.token_reward_model import HEADS
 from common.training.runtime import DTYPES
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
 from common.training.settings import ClipSettings, RunSettings, ScheduleSettings, ScoreSettings, TaskSettings, setting
+from prompt_task.prompt_scorer import check_preference
 
 # The options that may differ between a run and its continuation: none of them changes a result.
 NEUTRAL = RUN_NEUTRAL | {"output_folder", "checkpoint_path", "save_steps", "report_to_wandb", "sentence_cache_mib"}
@@ -38,6 +41,7 @@ class TaskLMSettings:
 class PreferenceSettings:
     """What a prompt scores; see `PromptScorer`."""
 
+    preference: str = setting(choices=("gap",), own=check_preference)
     correct_coeff: float = setting(above=0)
     incorrect_coeff: float = setting(above=0)
 
@@ -47,7 +51,7 @@ class ModelSettings:
     """Policy and token reward model."""
 
     policy_lm: str = setting()
-    hidden_size: int = setting(minimum=1)
+    hidden_size: int = setting(minimum=1, maximum=2**16)
     adaptor_residual: bool = setting()
     source_str: str = setting()
     prompt_length: int = setting(minimum=1)
@@ -79,7 +83,7 @@ class RewardSettings(LearningSettings):
     rew_num_train_epochs: int = setting(minimum=1)
     rew_max_train_steps: int = setting(minimum=1)
     rew_validation_batches: int = setting(minimum=1)
-    rew_learning_rate: float = setting(above=0)
+    rew_learning_rate: float = setting(above=0, maximum=1e3)
     random_seed: int = setting(minimum=0, maximum=2**32 - 1)
 
 
@@ -87,15 +91,15 @@ class RewardSettings(LearningSettings):
 class PolicySettings(LearningSettings):
     """How the policy learns from them, and which of its prompts become candidates."""
 
-    guidance: str = setting(choices=("token", "sequence"))
+    guidance: str = setting(choices=("token", "sequence"), own=partial(check_guidance, not_negative=False))
     use_q_for_weight: bool = setting()
     reinforce_baseline: bool = setting()
     num_reinforce_samples: int = setting(minimum=1)
     max_entropy_coeff: float = setting(minimum=0)
     max_train_steps: int = setting(minimum=1)
-    learning_rate: float = setting(above=0)
+    learning_rate: float = setting(above=0, maximum=1e3)
     early_stop_eval_period: int = setting(minimum=1)
-    num_validation_prompts: int = setting(minimum=1)
+    num_validation_prompts: int = setting(minimum=1, maximum=10**5)
     reward_retrain_period: int = setting(minimum=1)
     eval_steps: int = setting(minimum=1)
     candidate_steps: int = setting(minimum=1)
@@ -107,8 +111,8 @@ class PolicySettings(LearningSettings):
     @property
     def token_guidance(self) -> str:
         """The name by which `token_weights` knows this run's guidance."""
-        if self.guidance == "sequence":
-            return "sequence"
+        if self.guidance != "token":
+            return self.guidance
         return "reward-to-go" if self.use_q_for_weight else "reward"
 
 
@@ -168,12 +172,12 @@ class FewShotSettings(TaskSettings):
             )
         if models.rew_head == "likelihood" and models.rew_freeze_backbone:
             raise UserError("rew_freeze_backbone: with rew_head=likelihood the backbone is all there is to learn")
-        if policy.guidance == "sequence" and policy.use_q_for_weight:
+        if self.preference.preference != "gap" and reward.compute_zscore:
+            raise UserError("compute_zscore: it is of gaps; a preference of your own gives scores")
+        if policy.guidance != "token" and policy.use_q_for_weight:
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
         if policy.reinforce_baseline and policy.num_reinforce_samples < 2:
             raise UserError("reinforce_baseline: it is the mean of the other samples; num_reinforce_samples=1 has none")
         if evaluation.num_reported > evaluation.num_candidates:
             raise UserError(f"num_reported: at most num_candidates={evaluation.num_candidates}")
-        if run.resume != "none" and run.checkpoint_path:
-            raise UserError(f"resume={run.resume} and checkpoint_path both say where to go on from; set one of them")
         run.check_switches()

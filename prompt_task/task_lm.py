@@ -37,7 +37,7 @@ from common.language_models.capabilities import (
     without_cache,
 )
 from common.language_models.pretrained import load_pretrained, load_tokenizer
-from common.training.runtime import DTYPES
+from common.training.runtime import DTYPES, upload
 from prompt_task.few_shot_data import DatasetSpec, fill_template
 
 logger = logging.getLogger(__name__)
@@ -387,7 +387,7 @@ class MaskedTaskLM(TaskLM):
         for rows in self._batches(ids):
             batch, mask = pad_right([ids[i] for i in rows], self.tokenizer.pad_token_id or 0, self.device)
             positions = [self._mask_position(ids[i], sentences[i], pairs[i][1]) for i in rows]
-            at = torch.tensor(positions, device=self.device)
+            at = upload(torch.tensor(positions), self.device)
             logits[rows] = self._readout(at, input_ids=batch, attention_mask=mask).float()
         return logits
 
@@ -550,7 +550,7 @@ class LeftToRightTaskLM(TaskLM):
             self.tokenizer.pad_token_id or 0,
             self.device,
         )
-        lengths = torch.tensor(shared, device=self.device).unsqueeze(1)
+        lengths = upload(torch.tensor(shared), self.device).unsqueeze(1)
         past_mask = (torch.arange(longest, device=self.device) >= longest - lengths).to(new_mask.dtype)
         inputs: dict[str, Any] = {
             "input_ids": batch,
@@ -633,6 +633,6 @@ def batches_by_length(lengths: Sequence[int], tokens_per_batch: int, equal: bool
 def pad_right(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both (N, T), of rows padded to the longest."""
     longest = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    return ids, mask
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return upload(ids, device), upload(mask, device)

@@ -213,7 +213,7 @@ class PolicyTrainer:
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value * share
             tokens += int(batch.source_mask.sum() + batch.target_mask.sum())
-        norm = self.stepper.step()
+        norm, _ = self.stepper.step()
         if learns_rewards:
             assert self.reference_rewards is not None
             self.reference_rewards.exchange(self.engine)
@@ -464,6 +464,10 @@ def _mean_reward(rewards: Tensor, mask: Tensor) -> float:
 
 
 def steps_every(period: float, end: float, epoch: float) -> set[int]:
-    """Steps done at each multiple of `period` epochs of `epoch` steps up to `end` epochs, which counts."""
+    """Steps done at each multiple of `period` epochs of `epoch` steps up to `end` epochs, which counts.
+
+    A period of less than a step is a step.
+    """
+    period = max(period, 1 / epoch)
     count = math.floor(end / period + 1e-9) + 1
     return {math.floor(k * period * epoch + 1e-9) for k in range(count)}

@@ -97,6 +97,16 @@ def make_preference(spec: str, rouge_words: str = "ascii") -> Preference:
     return Preference(spec, score)
 
 
+def check_own_preference(option: str, spec: str) -> None:
+    """Try a function of the user's, before anything is written; a metric of the `evaluate` library is none.
+
+    Raises:
+        UserError: one line: it cannot be had, takes other arguments, fails, or gives back something else.
+    """
+    if not spec.startswith(PREFIX):
+        _own_preference(spec)
+
+
 def _own_preference(spec: str) -> Score:
     """A function of the user's, tried on two made-up rows."""
     texts = {name: ["a storm hit the town", "two were killed"] for name in ("predictions", "references", "sources")}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import yaml
 
-from common.reporting.report import Report, TokenRewards, curves_from_metrics
+from common.reporting.report import Fact, Report, TokenRewards, curves_from_metrics
 from common.reporting.trust import reward_accuracies
 from common.token_reward_model import reward_range
 from common.training.run_folder import RunFolder
@@ -15,7 +15,7 @@ from common.training.tracking import read_metrics
 from sum_task.data import Row
 from sum_task.models import Summaries, SummaryPolicy, SummaryRewardModel
 from sum_task.score_tokens import batches_of, text_rewards, token_texts
-from sum_task.summary_evaluation import Evaluation, validation_score
+from sum_task.summary_evaluation import COMPARED_FIGURES, Evaluation, validation_score
 
 SHOWN_OF_EACH = 2
 
@@ -23,6 +23,7 @@ Compared = tuple[list[float] | None, list[str | None] | None]
 
 CURVES = (
     ("eval/rouge1", "eval/rouge2", "eval/rougeL", "eval/rougeLsum", "eval/meteor"),
+    "eval/preference",
     "eval/length",
     "policy/loss",
     ("policy/token_reward", "policy/sample_reward"),
@@ -36,6 +37,7 @@ CURVES = (
 )
 TITLES = {
     "eval/rouge1": "Summaries of the validation set (percent)",
+    "eval/preference": "Preference of the summaries of the validation set",
     "eval/length": "Words of a summary",
     "policy/loss": "Policy loss",
     "policy/token_reward": "Learned reward of a token",
@@ -125,6 +127,9 @@ def write_run_report(
         "ROUGE-2": results["test_rouge2"],
         "ROUGE-L": results["test_rougeL"],
         "ROUGE-L before training": results["untrained_rougeL"],
+        "preference trained for": Fact(
+            f"{results['test_preference']:.3f}", f"before training {results['untrained_preference']:.3f}"
+        ),
         "METEOR": results["test_meteor"],
         "words a summary": results["test_length"],
         "wall time": f"{results['wall_seconds'] / 60:.1f} min",
@@ -148,6 +153,17 @@ def write_run_report(
             reward_range(reward.model.config.bound),
             note,
         )
+    kinds = {"test": f"this run, {results['tested_on']}", "compared": "this run, the rows compared"}
+    kinds |= {"untrained": "before training", "lead3": "first three sentences"}
+    report.add_table(
+        "What there was before it",
+        [
+            {"": words} | {name: results[f"{kind}_{name}"] for name in COMPARED_FIGURES}
+            for kind, words in kinds.items() if f"{kind}_rouge1" in results
+        ],
+        note=f"The policy before training and the articles' first three sentences, on the first "
+        f"{results['compared_rows']} rows; preference: {results['preference']}.",
+    )  # fmt: skip
     shown = best_median_worst(evaluation)
     table = [
         {

@@ -131,9 +131,10 @@ class RewardTrainer:
         batches = self._round_batches()
         accumulate = settings.rew_gradient_accumulation_steps
         ranked = self.ranked_from(batches, current.steps * accumulate)
+        period = max(settings.rew_eval_period, 1 / self.steps_per_epoch)  # at most after every step
         evaluate_at = {
-            round(k * settings.rew_eval_period * self.steps_per_epoch)
-            for k in range(1, math.ceil(settings.rew_num_train_epochs / settings.rew_eval_period) + 1)
+            round(k * period * self.steps_per_epoch)
+            for k in range(1, math.ceil(settings.rew_num_train_epochs / period) + 1)
         } | {self.steps_per_round}
         began, steps_since, sampled_tokens = time.monotonic(), 0, 0.0  # those of this process, not of the round
         title = f"reward learning, round {self.rounds_done}"
@@ -331,7 +332,7 @@ class RewardTrainer:
                 raise UserError(f"reward step {step}: the loss is {found.loss}; a lower rew_learning_rate may help")
             self.stepper.backward(loss * (found.sets / sets_in_step))
             figures += found
-        norm = self.stepper.step()
+        norm, _ = self.stepper.step()
         self.reward.model.eval()
         return figures.over(self.engine), norm
 

@@ -49,6 +49,8 @@ from sum_task.summary_evaluation import (
     without_training,
 )
 
+SHOWN_TEXTS = 3  # summaries that trackers get at each validation
+
 logger = logging.getLogger("sum_task.run_sum")  # not __name__, which is __main__ for a command
 
 
@@ -110,7 +112,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
 
     run.begin()
     # Before a checkpoint is loaded: of a run that goes on it is the same.
-    before = without_training(policy, tested, settings.evaluation, engine)
+    before = without_training(policy, tested, settings.evaluation, engine, preference)
     # Reward learning and policy learning in turn.
     reward_trainer = None
     if reward is not None:
@@ -118,8 +120,10 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         reward_trainer = RewardTrainer(reward, policy, preference, train, validation, settings.reward, engine, run.log)
 
     def validate() -> dict[str, float]:
-        means = evaluate(policy, validation, settings.evaluation, engine, "validation").means
-        return {f"eval/{name}": value for name, value in means.items()}
+        found = evaluate(policy, validation, settings.evaluation, engine, "validation", preference)
+        shown = zip(validation.rows[:SHOWN_TEXTS], found.predictions, strict=False)
+        run.log.texts(trainer.steps_done, [{"summary": text, "reference": row.reference} for row, text in shown])
+        return {f"eval/{name}": value for name, value in found.means.items()}
 
     def keep_best() -> None:
         if engine.is_main:
@@ -133,7 +137,7 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
 
     # The last policy writes the summaries that are reported.
     evaluation = evaluate(
-        policy, tested, settings.evaluation, engine, tested_on, settings.evaluation.bertscore, metrics
+        policy, tested, settings.evaluation, engine, tested_on, preference, settings.evaluation.bertscore, metrics
     )
     results = _results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
     results["compared_rows"] = min(COMPARED_ROWS, len(tested))
@@ -190,6 +194,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
 INPUTS = (
     "dataset_name", "train_file", "validation_file", "test_file", "model_name_or_path", "rew_model_name_or_path",
     "config_name", "tokenizer_name", "policy_checkpoint_path", "rew_checkpoint_path", "preference",
+    "agg_func", "guidance",
 )  # fmt: skip
 
 
@@ -293,7 +298,10 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     """The last lines of a run: what came out and where it lies."""
 
     def figures(kind: str) -> str:
-        return ", ".join(f"{name} {results[f'{kind}_{name}']:.2f}" for name in COMPARED_FIGURES if name != "length")
+        found = {name: results.get(f"{kind}_{name}") for name in COMPARED_FIGURES if name != "length"}
+        return ", ".join(
+            f"{name} {value:.{3 if name == 'preference' else 2}f}" for name, value in found.items() if value is not None
+        )
 
     print(f"\n{results['tested_on']} ({results['test_rows']} rows): {figures('test')}")
     if "compared_rouge1" in results:

@@ -1,9 +1,11 @@
 """The options of summarization with their types and ranges. Defaults and explanations: configs/sum_config.yaml."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS
 from common.errors import UserError
+from common.own_pieces import check_guidance, is_own
 from common.token_reward_model import HEADS
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
 from common.training.settings import (
@@ -15,6 +17,7 @@ from common.training.settings import (
     TaskSettings,
     setting,
 )
+from sum_task.preferences import check_own_preference
 from sum_task.rouge import WORDS
 
 GUIDANCES = ("token", "sequence", "none")
@@ -88,7 +91,7 @@ class ModelSettings(AdapterSettings):
     rew_checkpoint_path: str | None = setting()
     use_softplus: bool = setting()
     rew_head: str = setting(choices=HEADS)
-    head_hidden_size: int = setting(minimum=1)
+    head_hidden_size: int = setting(minimum=1, maximum=2**16)
     head_init_gain: float = setting(above=0)
 
     @property
@@ -109,14 +112,14 @@ class SamplingSettings(LengthSettings):
 class RewardSettings(SamplingSettings, ScoreSettings, ClipSettings, ScheduleSettings):
     """How the token rewards are learnt."""
 
-    preference: str = setting()
+    preference: str = setting(own=check_own_preference)
     reward_learning_samples: int = setting(minimum=2)
     reward_learning_batch_size: int = setting(minimum=1)
     rew_gradient_accumulation_steps: int = setting(minimum=1)
     rew_sampling_batches: int | None = setting(minimum=1)
-    rew_num_train_epochs: float = setting(above=0)
-    rew_learning_rate: float = setting(above=0)
-    rew_eval_period: float = setting(above=0)
+    rew_num_train_epochs: float = setting(above=0, maximum=1e4)
+    rew_learning_rate: float = setting(above=0, maximum=1e3)
+    rew_eval_period: float = setting(minimum=1e-4)
     rew_validation_share: float = setting(above=0, maximum=1)
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     log_every: int = setting(minimum=1)
@@ -126,15 +129,15 @@ class RewardSettings(SamplingSettings, ScoreSettings, ClipSettings, ScheduleSett
 class PolicySettings(SamplingSettings, ClipSettings):
     """How the policy learns from them."""
 
-    guidance: str = setting(choices=GUIDANCES)
+    guidance: str = setting(choices=GUIDANCES, own=partial(check_guidance, not_negative=True))
     credit: str = setting(choices=tuple(CREDITS))
     weight_shares: str = setting(choices=("sequence", "batch"))
     expectation_tokens: int = setting(minimum=2)
     sequence_score: str = setting(choices=("learned", "preference"))
     per_device_train_batch_size: int = setting(minimum=1)
     gradient_accumulation_steps: int = setting(minimum=1)
-    num_train_epochs: float = setting(minimum=0)
-    learning_rate: float = setting(above=0)
+    num_train_epochs: float = setting(minimum=0, maximum=1e4)
+    learning_rate: float = setting(above=0, maximum=1e3)
     weight_decay: float = setting(minimum=0)
     exp_in_wmle: bool = setting()
     use_q_for_weight: bool = setting()
@@ -145,9 +148,9 @@ class PolicySettings(SamplingSettings, ClipSettings):
     reinforce_baseline: str = setting(choices=("none", "leave-one-out"))
     max_entropy_coeff: float = setting()
     num_reinforce_samples: int = setting(minimum=1)
-    policy_eval_period: float = setting(above=0)
-    reward_retrain_period: float = setting(above=0)
-    reward_retrain_epochs: float = setting(minimum=0)
+    policy_eval_period: float = setting(minimum=1e-4)
+    reward_retrain_period: float = setting(minimum=1e-4)
+    reward_retrain_epochs: float = setting(minimum=0, maximum=1e4)
     ignore_pad_token_for_loss: bool = setting()
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     log_every: int = setting(minimum=1)
@@ -155,15 +158,15 @@ class PolicySettings(SamplingSettings, ClipSettings):
     @property
     def reference_credit(self) -> str:
         """The kind of credit of references, see `common.credit.CREDITS`."""
-        if self.guidance == "sequence":
-            return "sequence"
+        if self.guidance == "sequence" or is_own(self.guidance):
+            return self.guidance
         return "reward-to-go" if self.use_q_for_weight else self.credit
 
     @property
     def sample_credit(self) -> str:
         """The kind of credit of samples, see `common.credit.SAMPLE_CREDITS`."""
-        if self.guidance == "sequence":
-            return "sequence"
+        if self.guidance == "sequence" or is_own(self.guidance):
+            return self.guidance
         return self.reinforce_credit or self.reference_credit
 
     @property
@@ -171,7 +174,8 @@ class PolicySettings(SamplingSettings, ClipSettings):
         """Whether references are weighed against all others of a step, not each for itself as published."""
         if not self.uses_rewards:
             return False
-        return self.reference_credit not in ("reward", "reward-to-go") or self.weight_shares == "batch"
+        by_sequence = self.reference_credit in ("reward", "reward-to-go") or is_own(self.reference_credit)
+        return not by_sequence or self.weight_shares == "batch"
 
     @property
     def shares_over_batch(self) -> bool:
@@ -214,6 +218,8 @@ class PolicySettings(SamplingSettings, ClipSettings):
         """Refuse kinds of credit that contradict each other."""
         if self.use_q_for_weight and self.credit not in ("reward", "reward-to-go"):
             raise UserError(f"use_q_for_weight: it means credit=reward-to-go, and credit={self.credit} is set")
+        if is_own(self.guidance) and (self.credit != "reward" or self.reinforce_credit is not None):
+            raise UserError(f"credit, reinforce_credit: guidance={self.guidance} says what each token weighs")
         if self.exp_in_wmle and self.weighs_whole_steps:
             raise UserError("exp_in_wmle: it is for credit=reward or reward-to-go with weight_shares=sequence")
         if self.guidance == "token" and self.credit == "sequence" and self.weight_shares == "sequence":

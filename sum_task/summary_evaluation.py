@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from common.training.engine import Engine
 from common.training.progress import progress
 from sum_task.batching import TokenizedRows, sorted_batches
+from sum_task.data import Row
 from sum_task.evaluate_library import LibraryMetric
 from sum_task.evaluation_metrics import mean_scores, per_example
 from sum_task.models import SummaryPolicy
+from sum_task.preferences import Preference
 from sum_task.sentences import lead
 from sum_task.settings import EvaluationSettings
 
 # What is said of the policy before training takes no longer than this, however many rows there are.
 COMPARED_ROWS = 200
-COMPARED_FIGURES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "length")
+COMPARED_FIGURES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "preference", "length")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Evaluation:
 
     Attributes:
         predictions: the summary of each row.
-        scores: figures of each row, see `evaluation_metrics.per_example`.
+        scores: figures of each row, see `evaluation_metrics.per_example`, and ``preference``, by that of the run.
         means: their means over the rows, and ``score``, see `validation_score`.
     """
 
@@ -48,6 +50,7 @@ def without_training(
     data: TokenizedRows,
     settings: EvaluationSettings,
     engine: Engine,
+    preference: Preference,
 ) -> dict[str, float]:
     """What a run starts from, on the first `COMPARED_ROWS` rows: the policy as it is, and the first three sentences.
 
@@ -55,15 +58,10 @@ def without_training(
         Means as ``untrained_rougeL``, ``lead3_rougeL`` and so on.
     """
     some = data.first(COMPARED_ROWS)
-    untrained = first_means(evaluate(policy, some, settings, engine, "untrained policy"), COMPARED_ROWS)
+    untrained = first_means(evaluate(policy, some, settings, engine, "untrained policy", preference), COMPARED_ROWS)
 
     def measure() -> dict[str, float]:
-        articles, references = [row.source for row in some.rows], [row.reference for row in some.rows]
-        means = mean_scores(
-            per_example(
-                [lead(article, 3) for article in articles], references, articles, rouge_words=settings.rouge_words
-            )
-        )
+        means = mean_scores(_scores([lead(row.source, 3) for row in some.rows], some.rows, settings, preference))
         return {name: means[name] for name in COMPARED_FIGURES}
 
     of_lead = engine.on_main(measure)
@@ -104,6 +102,7 @@ def evaluate(
     settings: EvaluationSettings,
     engine: Engine,
     title: str,
+    preference: Preference,
     bertscore: bool = False,
     metrics: Sequence[LibraryMetric] = (),
 ) -> Evaluation:
@@ -111,12 +110,26 @@ def evaluate(
     predictions = write_summaries(policy, data, settings, engine, title)
 
     def measure() -> tuple[list[dict[str, float | None]], dict[str, float]]:
-        references, articles = [row.reference for row in data.rows], [row.source for row in data.rows]
-        scores = per_example(
-            predictions, references, articles, bertscore=bertscore, metrics=metrics, rouge_words=settings.rouge_words
-        )
+        scores = _scores(predictions, data.rows, settings, preference, bertscore=bertscore, metrics=metrics)
         means = mean_scores(scores)
         means["score"] = validation_score(means["rouge1"], means["rouge2"], means["rougeLsum"])
         return scores, means
 
     return Evaluation(predictions, *engine.on_main(measure))
+
+
+def _scores(
+    predictions: Sequence[str],
+    rows: Sequence[Row],
+    settings: EvaluationSettings,
+    preference: Preference,
+    bertscore: bool = False,
+    metrics: Sequence[LibraryMetric] = (),
+) -> list[dict[str, float | None]]:
+    """Figures of each summary, and what the preference says of it against what reward learning ranks by."""
+    references, articles = [row.reference for row in rows], [row.source for row in rows]
+    scores = per_example(
+        predictions, references, articles, bertscore=bertscore, metrics=metrics, rouge_words=settings.rouge_words
+    )
+    preferred = preference(predictions, [row.standard for row in rows], articles).tolist()
+    return [row | {"preference": value} for row, value in zip(scores, preferred, strict=True)]

@@ -13,6 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chat_task import command_line as chat_command
+from chat_task.settings import ChatSettings
 from common.errors import UserError
 from common.reporting.report import Report, TokenRewards
 from common.training.command_line import read_yaml
@@ -64,6 +66,7 @@ class TestOptions:
         for kind, base in (
             (FewShotSettings, published_options()),
             (SummarizationSettings, read_yaml(sum_command.DEFAULTS) | {"dataset_name": "xsum"}),
+            (ChatSettings, read_yaml(chat_command.DEFAULTS) | {"dataset_name": "x"}),
         ):
             options = {key: value for key, value in base.items() if key != "dataset"}
             key = data.draw(st.sampled_from(sorted(options)) | awkward_text, label="option")

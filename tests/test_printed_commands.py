@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -357,7 +358,11 @@ def test_no_command_is_left_to_be_completed():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_options_of_a_printed_command_are_read(command):
+def test_options_of_a_printed_command_are_read(command, monkeypatch):
+    if "mine:" in command.text:
+        mine: Any = ModuleType("mine")
+        exec((ROOT / "docs" / "own_pieces.md").read_text().split("```python\n")[1].split("```")[0], vars(mine))
+        monkeypatch.setitem(sys.modules, "mine", mine)
     call = taken_apart(command.text)
     assert call.program in PROGRAMS, f"say in PROGRAMS of {__file__} how {call.program} is read and made small"
     PROGRAMS[call.program].read(call.words)
@@ -391,6 +396,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(source, place)
     shrink_builtin(place / "configs")
+    text = (ROOT / "docs" / "own_pieces.md").read_text(encoding="utf-8")
+    (place / "mine.py").write_text(text.split("```python\n")[1].split("```")[0])
     tiny.write_rows(place / "XSUM.jsonl", 12, 0)
     (place / "file.txt").write_text("A storm hit the town.")
     error = {"prompt": "a storm hit the town", "text": "the flood hit the town", "spans": [[4, 9]]}

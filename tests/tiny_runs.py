@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
-from common.training.engine import start_engine
+from common.training.engine import Engine, start_engine
 from common.training.runtime import start_runtime
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
@@ -48,6 +48,11 @@ def published_options() -> dict[str, Any]:
 def settings_of(**options: Any) -> FewShotSettings:
     """Tiny settings, some of them replaced."""
     return FewShotSettings.from_mapping(published_options() | TINY | options)
+
+
+def least_of_all(prompts: list[str], probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A preference of the user's over prompts: the least probability of a label, within (0, 1)."""
+    return probabilities[:, range(len(labels)), labels].amin(-1)
 
 
 def by_hash(sentence: str, prompt: str) -> float:
@@ -93,6 +98,9 @@ class EventLog:
     def log(self, phase: str, round: int, step: int, **values: float) -> None:
         self.events.append({"phase": phase, "round": round, "step": step, **values})
 
+    def texts(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        self.shown = (step, rows)
+
     def of(self, phase: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["phase"] == phase]
 
@@ -117,7 +125,9 @@ class Run:
     log: EventLog
 
 
-def make_run(task_lm: SpyTaskLM | None = None, dropout: float = 0.1, **options: Any) -> Run:
+def make_run(
+    task_lm: SpyTaskLM | None = None, dropout: float = 0.1, engine: Engine | None = None, **options: Any
+) -> Run:
     """A run over a tiny GPT-2 with the settings `options`."""
     settings = settings_of(**options)
     runtime = start_runtime(settings.run.random_seed, "cpu")
@@ -137,7 +147,7 @@ def make_run(task_lm: SpyTaskLM | None = None, dropout: float = 0.1, **options: 
         PromptScorer(cast(TaskLM, task_lm), part, **vars(settings.preference)) for part in (TRAIN, DEV)
     )
     events = EventLog()
-    shared = runtime, start_engine("cpu"), cast(MetricsLog, events)
+    shared = runtime, engine or start_engine("cpu"), cast(MetricsLog, events)
     reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings.reward, *shared)
     candidates = CandidateTable(policy, train_scorer, dev_scorer)
     trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, settings.policy, *shared)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -95,9 +96,12 @@ def open_run_folder(path: Path, *, overwrite: bool = False, resume: bool = False
         resume: go on from its newest checkpoint if it has one; a run without one starts again.
 
     Raises:
-        UserError: it holds a run and neither was asked for, or it holds something else.
+        UserError: it holds a run and neither was asked for, it holds something else, or it cannot be written.
     """
     folder = RunFolder(path)
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):  # found now and not after the models are loaded
+        raise UserError(f"output folder '{path}' cannot be written: '{there}' is not writable")
     try:
         occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if not occupied:

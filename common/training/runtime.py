@@ -132,6 +132,13 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def fetch(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of one device as float32 on the CPU, which waits for the device once."""
+    host = torch.cat([tensor.detach().float().flatten() for tensor in tensors]).cpu()
+    parts = host.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def hardware(device: torch.device) -> str:
     """One line that says what a run ran on."""
     if device.type == "cuda":

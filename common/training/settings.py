@@ -6,8 +6,9 @@ command line and in files: an option that two parts read is a field of both grou
 
 import dataclasses
 import math
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from common.aggregation import AGGREGATIONS
 from common.errors import UserError, UserErrors, nearest
+from common.own_pieces import check_aggregation, is_own
 from common.training.plateau import PlateauSettings
 from common.training.runtime import MATMUL_PRECISIONS
 
@@ -28,9 +30,14 @@ def setting(
     above: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
+    own: Callable[[str, str], None] | None = None,
 ) -> Any:
-    """A dataclass field with the values it allows: ``minimum <= x``, ``above < x``, ``x <= maximum``, `choices`."""
-    return dataclasses.field(metadata={"minimum": minimum, "above": above, "maximum": maximum, "choices": choices})
+    """A dataclass field with the values it allows: ``minimum <= x``, ``above < x``, ``x <= maximum``, `choices`.
+
+    Beside the choices, ``package.module:function`` where `own` tries such a function out, by the option and its value.
+    """
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": choices, "own": own}
+    return dataclasses.field(metadata=limits)
 
 
 @dataclass(frozen=True)
@@ -98,21 +105,30 @@ def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], val
         raise UserError(f"option '{name}' is not set")
     value = values[name]
     wrong = UserError(f"{name}: {value!r} is not {KINDS[of]}" if value is not None else f"{name}: a value is needed")
-    if (of is bool and isinstance(value, int) and value not in (0, 1)) or (of is str and isinstance(value, bool)):
+    no_switch = of is bool and value is not None and str(value).lower() not in ("true", "false", "1", "0")
+    if no_switch or (of is str and isinstance(value, bool)):
         raise wrong
     try:
-        # In texts ${ is no interpolation: Hydra has resolved its own.
-        config[name] = value.replace("${", r"\${") if isinstance(value, str) else value
-        value = config[name]
-    except ValidationError:
+        config[name] = _literal(value)
+        value = OmegaConf.to_object(config[name]) if of is list else config[name]
+    except (OverflowError, ValidationError):
         raise wrong from None
     except OmegaConfBaseException as error:
         raise UserError(f"{name}: {str(error).splitlines()[0]}") from None
-    choices = field.metadata["choices"]
-    if choices is not None and value is not None and value not in choices:
+    choices, own = field.metadata["choices"], field.metadata["own"]
+    if own is not None and isinstance(value, str) and is_own(value):
+        own(name, value)
+    elif choices is not None and value is not None and value not in choices:
         raise UserError(f"{name}: '{value}' is not one of {', '.join(choices)}{nearest(str(value), choices)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_range(name, value, field.metadata)
+
+
+def _literal(value: Any) -> Any:
+    """What OmegaConf reads as the same value: ${ in a text is no interpolation, of which Hydra has resolved its own."""
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _check_range(name: str, value: float, limits: Mapping[str, Any]) -> None:
@@ -131,7 +147,7 @@ def _check_range(name: str, value: float, limits: Mapping[str, Any]) -> None:
 # The options of a run as such that may differ between it and its continuation: none of them changes a result.
 NEUTRAL = {
     "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device", "num_threads",
-    "report_to", "quiet", "verbose",
+    "log_every", "report_to", "quiet", "verbose",
 }  # fmt: skip
 
 
@@ -143,8 +159,9 @@ class RunSettings:
     """What every run as such reads."""
 
     device: str = setting()
-    num_threads: int | None = setting(minimum=1)
+    num_threads: int | None = setting(minimum=1, maximum=1024)
     matmul_precision: str | None = setting(choices=MATMUL_PRECISIONS)
+    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
     checkpoint_minutes: float = setting(minimum=0)
@@ -169,14 +186,13 @@ class NamedRunSettings(RunSettings):
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     output_dir: str | None = setting()
     expid: str | None = setting()
-    mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)
 class ScoreSettings:
     """How token rewards become the score of a sequence."""
 
-    agg_func: str = setting(choices=AGGREGATIONS)
+    agg_func: str = setting(choices=AGGREGATIONS, own=check_aggregation)
     soft_maxmin_temp: float = setting(above=0)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from common.errors import UserError
 from common.training.engine import Engine
+from common.training.runtime import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,11 @@ class Stepper:
         """Add the gradient of a part of the step's loss."""
         self.engine.accelerator.backward(loss)
 
-    def step(self) -> float:
-        """Bring the gradients of the processes together, clip and step. Returns the norm before clipping.
+    def step(self, *figures: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+        """Bring the gradients of the processes together, clip and step.
+
+        Returns:
+            The norm before clipping, and `figures` on the CPU: the one transfer of a step.
 
         Raises:
             UserError: the gradient was not finite for too many steps in a row.
@@ -69,8 +73,8 @@ class Stepper:
             self.engine.sum_gradients(parameters)
         accelerator, scaler = self.engine.accelerator, self.engine.accelerator.scaler
         accelerator.unscale_gradients(self.optimizer)
-        norm: float = accelerator.clip_grad_norm_(parameters, self.clip_norm).item()
-        finite = math.isfinite(norm)
+        norm, *fetched = fetch(accelerator.clip_grad_norm_(parameters, self.clip_norm), *figures)
+        finite = math.isfinite(norm.item())
         scale = 1.0 if finite or scaler is None else scaler.get_scale()
         if finite:
             self._in_a_row = 0
@@ -80,7 +84,7 @@ class Stepper:
         self.optimizer.zero_grad()
         if not finite:
             self._skip(scale)
-        return norm
+        return norm.item(), fetched
 
     def _skip(self, scale: float) -> None:
         self.skipped += 1

@@ -4,6 +4,7 @@ One event is one JSON object: `{"phase": "reward", "round": 0, "step": 12, "seco
 `seconds` counts the time the run has worked, over all its resumptions.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
@@ -116,6 +118,27 @@ class MetricsLog:
             told = {**values, f"{phase}/round": round, f"{phase}/step": step, POLICY_STEP: self._policy_step}
             tracker.log(told, step=own_step)
         self._events += 1
+
+    def texts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show the trackers a few of the policy's texts, one a row; the file keeps figures alone.
+
+        Args:
+            step: that of the policy.
+            rows: all with the same names.
+        """
+        columns = list(rows[0]) if rows else []
+        data = [[str(row[name]) for name in columns] for row in rows]
+        for tracker in () if self._accelerator is None or not rows else self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                blocks = ["\n".join(f"{n}: {v}" for n, v in zip(columns, row, strict=True)) for row in data]
+                lines = "\n\n".join(blocks).splitlines()  # indented, they are a block of code and no mark-up
+                tracker.tracker.add_text("samples", "\n".join(f"    {line}" for line in lines), global_step=step)
+            elif tracker.name == "wandb":
+                tracker.log_table("samples", columns=columns, data=data)
+            else:
+                trackio = importlib.import_module("trackio")  # it is there where it was asked for
+                table = trackio.Table(dataframe=pd.DataFrame(data, columns=columns))
+                tracker.log({"samples": table}, step=step)
 
     def sync(self) -> None:
         """Wait until all events are on the disk. To be called before a checkpoint that counts them is written."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from common.errors import UserError
 from common.training import progress, tracking
@@ -57,6 +59,10 @@ class Seen:
     @property
     def plateaus(self) -> list[PlateauSettings]:
         return [self.trainer.plateau.settings, self.reward_plateau.settings]
+
+    def clip(self, norm: float) -> None:
+        """Note a norm that gradients were clipped to; one that is infinite measures them alone."""
+        self.clipped += [norm] * (norm < torch.inf)
 
     @property
     def texts(self) -> list[str]:
@@ -105,7 +111,7 @@ def observe(world, tmp_path, monkeypatch) -> Observe:
             patch.setattr(reward_trainer, "aggregate_token_rewards", aggregate)
             weigh = noted(weigh, lambda r, _, how: seen.weighed.append((tuple(r.shape), how)))
             patch.setattr(policy_trainer, "token_weights", weigh)
-            patch.setattr(torch.nn.utils, "clip_grad_norm_", noted(clip, lambda p, norm: seen.clipped.append(norm)))
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", noted(clip, lambda p, norm, **_: seen.clip(norm)))
             seen.results = run_fsc.run(world.command(**RUN | {"output_folder": seen.folder} | options))
         return seen
 
@@ -255,6 +261,21 @@ def walk_matmul_precision(observe, base, world, tmp_path, monkeypatch):
         torch.set_float32_matmul_precision("highest")
 
 
+def walk_mixed_precision(observe, base, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as accelerate launch says it
+    half = observe()
+    assert "mixed_precision: bf16" in (half.folder / "config.yaml").read_text()
+    learnt, wholly = (load_file(seen.folder / "policy" / "adaptor.safetensors") for seen in (half, base))
+    assert all(value.dtype == torch.float32 for value in learnt.values())
+    assert not all(torch.equal(learnt[name], wholly[name]) for name in learnt)
+    assert all(torch.allclose(learnt[name], wholly[name], atol=0.1) for name in learnt)
+    with pytest.raises(UserError, match="fp16 here and bf16 for accelerate contradict"):
+        observe(mixed_precision="fp16")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    with pytest.raises(UserError, match="mixed_precision: fp16 needs a CUDA device"):
+        observe(mixed_precision="fp16")
+
+
 def walk_tsv_quoting(observe, base, world, tmp_path, monkeypatch):
     shutil.copytree(Path(world.data), tmp_path / "data")
     for file in (tmp_path / "data").rglob("train.tsv"):
@@ -357,6 +378,10 @@ WALK: dict[str, Walk] = {
         {"top_p": 1e-6}, lambda a, b: first(b, "distinct_prompts") == 1 / 8 < first(a, "distinct_prompts")
     ),
     # preference
+    "preference": changed(
+        {"preference": "tests.tiny_runs:least_of_all"},
+        lambda a, b: 0 < b.results["best_dev_score"] < 1 and grown(a, b).any(),
+    ),
     "correct_coeff": changed({"correct_coeff": 1e6}, lambda a, b: grown(a, b).max() > 1e3 and grown(a, b).min() >= 0),
     "incorrect_coeff": changed(
         {"incorrect_coeff": 1e6}, lambda a, b: grown(a, b).min() < -1e3 and grown(a, b).max() <= 0
@@ -429,7 +454,7 @@ WALK: dict[str, Walk] = {
         {"num_validation_prompts": 3}, lambda run: sum(prompts == 24 for prompts, *_ in run.scored), 0, 3
     ),
     # both models
-    "gradient_clip": becomes({"gradient_clip": False}, lambda run: len(run.clipped), 4 + 6, 0),
+    "gradient_clip": becomes({"gradient_clip": False}, lambda run: set(run.clipped), {5.0}, {math.inf}),
     "gradient_clip_norm": becomes({"gradient_clip_norm": 0.5}, lambda run: set(run.clipped), {5.0}, {0.5}),
     "lr_decay": becomes({"lr_decay": 0.5}, lambda run: [p.factor for p in run.plateaus], [0.8, 0.8], [0.5, 0.5]),
     "weight_decay_count": becomes(
@@ -453,6 +478,7 @@ WALK: dict[str, Walk] = {
     "device": refused({"device": "meta"}, "device: 'meta' is not available"),
     "num_threads": walk_num_threads,
     "matmul_precision": walk_matmul_precision,
+    "mixed_precision": walk_mixed_precision,
     "output_folder": walk_output_folder,
     "overwrite": walk_overwrite,
     "resume": walk_resume,

@@ -245,11 +245,13 @@ class TestLoadFewShotSplits:
         with pytest.raises(UserError, match="num_shots"):
             load_few_shot_splits(SPEC, str(tmp_path), 0, 0)
 
-    def test_a_missing_base_path_is_named_with_the_remedy(self, tmp_path):
+    @pytest.mark.parametrize("base_path", ["nowhere", "./nowhere"])
+    def test_missing_data_is_told_with_the_command_that_makes_it(self, base_path, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
         with pytest.raises(
-            UserError, match=r"base_path: no folder .*nowhere; this makes it: python .*prepare_fsc_data"
+            UserError, match=r"base_path: no folder .*/nowhere; this makes it: python .*prepare_fsc_data"
         ):
-            load_few_shot_splits(SPEC, str(tmp_path / "nowhere"), 16, 0)
+            load_few_shot_splits(SPEC, base_path, 16, 0)
 
     def test_a_missing_data_set_is_told_with_those_that_are_there(self, tmp_path):
         write_split(tmp_path, name="other")

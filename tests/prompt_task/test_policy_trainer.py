@@ -10,6 +10,7 @@ from common.training.interruption import Checkpointer
 from prompt_task import policy_trainer
 from prompt_task.prompt_scorer import PromptScores
 from prompt_task.reward_trainer import prompt_token_rewards
+from tests.engines import scaled
 from tests.tiny_runs import DEV, TRAIN, make_run, noted, same_weights, weights_of
 
 
@@ -367,3 +368,23 @@ def test_a_published_run_has_seven_rounds(monkeypatch):
             rounds.append(run.trainer.steps_done)
             done.rounds_done += 1
     assert rounds == [0, 1000, 2000, 3000, 4000, 5000, 6000]
+
+
+def test_fp16_scales_the_losses_of_both_models_and_learns_what_float32_learns():
+    whole = make_run(dropout=0.0, max_train_steps=3)
+    whole.trainer.train()
+    half = make_run(dropout=0.0, max_train_steps=3, engine=scaled())
+    scaler = half.trainer.stepper.engine.accelerator.scaler
+    losses = []
+
+    def backward(loss):
+        losses.append(loss)
+        scaler.scale(loss).backward()
+
+    half.trainer.stepper.backward = backward
+    half.trainer.train()
+    assert all(loss.dtype == torch.float32 for loss in losses)
+    assert half.trainer.stepper.skipped == half.reward_trainer.stepper.skipped == 0
+    for module in ("policy", "reward_model"):
+        pairs = zip(getattr(whole, module).parameters(), getattr(half, module).parameters(), strict=True)
+        assert all(q.dtype == torch.float32 and torch.allclose(p, q, atol=0.05) for p, q in pairs)

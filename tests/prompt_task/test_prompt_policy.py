@@ -347,3 +347,11 @@ def test_the_cache_of_one_prompt_is_not_that_of_another():
     rollout = policy.sample(64, generator(3), top_k=2, with_logits=True)
     assert len(torch.unique(rollout.tokens, dim=0)) > 8
     torch.testing.assert_close(rollout.logits, teacher_forced(policy, rollout.tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_a_prompt_that_the_model_has_no_places_for_is_one_line():
+    lm, tokenizer = tiny_models.make("gpt2")
+    places = lm.config.n_positions
+    PromptPolicy(lm, tokenizer, "gpt2", prompt_length=places - 1)
+    with pytest.raises(UserError, match=rf"prompt_length: .* at most {places} tokens, not {places + 1} with"):
+        PromptPolicy(lm, tokenizer, "gpt2", prompt_length=places)

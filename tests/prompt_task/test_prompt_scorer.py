@@ -1,11 +1,14 @@
 import inspect
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from common.errors import UserError
 from prompt_task.few_shot_data import Example
-from prompt_task.prompt_scorer import BYTES_PER_PROMPT, PromptScorer, label_gaps, preference
+from prompt_task.prompt_scorer import BYTES_PER_PROMPT, PromptScorer, check_preference, label_gaps, preference
 from prompt_task.task_lm import TaskLM, make_task_lm
 from tests import tiny_models
 from tests.tiny_runs import SpyTaskLM
@@ -77,6 +80,23 @@ def test_scores_are_those_of_the_definition(spy):
             correct.append(gap > 0)
         assert score.item() == pytest.approx(sum(expected) / 10, abs=1e-5)
         assert accuracy.item() == pytest.approx(sum(correct) / 10)
+
+
+def test_a_preference_of_the_user(spy, monkeypatch):
+    scorer = PromptScorer(spy, EXAMPLES, preference="tests.tiny_runs:least_of_all")
+    scores, usual = scorer.score(["a", "b"]), PromptScorer(any_lm(), EXAMPLES).score(["a", "b"])
+    assert torch.equal(scores.accuracy, usual.accuracy)
+    probabilities = scorer.probabilities(["a", "b"])
+    expected = [min(float(row[example.label]) for row, example in zip(p, EXAMPLES)) for p in probabilities]  # noqa: B905
+    assert scores.score.tolist() == pytest.approx(expected)
+    check_preference("preference", "tests.tiny_runs:least_of_all")
+    own: Any = ModuleType("own")
+    own.one, own.table = (lambda prompts: [1.0] * len(prompts)), (lambda prompts, probabilities, labels: probabilities)
+    monkeypatch.setitem(sys.modules, "own", own)
+    with pytest.raises(UserError, match=r"^preference: 'own:one' is called with \(prompts, probabilities, labels\)"):
+        check_preference("preference", "own:one")
+    with pytest.raises(UserError, match=r"gives back numbers of shape \(2, 3, 2\), not \(2,\)"):
+        check_preference("preference", "own:table")
 
 
 def test_nothing_is_asked_twice(spy):

@@ -421,7 +421,10 @@ def test_options_that_change_results_are_refused_by_name_and_others_are_not(worl
     assert "top_k was None, is 3" in str(caught.value)
     assert "output_folder" not in str(caught.value)
     assert not (tmp_path / "run").exists()
-    changed = {"save_steps": 0, "keep_checkpoints": 1, "quiet": False, "sentence_cache_mib": 1}
+    wanted = MIDDLE | {"top_k": 3, "resume": "changed", "save_steps": 0}
+    start(world, tmp_path / "changed", checkpoint_path=checkpoint, **wanted)
+    assert json.loads((tmp_path / "changed" / "results.json").read_text())["policy_steps"] == 12
+    changed = {"save_steps": 0, "keep_checkpoints": 1, "quiet": False, "sentence_cache_mib": 1, "log_every": 7}
     start(world, tmp_path / "run", checkpoint_path=checkpoint, **MIDDLE | changed)
 
 

@@ -370,6 +370,7 @@ def test_remembered_rewards_are_in_the_checkpoint(tiny, tmp_path):
 
 def test_published_rounds_on_cnn_dm():
     """287,113 rows, 8 x 4 a step: the published step numbers."""
+    assert steps_every(1e-300, 2, 4) == set(range(9))  # at most every step, and at once
     assert sorted(steps_every(0.5, 2, 287_113 / 32)) == [0, 4486, 8972, 13458, 17944]
 
 

@@ -53,7 +53,7 @@ def test_guidance_that_can_have_no_effect_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match="rew_head: a credit that is an advantage needs the rewards of other tokens"):
         run(tiny.settings(output_dir=out, credit="advantage"))
     assert not (out / "metrics.jsonl").exists()
-    tiny.settings(reinforce_coeff=0.1, guidance="sequence").check_rows(1)
+    tiny.settings(reinforce_coeff=0.1, guidance="sequence").policy.check_rows(1)
 
 
 def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
@@ -85,11 +85,19 @@ def test_run_leaves_everything_that_a_reader_needs(tiny, tmp_path, capsys):
 def test_a_run_says_what_there_was_before_it(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(summary_evaluation, "COMPARED_ROWS", 3)
     monkeypatch.setattr(run_sum, "COMPARED_ROWS", 3)
+    (tmp_path / "own_taste.py").write_text(
+        "def letters(texts, references, sources):\n    return [len(t) for t in texts]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "run"
-    found = run(tiny.settings(output_dir=out, guidance="none", num_train_epochs=0))
+    options = {"guidance": "none", "preference": "own_taste:letters"}
+    found = run(tiny.settings(output_dir=out, num_train_epochs=0, **options))
     # Nothing was trained, and three of the four test rows are compared.
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    for name in ("rouge1", "rougeL", "meteor", "length"):
+    assert [row["preference"] for row in rows] == [len(row["prediction"]) for row in rows]
+    assert found["test_preference"] == pytest.approx(sum(row["preference"] for row in rows) / 4)
+    assert found["lead3_preference"] == pytest.approx(sum(len(row["source"]) for row in rows[:3]) / 3)
+    for name in ("rouge1", "rougeL", "meteor", "length", "preference"):
         own = sum(row[name] for row in rows[:3]) / 3
         assert found[f"untrained_{name}"] == found[f"compared_{name}"] == pytest.approx(own)
     # An article of these is one sentence, its summary the beginning of it.
@@ -97,8 +105,13 @@ def test_a_run_says_what_there_was_before_it(tiny, tmp_path, monkeypatch, capsys
     assert found["lead3_rouge1"] > found["untrained_rouge1"] and found["compared_rows"] == 3
     printed = capsys.readouterr().out
     assert f"before training: rouge1 {found['untrained_rouge1']:.2f}" in printed and "the first 3 of them" in printed
-    trained = run(tiny.settings(output_dir=tmp_path / "trained", guidance="none"))
+    assert (
+        f"preference {found['lead3_preference']:.3f}" in printed
+        and "What there was" in (out / "report.html").read_text()
+    )
+    trained = run(tiny.settings(output_dir=tmp_path / "trained", **options))
     assert trained["untrained_rougeL"] == found["untrained_rougeL"]
+    assert trained["validation"]["eval/preference"] > 0
 
 
 def test_saved_policy_writes_the_predictions_of_the_run(tiny, tmp_path):
@@ -287,8 +300,8 @@ def test_reported_policy_is_the_last_and_the_best_is_kept_beside_it(tiny, tmp_pa
     scores = iter([3.0, 2.0, 1.0])
     plain = run_sum.evaluate
 
-    def evaluate(policy, data, settings, engine, title, bertscore=False, metrics=()):
-        found = plain(policy, data, settings, engine, title, bertscore, metrics)
+    def evaluate(policy, data, settings, engine, title, preference, bertscore=False, metrics=()):
+        found = plain(policy, data, settings, engine, title, preference, bertscore, metrics)
         if title == "validation":
             found.means["score"] = next(scores)
         return found

@@ -118,6 +118,12 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
         open_run_folder(tmp_path / "file" / "run").prepare()
 
 
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.os, "access", lambda place, mode: place != tmp_path)
+    with pytest.raises(UserError, match=rf"cannot be written: '{tmp_path}' is not writable"):
+        open_run_folder(tmp_path / "a" / "b")
+
+
 def test_old_checkpoints_are_dropped_by_their_number(tmp_path):
     folder = start(tmp_path / "run", checkpoints=[999_500, 1_000_000, 1_000_500])
     folder.drop_old_checkpoints(2)

@@ -1,8 +1,9 @@
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
 
-from common.errors import UserError
+from common.errors import UserError, UserErrors
 from common.training.settings import TaskSettings, setting
 
 
@@ -57,6 +58,40 @@ def test_whole_numbers_do_for_numbers_and_numbers_for_text():
     assert (options.name, options.folder) == ("2024", "1.5")
 
 
+def test_words_of_a_command_line_are_converted():
+    options = build(rate="5e-5", count="3", clip="False", limit="4", name="5e-5", share="0")
+    assert (options.rate, options.count, options.clip, options.limit) == (5e-5, 3, False, 4)
+    assert (options.name, options.share) == ("5e-5", 0.0)
+    assert build(clip=0).clip is build(clip="0").clip is False
+
+
+@pytest.mark.parametrize("text", ["${name}", r"a \${b} c", r"\\${", "$x {y}", "${", "\\", r"\\\${oc.env:HOME}\\"])
+def test_a_text_is_taken_as_it_is_typed(text):
+    options = build(folder=text, tags=["a", text])
+    assert (options.folder, options.tags) == (text, ["a", text])
+
+
+def test_an_option_of_two_groups_has_one_value_and_one_name():
+    settings = Settings.from_mapping(GOOD | {"name": "y", "seed": 4})
+    assert (settings.one.name, settings.other) == ("y", Other("y", 4))
+    assert settings.options() == GOOD | {"name": "y", "seed": 4}
+    assert Settings.kinds()["limit"] == (int, True)
+    with pytest.raises(UserError, match="name: a value is needed"):  # once
+        Settings.from_mapping(GOOD | {"name": None})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.other.__setattr__("seed", 5)
+
+
+def test_changed_settings_are_checked_again():
+    settings = Settings.from_mapping(GOOD)
+    assert settings.replaced(seed=7) == Settings.from_mapping(GOOD | {"seed": 7})
+    with pytest.raises(UserError, match="count and seed are equal"):
+        settings.replaced(seed=3)
+    with pytest.raises(UserErrors) as caught:
+        settings.replaced(count=0, rate="x", shar=1)
+    assert len(caught.value.messages) == 3
+
+
 def test_an_unknown_key_names_the_nearest():
     with pytest.raises(UserError, match=r"unknown option 'shar'; did you mean 'share'?"):
         build(shar=1)
@@ -86,6 +121,9 @@ def test_a_missing_key_is_named():
         ("rate", float("inf"), "rate: inf is not a finite number"),
         ("clip", "maybe", "clip: 'maybe' is not true or false"),
         ("clip", 2, r"clip: 2 is not true or false \(or 1 or 0\)"),
+        ("clip", "2", r"clip: '2' is not true or false"),
+        ("clip", "yes", r"clip: 'yes' is not true or false"),
+        ("rate", 10**400, "rate: 1000.* is not a number"),
         ("clip", None, "clip: a value is needed"),
         ("name", None, "name: a value is needed"),
         ("name", ["x"], r"name: \['x'\] is not text"),

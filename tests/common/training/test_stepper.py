@@ -9,16 +9,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.training.engine import Engine, start_engine
+from common.training.engine import start_engine
 from common.training.stepper import MOST_SKIPPED_IN_A_ROW, Stepper
-
-
-def scaled_engine():
-    """Loss scaling as of fp16, without the CUDA device that it asks for."""
-    accelerator = start_engine("cpu").accelerator
-    accelerator.scaler, accelerator.native_amp = torch.amp.GradScaler("cpu"), True
-    accelerator.state._mixed_precision = "fp16"
-    return Engine(accelerator)
+from tests.engines import scaled
 
 
 class Weight:
@@ -31,7 +24,7 @@ class Weight:
 
     def step(self, slope):
         self.stepper.backward(self.value * slope)
-        return self.stepper.step()
+        return self.stepper.step()[0]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -57,14 +50,14 @@ def test_many_in_a_row_stop_the_run_with_one_line():
 
 
 def test_the_norm_is_that_before_clipping_and_scaling():
-    for make in (lambda: start_engine("cpu"), scaled_engine):
+    for make in (lambda: start_engine("cpu"), scaled):
         weight = Weight(make(), clip_norm=0.5)
         assert weight.step(4.0) == pytest.approx(4.0)
         assert weight.value.item() == pytest.approx(0.95)
 
 
 def test_the_loss_scale_is_searched_without_an_alarm(caplog):
-    weight = Weight(scaled_engine())
+    weight = Weight(scaled())
     start = weight.stepper.engine.accelerator.scaler.get_scale()
     for _ in range(3):
         weight.step(torch.finfo(torch.float32).max / start * 7)  # fits once the scale has been halved three times
@@ -76,7 +69,7 @@ def test_the_loss_scale_is_searched_without_an_alarm(caplog):
 
 
 def test_a_gradient_that_is_nan_at_any_scale_stops_the_run():
-    weight = Weight(scaled_engine())
+    weight = Weight(scaled())
     halvings = int(math.log2(weight.stepper.engine.accelerator.scaler.get_scale()))
     for _ in range(halvings + MOST_SKIPPED_IN_A_ROW - 1):
         weight.step(math.nan)
@@ -86,7 +79,7 @@ def test_a_gradient_that_is_nan_at_any_scale_stops_the_run():
 
 def test_going_on_from_a_checkpoint_is_exact():
     slopes = [1.0, math.inf, 0.5, math.nan, 0.25, 3e38, 0.125]
-    whole, first, second = Weight(scaled_engine()), Weight(scaled_engine()), Weight(scaled_engine())
+    whole, first, second = Weight(scaled()), Weight(scaled()), Weight(scaled())
     for slope in slopes:
         whole.step(slope)
     for slope in slopes[:4]:

@@ -173,6 +173,15 @@ class TestTrackers:
         assert run.finished
         assert len(read_metrics(path)) == 3
 
+    def test_gets_a_few_texts_at_each_validation(self, tmp_path, fake_wandb, engine):
+        fake_wandb.Table = lambda columns, data, dataframe: (columns, data)
+        with MetricsLog(tmp_path / "metrics.jsonl", ["wandb"], engine.accelerator) as log:
+            log.texts(7, [{"prompt": "' great'", "dev accuracy": 0.5}, {"prompt": "' dull'", "dev accuracy": 1.0}])
+            log.texts(8, [])
+        table = (["prompt", "dev accuracy"], [["' great'", "0.5"], ["' dull'", "1.0"]])
+        assert [values for _, values in fake_wandb.runs[0].logged] == [{"samples": table}]
+        assert read_metrics(tmp_path / "metrics.jsonl") == []
+
     def test_goes_on_from_the_step_of_a_resumed_run(self, tmp_path, fake_wandb, engine):
         with MetricsLog(tmp_path / "metrics.jsonl") as log:
             log.log("policy", 0, 7)
