@@ -404,6 +404,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "errors.jsonl").write_text(json.dumps(error))
     pair = {"chosen": "a great film", "rejected": "dull"}
     (place / "prefs.jsonl").write_text("".join(json.dumps({"prompt": f"{n}", **pair}) + "\n" for n in range(8)))
+    facts = {"document": "Then Anna met Bob in Paris on Monday .", "summary": "Now Bob met Anna on Monday ."}
+    (place / "TRAIN.jsonl").write_text(json.dumps(facts))
+    ranked = {"completions": ["a great film", "a dull film"], "scores": [0, -1], "wrong": [[], [[2, 6]]]}
+    for name in ("ranked.jsonl", "held_out.jsonl"):
+        (place / name).write_text("".join(json.dumps({"prompt": f"{name} {n}", **ranked}) + "\n" for n in range(4)))
     for name in ("TOKENIZER", "google/flan-t5-small"):  # a sweep's model is none that could be given once more
         tiny.save_t5(place / name, tiny.word_tokenizer())
     tiny_models.save("gpt2", place / "POLICY")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.data_files import unmarked_cell
 from common.errors import UserError, run_command
 from prompt_task import evaluate_prompts, run_fsc
 from prompt_task.evaluate_prompts import read_prompts
@@ -77,8 +78,9 @@ def asked(monkeypatch):
 
 
 def rows(path):
+    """The rows of a table of prompts, with the prompts as they were."""
     with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [row | {"prompt": unmarked_cell(row["prompt"])} for row in csv.DictReader(file)]
 
 
 def test_prompts_of_the_command_line_reach_the_task_lm_verbatim(evaluate, asked, tmp_path):

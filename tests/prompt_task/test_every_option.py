@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -454,7 +453,7 @@ WALK: dict[str, Walk] = {
         {"num_validation_prompts": 3}, lambda run: sum(prompts == 24 for prompts, *_ in run.scored), 0, 3
     ),
     # both models
-    "gradient_clip": becomes({"gradient_clip": False}, lambda run: set(run.clipped), {5.0}, {math.inf}),
+    "gradient_clip": becomes({"gradient_clip": False}, lambda run: set(run.clipped), {5.0}, set()),
     "gradient_clip_norm": becomes({"gradient_clip_norm": 0.5}, lambda run: set(run.clipped), {5.0}, {0.5}),
     "lr_decay": becomes({"lr_decay": 0.5}, lambda run: [p.factor for p in run.plateaus], [0.8, 0.8], [0.5, 0.5]),
     "weight_decay_count": becomes(

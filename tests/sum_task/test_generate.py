@@ -98,6 +98,8 @@ def test_a_saved_reward_model_scores_texts_by_itself(trained, tiny, tmp_path, ca
     """What a summarization run's folder says of texts is what the run itself reads: prefix, separator, lengths."""
     decoder_only = tiny.reward_model(tiny.policy(model_name_or_path=tiny.llama))
     decoder_only.save_pretrained(tmp_path / "llama")
+    trained_on = TokenRewardModel.from_pretrained(trained / "reward_model").config.trained_on or {}
+    assert trained_on["preference"] == "rouge1"
     long = " ".join(["storm", "fire", "town"] * 12)  # more than a source may have
     articles, summaries = ["the storm hit the city", long], ["storm hit", "fire in the town"]
     for folder in (trained / "reward_model", tmp_path / "llama"):
@@ -111,7 +113,6 @@ def test_a_saved_reward_model_scores_texts_by_itself(trained, tiny, tmp_path, ca
         assert shown == [pytest.approx(rewards, abs=1e-6) for _, rewards in expected]
         for (_, rewards), scored in zip(expected, model.score_texts(summaries, articles), strict=True):
             assert scored.rewards == pytest.approx(rewards, abs=1e-6)
-        assert (model.config.trained_on or {})["preference"] == "rouge1"
     replace(decoder_only.format, source_language="en_XX").reply_format().save(tmp_path / "llama")
     with pytest.raises(UserError, match="languages or marks of line breaks"):
         model.score_texts(summaries, articles)
