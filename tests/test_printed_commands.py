@@ -205,7 +205,10 @@ def small_summary_run(words: Sequence[str]) -> list[str]:
 
 
 def small_chat_run(words: Sequence[str]) -> list[str]:
-    small = ["--max_train_samples=4", "--max_eval_samples=2", "--device=cpu", "--quiet=true", "--overwrite=true"]
+    small = ["--max_train_samples=4", "--max_eval_samples=6", "--device=cpu", "--quiet=true", "--overwrite=true"]
+    if any("--stage=" in word for word in words):
+        small += ["--policy_steps=1", "--prompts_per_step=2", "--samples_per_prompt=2", "--policy_batch_size=4"]
+        small += ["--policy_eval_prompts=2"]
     if any("builtin.yaml" in word for word in words):
         return small
     return [*small, "--model_name_or_path=POLICY", "--max_prompt_length=16", "--max_reply_length=8"]
@@ -299,7 +302,10 @@ PROGRAMS: dict[str, Program] = {
     ),
     "scripts/prepare_fsc_data.py": Program(
         flags_of("scripts.prepare_fsc_data"),
-        lambda words: ["--train_file", "TOPICS", "--test_file", "OTHERS", "--text_column", "text", "--num_shots", "1"],
+        lambda words: [
+            "--train_file", "TOPICS", "--test_file", "OTHERS", "--text_column", "text", "--num_shots", "1",
+            "--overwrite",
+        ],
     ),
     "scripts/check_model.py": Program(flags_of("scripts.check_model"), not_run="it has tests"),
     "scripts/try_families.py": Program(flags_of("scripts.try_families"), not_run="it has tests"),
@@ -402,8 +408,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "file.txt").write_text("A storm hit the town.")
     error = {"prompt": "a storm hit the town", "text": "the flood hit the town", "spans": [[4, 9]]}
     (place / "errors.jsonl").write_text(json.dumps(error))
-    pair = {"chosen": "a great film", "rejected": "dull"}
-    (place / "prefs.jsonl").write_text("".join(json.dumps({"prompt": f"{n}", **pair}) + "\n" for n in range(8)))
+    pairs = [
+        {"prompt": f"{n}", "chosen": "a great film" + " and" * (n % 5), "rejected": "dull" + " dull" * (n % 3)}
+        for n in range(60)
+    ]
+    (place / "prefs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     facts = {"document": "Then Anna met Bob in Paris on Monday .", "summary": "Now Bob met Anna on Monday ."}
     (place / "TRAIN.jsonl").write_text(json.dumps(facts))
     ranked = {"completions": ["a great film", "a dull film"], "scores": [0, -1], "wrong": [[], [[2, 6]]]}
@@ -481,7 +490,7 @@ def is_run(command: Printed) -> bool:
 @pytest.mark.parametrize("command", [*filter(is_run, COMMANDS)], ids=str)
 def test_a_printed_command_runs_in_its_smallest_form(command, place):
     call = taken_apart(command.text)
-    for name in ("DIR", "outputs/sum", "outputs/fsc", "speed.json"):
+    for name in ("DIR", "outputs/sum", "outputs/fsc", "outputs/sweep/sum/builtin-data", "speed.json"):
         path = place / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     program = PROGRAMS[call.program]
