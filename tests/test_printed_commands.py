@@ -435,7 +435,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written_runs.summary_run(place / "outputs" / "sweep" / "sum" / "xsum" / "seed-0", 20.0)
     for folder in ("RUN", "WARM"):
         run_in(place, "python sum_task/run_sum.py", [*small_summary_run([]), f"--output_dir={place / folder}"])
-    small = ["--train_file=prefs.jsonl", *small_chat_run([]), "--output_dir=CHAT"]
+    small = ["--train_file=prefs.jsonl", "--rew_head=likelihood", *small_chat_run([]), "--output_dir=CHAT"]
     run_in(place, "python chat_task/run_chat.py", small)
     pretend_installed(place)
     return place
