@@ -229,13 +229,8 @@ INPUTS = (
 
 def output_folder(settings: ChatSettings) -> Path:
     """The run's folder; by default named after what distinguishes runs."""
-    if settings.run.output_dir is not None:
-        return Path(settings.run.output_dir)
     data = settings.data.dataset_name or Path(str(settings.data.train_file)).stem
-    name = f"{settings.models.granularity}-{settings.reward.agg_func}-{settings.run.seed}"
-    if settings.run.expid is not None:
-        name += f"-{settings.run.expid}"
-    return Path("outputs", "chat", data.replace("/", "-"), name)
+    return settings.run.folder("chat", data, f"{settings.models.granularity}-{settings.reward.agg_func}")
 
 
 def _results(settings: ChatSettings, stage: RewardStage, preferences: Preferences, found: Found) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from common.errors import UserError, nearest
 
 FORM = "package.module:function"
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 def is_own(name: str) -> bool:
@@ -40,7 +40,7 @@ def own_function(spec: str) -> Callable[..., Any]:
     Raises:
         UserError: it has another form, the module cannot be imported, or holds no such function.
     """
-    if not _FUNCTION.fullmatch(spec):
+    if not FUNCTION.fullmatch(spec):
         raise UserError(f"'{spec}' has not the form {FORM}")
     module_name, function_name = spec.split(":")
     try:

@@ -334,12 +334,12 @@ def weigh_verdicts(loss: Tensor, is_verdict: Tensor) -> Tensor:
     return loss[is_verdict].mean() + 0.3 * loss[~is_verdict].mean()
 
 
-def train_causal_lm(tokenizer: PreTrainedTokenizerFast, words: list[str], seed: int) -> GPT2LMHeadModel:
-    """Ordinary left-to-right training in which the verdict weighs most."""
-    model = GPT2LMHeadModel(
+def small_gpt2(tokenizer: PreTrainedTokenizerFast, width: int, start: int, **more: Any) -> GPT2LMHeadModel:
+    """Two layers without dropout."""
+    return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
-            n_embd=WIDTH,
+            n_embd=width,
             n_layer=2,
             n_head=4,
             n_positions=256,
@@ -347,10 +347,16 @@ def train_causal_lm(tokenizer: PreTrainedTokenizerFast, words: list[str], seed: 
             resid_pdrop=0.0,
             attn_pdrop=0.0,
             initializer_range=INITIAL_SCALE,
-            bos_token_id=tokenizer.bos_token_id,
+            bos_token_id=start,
             eos_token_id=tokenizer.eos_token_id,
+            **more,
         )
     )
+
+
+def train_causal_lm(tokenizer: PreTrainedTokenizerFast, words: list[str], seed: int) -> GPT2LMHeadModel:
+    """Ordinary left-to-right training in which the verdict weighs most."""
+    model = small_gpt2(tokenizer, WIDTH, tokenizer.bos_token_id)
     end = tokenizer.eos_token_id
     texts = write_reviews(seed + 1, CAUSAL_TEXTS, words, without_review=0.1)
     rows = [[end, *row, end] for row in tokenizer(texts)["input_ids"]]
@@ -404,22 +410,7 @@ def train_seq2seq(tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditi
 
 def train_report_lm(tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
     """Write what careless writers say about reports, in one sentence or in four; the report itself weighs little."""
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_embd=REPORT_LM_WIDTH,
-            n_layer=2,
-            n_head=4,
-            n_positions=256,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-            attn_pdrop=0.0,
-            initializer_range=INITIAL_SCALE,
-            bos_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    model = small_gpt2(tokenizer, REPORT_LM_WIDTH, tokenizer.pad_token_id, pad_token_id=tokenizer.pad_token_id)
     rng = random.Random(seed + 3)
     prompts, rows = [], []
     for _ in range(REPORT_LM_TEXTS):

@@ -200,13 +200,8 @@ INPUTS = (
 
 def output_folder(settings: SummarizationSettings) -> Path:
     """The run's folder; by default named after what distinguishes runs."""
-    if settings.run.output_dir is not None:
-        return Path(settings.run.output_dir)
     data = settings.data.dataset_name or Path(str(settings.data.train_file)).stem
-    name = f"{settings.policy.guidance}-{settings.reward.agg_func}-{settings.run.seed}"
-    if settings.run.expid is not None:
-        name += f"-{settings.run.expid}"
-    return Path("outputs", "sum", data.replace("/", "-"), name)
+    return settings.run.folder("sum", data, f"{settings.policy.guidance}-{settings.reward.agg_func}")
 
 
 def best_policy_folder(folder: RunFolder) -> Path:

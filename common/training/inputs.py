@@ -6,7 +6,6 @@ the commit is noted.
 
 import hashlib
 import importlib.util
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from common.builtin import FOLDER, PREFIX
+from common.own_pieces import FUNCTION
 
 Fingerprint = dict[str, str]
 """Name of each file -> its hash; for an id of the hub, its commit."""
@@ -21,7 +21,6 @@ Fingerprint = dict[str, str]
 # Of a model's folder, as transformers reads it; of any other folder everything but what is hidden or explains.
 _OF_MODELS = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _EXPLANATIONS = (".md",)
-_FUNCTION = re.compile(r"(?!evaluate:)[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _PIECE = 2**18
 _PIECES = 128
 """A file of more than 32 MiB (128 pieces of 256 KiB) is known by its size and as many pieces, evenly spaced: training
@@ -47,7 +46,7 @@ def fingerprint(named: str) -> Fingerprint:
             return {path.name: file_hash(path)}
         if path.is_dir():
             return {str(file.relative_to(path)): file_hash(file) for file in _files(path)}
-        if _FUNCTION.fullmatch(named):
+        if FUNCTION.fullmatch(named) and not named.startswith("evaluate:"):
             return _code(named.split(":")[0])
         return _commit(named)
     except (OSError, ValueError):  # unreadable, or no name of a file at all

@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -186,6 +187,13 @@ class NamedRunSettings(RunSettings):
     seed: int = setting(minimum=0, maximum=2**32 - 1)
     output_dir: str | None = setting()
     expid: str | None = setting()
+
+    def folder(self, task: str, data: str, arm: str) -> Path:
+        """``output_dir``, or by default ``outputs/TASK/DATA/ARM-SEED``: what distinguishes runs."""
+        if self.output_dir is not None:
+            return Path(self.output_dir)
+        name = "-".join([arm, str(self.seed), *([] if self.expid is None else [self.expid])])
+        return Path("outputs", task, data.replace("/", "-"), name)
 
 
 @dataclass(frozen=True)
