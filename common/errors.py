@@ -113,6 +113,7 @@ def machine_refusal(error: Exception) -> str | None:
         return f"cannot write or read {error.filename}: {error.strerror}"
     if isinstance(error, OverflowError) or "overflow" in first.lower():
         return f"a number is larger than the machine can work with: {first}"
-    if isinstance(error, MemoryError) or "memory" in first.lower():
+    # Not every error that speaks of memory: one of a memory format is a defect, and keeps its traceback.
+    if isinstance(error, MemoryError) or re.search(r"(out of|not enough|allocate) memory", first.lower()):
         return f"the machine has not enough memory: {first}; smaller batches, lengths or models need less"
     return None

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from common.errors import Interrupted, UserError, nearest, run_command
+from common.errors import Interrupted, UserError, machine_refusal, nearest, run_command
 
 
 def test_the_nearest_allowed_name_is_offered():
@@ -83,3 +83,9 @@ def test_a_full_disk_and_a_closed_pipe_are_no_tracebacks(tmp_path):
     shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(wide)}; echo $? >&2"
     done = subprocess.run(f"({shell}) | true", shell=True, capture_output=True, text=True)
     assert done.stderr == "141\n"
+
+
+def test_an_error_that_speaks_of_memory_is_not_yet_a_lack_of_it():
+    found = machine_refusal(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert found is not None and "not enough memory" in found
+    assert machine_refusal(RuntimeError("required rank 4 tensor to use channels_last memory format")) is None
