@@ -36,8 +36,9 @@ from common.reporting.trust import interval_text
 from common.text_scores import load_entropy_model, load_lm
 from common.token_reward_model import TokenRewardModel
 from common.training.files import write_folder_atomic
-from common.training.run import Run, RunOptions, open_run
+from common.training.run import Run, open_run
 from common.training.run_folder import RunFolder
+from common.training.run_options import RunOptions
 from common.training.runtime import describe
 
 REWARD_PAGE = "reward_report.html"  # of the stage before a policy's, whose page is the run's
@@ -68,6 +69,11 @@ def run(settings: ChatSettings) -> dict[str, Any]:
 
 def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     """The stages that are asked for, one after the other; of those that a checkpoint lies behind, what they found."""
+    if settings.run.extend and settings.rate_of_length is not None:
+        logger.warning(
+            "extend: by %s the learning rate depends on the number of steps; those that were taken had the rates of a "
+            "shorter run, and the others get those of the longer one", settings.rate_of_length,
+        )  # fmt: skip
     if settings.run.stage != "reward":
         settings.policy.accumulation(run.engine.count)
     arguments = training_arguments(settings.reward, run)
@@ -75,8 +81,11 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
     policy = None if settings.run.stage == "reward" else load_policy(settings)
     learned: dict[str, Any] = {}
-    if settings.run.stage != "policy" and not run.goes_on_in("policy"):
-        learned = _learn_rewards(run, settings, preferences, arguments)
+    if settings.run.stage != "policy":
+        if run.goes_on_in("policy"):
+            run.begin()  # from here on its folder has the reward model
+        else:
+            learned = _learn_rewards(run, settings, preferences, arguments)
     if policy is None:
         run.finish(learned, lambda: None)
         return learned
@@ -158,7 +167,7 @@ def _learn_policy(
     reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
     prompts = policy_prompts(preferences.train, reply_format)
     held_out = policy_prompts(preferences.validation, reply_format)[: settings.policy.policy_eval_prompts]
-    if not learned:
+    if settings.run.stage == "policy":
         run.begin()  # else the stage before has
     judge = None if known is None else functools.partial(_judged, known)
     trainer = PolicyTrainer(run, settings.policy, model, tokenizer, rewards, prompts, held_out, judge, learned)
@@ -215,7 +224,7 @@ def run_options(settings: ChatSettings) -> RunOptions:
         neutral=NEUTRAL,
         inputs={name: options[name] for name in INPUTS},
         how_to_resume="the same command and --resume",
-        checkpoint_path=None,
+        length="num_train_epochs" if settings.run.stage == "reward" else "policy_steps",
         trackers=settings.run.report_to,
     )
 

@@ -200,6 +200,16 @@ class ChatSettings(TaskSettings):
             )
 
     @property
+    def rate_of_length(self) -> str | None:
+        """The option by which the learning rate of a step depends on how many steps there are; None: it does not."""
+        if self.run.stage != "reward":
+            return "policy_warmup_share" if self.policy.policy_warmup_share > 0 else None
+        is_constant = self.reward.lr_scheduler_type == "constant" or (
+            self.reward.lr_scheduler_type == "constant_with_warmup" and self.reward.warmup_share == 0
+        )
+        return None if is_constant else "lr_scheduler_type"
+
+    @property
     def policy_model(self) -> str:
         """What the policy starts from."""
         return self.policy.policy_model_name_or_path or self.models.model_name_or_path

@@ -1,6 +1,7 @@
 """The prompts that may be reported: collected during training, ranked by dev score, tested at the end."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,12 @@ COLUMNS = (
 
 @dataclass
 class Candidate:
-    """One prompt with its figures; None where it was not scored."""
+    """One prompt with its figures; None where it was not scored.
+
+    Attributes:
+        of_the_end: the policy step after which it was added only because the run's end was near, 0 at the end itself;
+            None where a longer run would have it too.
+    """
 
     prompt: str
     token_ids: tuple[int, ...] | None = None
@@ -36,6 +42,7 @@ class Candidate:
     test_score: float | None = None
     test_accuracy: float | None = None
     error: str | None = None
+    of_the_end: int | None = None
 
 
 class CandidateTable:
@@ -50,15 +57,23 @@ class CandidateTable:
     def __len__(self) -> int:
         return len(self._by_prompt)
 
-    def add(self, tokens: torch.Tensor) -> None:
+    def add(self, tokens: torch.Tensor, of_the_end: int | None = None) -> None:
         """Add prompts (N, T). Two token sequences with one text are one prompt to the task LM."""
         for row, text in zip(tokens, self.policy.texts(tokens), strict=True):
-            if text in self._by_prompt:
+            known = self._by_prompt.get(text)
+            if known is not None and (known.of_the_end is None or of_the_end is not None):
                 continue
-            candidate = Candidate(text, tuple(row.tolist()))
+            candidate = Candidate(text, tuple(row.tolist()), of_the_end=of_the_end)
+            self._by_prompt.pop(text, None)
             self._by_prompt[text] = candidate
             for scorer, split in ((self.train_scorer, "train"), (self.dev_scorer, "dev")):
-                score_candidates(scorer, [candidate], split)
+                with nullcontext() if of_the_end is None else scorer.leaving_no_trace(text):
+                    score_candidates(scorer, [candidate], split)
+
+    def drop_of_the_end(self, last_step: int) -> None:
+        """Forget those that were `of_the_end` up to a step: of a longer run they are none."""
+        kept = (c for c in self._by_prompt.values() if c.of_the_end is None or c.of_the_end > last_step)
+        self._by_prompt = {candidate.prompt: candidate for candidate in kept}
 
     def best(self, count: int | None = None) -> list[Candidate]:
         """Candidates by dev score, best first; those that could not be scored come last."""

@@ -25,8 +25,9 @@ from common.training.command_line import read_yaml
 from common.training.engine import Engine
 from common.training.files import write_jsonl_atomic
 from common.training.launcher import honour_launcher
-from common.training.run import Run, RunOptions, open_run
+from common.training.run import Run, open_run
 from common.training.run_folder import RunFolder
+from common.training.run_options import RunOptions
 from common.training.runtime import describe
 from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import DEFAULTS, read_command
@@ -185,7 +186,7 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         neutral=NEUTRAL,
         inputs={name: options[name] for name in INPUTS},
         how_to_resume="the same command and --resume",
-        checkpoint_path=None,
+        length="num_train_epochs",
         trackers=settings.run.report_to,
     )
 

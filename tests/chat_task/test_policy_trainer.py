@@ -22,7 +22,8 @@ from common.errors import Interrupted, UserError
 from common.reply_rewards import ReplyRewards, RewardReading
 from common.segments import GRANULARITIES, LocationNormalizer
 from common.token_reward_model import TokenRewardModel
-from common.training.run import RunOptions, open_run
+from common.training.run import open_run
+from common.training.run_options import RunOptions
 from common.training.tracking import read_metrics
 from tests import tiny_models
 
@@ -54,6 +55,7 @@ def options(folder: Path, resume: str = "none") -> RunOptions:
     return RunOptions(
         task="chat", folder=folder, all={"seed": 5}, neutral=set(), inputs={}, seed=5, device="cpu",
         num_threads=1, matmul_precision=None, mixed_precision="no", overwrite=False, resume=resume,
+        extend=False, length="policy_steps",
         how_to_resume="--resume", checkpoint_path=None, checkpoint_minutes=0, checkpoint_steps=0, keep_checkpoints=1,
         trackers=(), quiet=True, verbose=False,
     )  # fmt: skip
