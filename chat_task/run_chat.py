@@ -77,7 +77,7 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     if settings.run.stage != "reward":
         settings.policy.accumulation(run.engine.count)
     arguments = training_arguments(settings.reward, run)
-    preferences = load_preferences(columns=settings.columns.columns, **vars(settings.data))
+    preferences = load_preferences(columns=settings.columns.names, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
     policy = None if settings.run.stage == "reward" else load_policy(settings)
     learned: dict[str, Any] = {}

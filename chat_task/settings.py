@@ -52,7 +52,7 @@ class ColumnSettings:
     prompt_end: str | None = setting()
 
     @property
-    def columns(self) -> Columns:
+    def names(self) -> Columns:
         """As `load_preferences` takes them."""
         return Columns(
             prompt=self.prompt_column, chosen=self.chosen_column, rejected=self.rejected_column,

@@ -1,6 +1,7 @@
 """The prompts that may be reported: collected during training, ranked by dev score, tested at the end."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +118,19 @@ def _fill(candidates: list[Candidate], scores: PromptScores, split: str) -> None
         setattr(candidate, f"{split}_accuracy", float(accuracy))
 
 
-def write_candidates(path: Path, candidates: list[Candidate]) -> None:
-    """Write ``prompts.csv``, in the order given; texts are quoted and marked (`marked_cell`): any prompt survives."""
+def write_candidates(
+    path: Path, candidates: list[Candidate], further: Mapping[str, Sequence[float | None]] | None = None
+) -> None:
+    """Write ``prompts.csv``, in the order given; texts are quoted and marked (`marked_cell`): any prompt survives.
+
+    Args:
+        path: of the file.
+        candidates: a row each.
+        further: more columns, a value a row.
+    """
     rows = [{name: getattr(candidate, name) for name in COLUMNS} for candidate in candidates]
     for row in rows:
         row["prompt"], row["error"] = marked_cell(row["prompt"]), row["error"] and marked_cell(row["error"])
         row["token_ids"] = " ".join(map(str, row["token_ids"])) if row["token_ids"] else ""
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(**(further or {}))
     write_text_atomic(path, table.to_csv(index=False, quoting=2, lineterminator="\n"))

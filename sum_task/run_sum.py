@@ -33,7 +33,7 @@ from sum_task.batching import TokenizedRows, tokenize
 from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluate_library import load_metrics
-from sum_task.evaluation_metrics import check_available
+from sum_task.evaluation_metrics import check_available, metric_files
 from sum_task.models import SummaryPolicy, SummaryRewardModel, load_policy, load_reward_model
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
@@ -184,14 +184,14 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         folder=output_folder(settings),
         all=options,
         neutral=NEUTRAL,
-        inputs={name: options[name] for name in INPUTS},
+        inputs={name: options[name] for name in INPUTS} | metric_files(options["preference"], *options["eval_metrics"]),
         how_to_resume="the same command and --resume",
         length="num_train_epochs",
         trackers=settings.run.report_to,
     )
 
 
-# The options that name what is read. A metric of the evaluate library is another's code, as a package's.
+# The options that name what is read.
 INPUTS = (
     "dataset_name", "train_file", "validation_file", "test_file", "model_name_or_path", "rew_model_name_or_path",
     "config_name", "tokenizer_name", "policy_checkpoint_path", "rew_checkpoint_path", "preference",

@@ -24,7 +24,7 @@ from common.segments import GRANULARITIES, LocationNormalizer
 from common.token_reward_model import TokenRewardModel
 from common.training.run import open_run
 from common.training.run_options import RunOptions
-from common.training.tracking import read_metrics
+from common.training.tracking import MetricsLog, read_metrics
 from tests import tiny_models
 
 UNIT = LocationNormalizer(0, 0, 0, 1, 1)
@@ -104,6 +104,15 @@ def test_arms_share_their_first_samples_and_differ_behind(tmp_path):
     firsts = [(log[1]["policy/judge"], log[1]["policy/entropy"]) for log in logs]
     assert firsts[0] == firsts[1] == firsts[2]
     assert len({log[4]["policy/entropy"] for log in logs}) == 3
+
+
+def test_trackers_get_a_few_replies_before_and_after(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(MetricsLog, "texts", lambda log, step, rows: shown.append((step, rows)))
+    train(tmp_path / "run", replace(SETTINGS, policy_steps=2))
+    assert [(step, len(rows)) for step, rows in shown] == [(0, 3), (2, 3)]
+    assert [row["prompt"] for row in shown[0][1]] == PROMPTS[:3]
+    assert {*shown[0][1][0]} == {"prompt", "reply", "score"}
 
 
 def test_the_planted_reward_is_learnt_with_adapters(tmp_path):
