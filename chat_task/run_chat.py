@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from chat_task.command_line import read_command
 from chat_task.data import BUILTIN_DATA, Preferences, RankingSet, load_preferences, prompt_key
 from chat_task.known_rewards import KnownRewards
-from chat_task.models import check_reading, load_policy, load_reward_model, load_rewards
+from chat_task.models import check_head, check_reading, load_policy, load_reward_model, load_rewards
 from chat_task.ranked_sets import encode_sets
 from chat_task.report import write_policy_report, write_reward_report
 from chat_task.reward_stage import Found, RewardStage, pairs_count, training_arguments
@@ -40,6 +40,7 @@ from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
 
+SETS_TO_TRY = 8  # held-out ranking sets of which a few numbers are made before anything is written
 REWARD_PAGE = "reward_report.html"  # of the stage before a policy's, whose page is the run's
 
 logger = logging.getLogger("chat_task.run_chat")  # not __name__, which is __main__ for a command
@@ -101,6 +102,7 @@ def _learn_rewards(
         for sets in (preferences.train, preferences.validation)
     )
     del entropy_model
+    check_head(model, validation[:SETS_TO_TRY])
 
     run.begin()
     # Reward learning.

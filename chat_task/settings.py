@@ -85,6 +85,7 @@ class ModelSettings(AdapterSettings):
     rew_bound: str | None = setting(choices=BOUNDS)
     head_hidden_size: int = setting(minimum=1, maximum=2**16)
     head_init_gain: float = setting(above=0)
+    trained_layers: int | None = setting(minimum=1)
 
     @property
     def reference_model(self) -> str:
@@ -182,6 +183,8 @@ class ChatSettings(TaskSettings):
         template = self.text.prompt_template
         if PLACE not in template:
             raise UserError(f"prompt_template: {template!r} has no {PLACE}, where the prompt belongs")
+        if self.models.trained_layers is not None and self.models.lora_rank:
+            raise UserError("trained_layers and lora_rank: upper layers are trained, or adapters; set one of them")
         self.run.check_switches()
         self._check_stage()
 
