@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from chat_task.data import BAD_ROWS, BUILTIN_DATA, Columns
+from chat_task.data import BAD_ROWS, BUILTIN_DATA
 from chat_task.ranked_sets import LONG_ROWS
+from chat_task.ranking_rows import Columns
 from common.errors import UserError
 from common.language_models.replies import PLACE
 from common.reply_rewards import BASELINES, SCALES

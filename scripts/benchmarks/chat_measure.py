@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from chat_task.data import RankingSet
 from chat_task.ranked_sets import EncodedSet, EncodedSets
+from chat_task.ranking_rows import RankingSet
 from chat_task.reward_trainer import TokenRewardTrainer
 from common.errors import run_command
 from common.grounding_loss import list_mle_loss
@@ -228,7 +229,7 @@ def _plain(case: Case, plain: PlainRewards, sets: EncodedSets) -> dict[str, Any]
     def step(item: EncodedSet) -> float:
         total = 0.0
         for loss in [ranking_loss(plain, item)] if case.way == "rows" else pair_losses(plain, item):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
@@ -239,7 +240,7 @@ def _plain(case: Case, plain: PlainRewards, sets: EncodedSets) -> dict[str, Any]
         if number == 1:
             reset_peak()
             states, clock = resident_mib(), Clock()
-        losses.append(clock.time(lambda item=item: step(item)))
+        losses.append(clock.time(partial(step, item)))
     return {"clock": asdict(clock), "states": states, "peak": peak_mib(), "losses": losses}
 
 
