@@ -132,5 +132,7 @@ def write_candidates(
     for row in rows:
         row["prompt"], row["error"] = marked_cell(row["prompt"]), row["error"] and marked_cell(row["error"])
         row["token_ids"] = " ".join(map(str, row["token_ids"])) if row["token_ids"] else ""
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(**(further or {}))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for name, values in (further or {}).items():
+        table[name] = list(values)
     write_text_atomic(path, table.to_csv(index=False, quoting=2, lineterminator="\n"))

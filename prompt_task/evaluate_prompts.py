@@ -109,11 +109,11 @@ def main() -> int:
     intervals: list[tuple[float | None, float | None]] = []
     for c in candidates:
         accuracy, score = getattr(c, f"{own['split']}_accuracy"), getattr(c, f"{own['split']}_score")
-        figures, ends = f"{'failed':>8}  {'':26}", (None, None)
+        figures, low, high = f"{'failed':>8}  {'':26}", None, None
         if accuracy is not None:
-            low, high = ends = wilson(accuracy, len(examples))
+            low, high = wilson(accuracy, len(examples))
             figures = f"{accuracy:8.2%}  {low:6.1%} to {high:6.1%}  {score:8.3f}"
-        intervals.append(ends)
+        intervals.append((low, high))
         print(f"{figures}  {c.prompt!r}{'  ' + c.error if c.error else ''}")
     if task_lm.sentences_cut:
         print(f"{task_lm.sentences_cut} texts were longer than the task LM reads and were cut at the sentence's end")
