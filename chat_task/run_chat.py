@@ -6,6 +6,8 @@ python chat_task/run_chat.py --stage=all --config=configs/chat_builtin.yaml
 accelerate launch --num_processes=2 chat_task/run_chat.py --train_file=prefs.jsonl
 """
 
+from common.program import run_command
+
 import functools
 import importlib.util
 import logging
@@ -27,7 +29,7 @@ from chat_task.report import write_policy_report, write_reward_report
 from chat_task.reward_stage import Found, RewardStage, pairs_count, training_arguments
 from chat_task.settings import NEUTRAL, ChatSettings
 from common.builtin.planted_errors import KnownErrors, known_errors
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.intervals import interval_figures, interval_results
 from common.language_models.adapters import check_adapters
 from common.language_models.replies import PLACE, ReplyFormat, Text

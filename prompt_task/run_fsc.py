@@ -5,6 +5,8 @@ For example:
     python prompt_task/run_fsc.py --config-name=builtin
 """
 
+from common.program import run_command
+
 import logging
 import sys
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
-from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
+from common.errors import Interrupted, UserError, exit_interrupted, exit_with
 from common.intervals import interval_results
 from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers

@@ -5,6 +5,8 @@ python sum_task/run_sum.py --config=configs/sum_builtin.yaml --seed=1
 accelerate launch --num_processes=2 sum_task/run_sum.py --dataset_name=xsum
 """
 
+from common.program import run_command
+
 import logging
 import math
 import sys
@@ -15,7 +17,6 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from common.cpu import use_kernels
-from common.errors import run_command
 from common.intervals import interval_results
 from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
