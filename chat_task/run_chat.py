@@ -38,6 +38,7 @@ from common.reply_rewards import ReplyRewards
 from common.reporting.trust import interval_text
 from common.text_scores import load_entropy_model, load_lm
 from common.token_reward_model import TokenRewardModel
+from common.training.capacity import check_memory
 from common.training.files import write_folder_atomic
 from common.training.run import Run, open_run
 from common.training.run_folder import RunFolder
@@ -84,6 +85,8 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     preferences = load_preferences(columns=settings.columns.names, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
     policy = None if settings.run.stage == "reward" else load_policy(settings)
+    if policy is not None:
+        check_memory(settings.policy.tables(policy[0].config.vocab_size), run.runtime.device)
     learned: dict[str, Any] = {}
     if settings.run.stage != "policy":
         if run.goes_on_in("policy"):

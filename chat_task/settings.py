@@ -142,6 +142,14 @@ class PolicySettings:
     policy_lora_alpha: int = setting(minimum=1)
     gradient_checkpointing: bool = setting()
 
+    def tables(self, vocabulary: int) -> dict[str, int]:
+        """For `check_memory`: the largest tables, of a policy with so many tokens."""
+        samples = self.prompts_per_step * self.samples_per_prompt
+        return {
+            "policy_batch_size x max_reply_length": self.policy_batch_size * self.max_reply_length * vocabulary,
+            "prompts_per_step x samples_per_prompt x max_reply_length": samples * self.max_reply_length,
+        }
+
     def accumulation(self, processes: int) -> int:
         """Backward passes of a step.
 

@@ -24,6 +24,7 @@ from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
 from common.reporting.trust import interval_text
 from common.token_reward_model import TokenRewardModel
+from common.training.capacity import check_memory
 from common.training.checkpoint import StateTree
 from common.training.console import as_typed
 from common.training.files import write_folder_atomic
@@ -92,6 +93,7 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         hidden_size=settings.models.hidden_size,
         residual=settings.models.adaptor_residual,
     ).to(device)
+    check_memory(settings.tables(policy.lm.config.vocab_size, policy.lm.config.hidden_size), device)
     generator = run.runtime.generator(Purpose.PROMPTS_BEFORE_TRAINING)
     with run.engine.autocast():
         start = policy.sample(NUM_START_PROMPTS, generator, settings.policy.top_k, settings.policy.top_p).tokens

@@ -22,6 +22,7 @@ from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
 from common.language_models.saved import check_saved, few_numbers
 from common.reporting.trust import interval_text
+from common.training.capacity import check_memory
 from common.training.command_line import read_yaml
 from common.training.engine import Engine
 from common.training.files import write_jsonl_atomic
@@ -104,6 +105,8 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         add_adapters(model, settings.models.lora_rank, settings.models.lora_alpha)
         if settings.models.gradient_checkpointing:
             enable_checkpointing(model)
+    rows = max(len(splits.train), len(splits.validation), len(splits.test))
+    check_memory(settings.tables(policy.lm.config.vocab_size, rows), run.runtime.device)
     policy.to(run.runtime.device)
     describe("policy", policy.lm)
     if reward is not None:
