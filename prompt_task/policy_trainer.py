@@ -17,7 +17,7 @@ from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose
-from common.training.runtime import Runtime, upload
+from common.training.runtime import Runtime, random_state, restore_random_state, upload
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from prompt_task.candidates import CandidateTable
@@ -216,9 +216,18 @@ class PolicyTrainer:
         state.put("policy/candidates", {}, self.candidates.state())
         progress: dict[str, Any] = {"steps_done": self.steps_done, "finished": self.finished}
         state.put("policy/progress", {}, progress)
+        state.put("reward_model", dict(self.reward_model.state_dict()))
+        self.reward_trainer.save_state(state)
+        state.put("scorer/train", *self.train_scorer.state())
+        state.put("scorer/dev", *self.dev_scorer.state())
+        state.put("random", *random_state())
 
     def load_state(self, state: StateTree) -> None:
         """Undo `save_state`."""
+        self.reward_model.load_state_dict(state.get("reward_model")[0])
+        self.reward_trainer.load_state(state)
+        self.train_scorer.load_state(*state.get("scorer/train"))
+        self.dev_scorer.load_state(*state.get("scorer/dev"))
         self.policy.adaptor.load_state_dict(state.get("policy/weights")[0])
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
         self.stepper.load_state(state.get("policy/stepper")[1])
@@ -227,3 +236,4 @@ class PolicyTrainer:
         self.candidates.load_state(state.get("policy/candidates")[1])
         progress = state.get("policy/progress")[1]
         self.steps_done, self.finished = progress["steps_done"], progress["finished"]
+        restore_random_state(*state.get("random"))
