@@ -17,9 +17,10 @@ from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose
-from common.training.runtime import Runtime, random_state, restore_random_state, upload
+from common.training.runtime import Runtime, random_state, restore_random_state
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
+from common.transfers import upload
 from prompt_task.candidates import CandidateTable
 from prompt_task.prompt_policy import PromptPolicy, Rollout
 from prompt_task.prompt_scorer import PromptScorer

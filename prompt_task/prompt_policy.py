@@ -27,7 +27,7 @@ from common.language_models.capabilities import (
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.language_models.sampling import draw_tokens
 from common.training.files import write_folder_atomic
-from common.training.runtime import upload
+from common.transfers import upload
 
 logger = logging.getLogger(__name__)
 

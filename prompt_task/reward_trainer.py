@@ -22,9 +22,10 @@ from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose, seed_global
 from common.training.ranking_figures import RankingFigures
-from common.training.runtime import Runtime, fetch, upload
+from common.training.runtime import Runtime
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
+from common.transfers import fetch, upload
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.ranked_prompts import PromptRanker, RankedPrompts, SwappedPrompts

@@ -37,7 +37,8 @@ from common.language_models.capabilities import (
     without_cache,
 )
 from common.language_models.pretrained import load_pretrained, load_tokenizer
-from common.training.runtime import DTYPES, upload
+from common.training.runtime import DTYPES
+from common.transfers import upload
 from prompt_task.few_shot_data import DatasetSpec, fill_template
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from common.language_models.line_breaks import LineBreak, decode_lines, line_bre
 from common.language_models.replies import PLACE, ReplyFormat
 from common.training.files import write_folder_atomic
 from common.training.random_keys import Purpose, keyed_generator
-from common.training.runtime import upload
+from common.transfers import upload
 from sum_task.data import Row
 
 logger = logging.getLogger(__name__)

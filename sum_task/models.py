@@ -54,7 +54,7 @@ from common.language_models.sampling import draw_tokens
 from common.language_models.token_carry import carry_over, token_spans
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel, with_start_token
 from common.training.files import write_folder_atomic
-from common.training.runtime import upload
+from common.transfers import upload
 from sum_task.batching import Batch, Collator, TextFormat, pad
 from sum_task.settings import EvaluationSettings, ModelSettings, TextSettings
 

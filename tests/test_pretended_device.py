@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from common.training.runtime import start_runtime, upload
+from common.training.runtime import start_runtime
+from common.transfers import upload
 from prompt_task import policy_trainer as prompt_policy
 from prompt_task import reward_trainer as prompt_reward
 from prompt_task.prompt_policy import PromptPolicy

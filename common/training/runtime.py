@@ -125,20 +125,6 @@ def peak_memory_mib(device: torch.device | None = None) -> dict[str, float]:
     return peak
 
 
-def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on `device`. CUDA fetches it by itself, from pinned memory, while the CPU goes on."""
-    if device.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def fetch(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors of one device as float32 on the CPU, which waits for the device once."""
-    host = torch.cat([tensor.detach().float().flatten() for tensor in tensors]).cpu()
-    parts = host.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-
 def hardware(device: torch.device) -> str:
     """One line that says what a run ran on."""
     if device.type == "cuda":

@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UserError
 from common.training.engine import Engine
-from common.training.runtime import fetch
+from common.transfers import fetch
 
 logger = logging.getLogger(__name__)
 
