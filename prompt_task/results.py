@@ -6,6 +6,7 @@ import torch
 
 from common.errors import UserError
 from common.intervals import interval_results
+from common.language_models.capabilities import exactly
 from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
 from common.reporting.trust import interval_text
@@ -21,7 +22,7 @@ from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
 
 
-@torch.no_grad()
+@exactly()
 def save_models(folder: RunFolder, policy: PromptPolicy, reward_model: TokenRewardModel) -> None:
     """Write both models, load them again and compare.
 

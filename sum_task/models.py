@@ -41,6 +41,7 @@ from common.language_models.capabilities import (
     decoder_start_id,
     encode_alone,
     equal_lengths,
+    exactly,
     pack_left,
     position_limits,
     probe_ids,
@@ -407,7 +408,7 @@ class SummaryPolicy:
         generate: Any = self.lm.generate
         return generate(**given, **inputs, generation_config=options, logits_processor=processors)[:, begun.shape[1] :]
 
-    @torch.no_grad()
+    @exactly()
     def check_search(self) -> None:
         """See that transformers' search reads texts as training does; some families' puts more into them.
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from common.language_models.capabilities import exactly
+
 logger = logging.getLogger(__name__)
 
 _PROBE_PROMPTS = ((1, 2, 3), (3, 1, 4, 1, 5, 9, 2))
@@ -60,7 +62,7 @@ def read_replies(
     return _output(prompts)[:, -1], _output(replies)
 
 
-@torch.no_grad()
+@exactly()
 def can_share_prompts(backbone: PreTrainedModel) -> bool:
     """Whether :func:`read_replies` gives what reading each reply behind its prompt gives: tried once, on a few tokens.
 
