@@ -20,7 +20,8 @@ from common.token_reward_model import TokenRewardModel
 from common.training.console import as_typed
 from common.training.launcher import honour_launcher
 from common.training.random_keys import Purpose, seed_global
-from common.training.run import Run, RunOptions, open_run
+from common.training.run import Run, open_run
+from common.training.run_options import RunOptions
 from common.training.runtime import describe
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.command_line import Command, check_sweep, command_from, help_text, read_command
@@ -158,6 +159,7 @@ def run_options(command: Command) -> RunOptions:
         },
         seed=settings.run.random_seed,
         how_to_resume="the same command and resume=auto",
+        length="max_train_steps",
     )  # fmt: skip
 
 
