@@ -23,6 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from common.errors import UserError
+from common.language_models.evaluation_mode import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -335,17 +336,14 @@ def _width_before_head(model: PreTrainedModel, inputs: dict[str, Any]) -> int:
 @contextmanager
 def _asked(model: PreTrainedModel, name: str) -> Iterator[None]:
     """The model in evaluation mode; whatever it raises as one line."""
-    was_training = model.training
-    model.eval()
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     except UserError:
         raise
     except Exception as error:  # whatever a model raises that is not made for this
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{name} ({model.config.model_type}) cannot read a few tokens: {reason}") from None
-    finally:
-        model.train(was_training)
 
 
 def _holds(question: Callable[[], bool]) -> bool:
