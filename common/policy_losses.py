@@ -91,7 +91,7 @@ def negative_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """
     check_float(logits, "logits", "(N, T, V)")
     real = real_tokens(mask, logits.shape[:2])
-    log_p = at_least_float32(_at_real_tokens(real, logits)[0]).log_softmax(dim=-1)  # (M, V), M real tokens
+    log_p = at_least_float32(at_real_tokens(real, logits)[0]).log_softmax(dim=-1)  # (M, V), M real tokens
     # 0 * -inf is NaN, in the value and in the gradient; 0 times the lowest finite number is the 0 it should be.
     finite_log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
     return (log_p.exp() * finite_log_p).sum(dim=-1).mean()
@@ -172,6 +172,17 @@ def shared_likelihood_loss(logits: Tensor, labels: Tensor, shares: Tensor, mask:
     return _weighted(logits, labels, shares, mask, ("labels", "shares")).sum()
 
 
+def at_real_tokens(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Of tensors (N, T, ...) what stands at the M real tokens, (M, ...) each, row by row.
+
+    Args:
+        mask: (N, T), True at real tokens.
+        tensors: on one device.
+    """
+    rows, columns = (upload(places, tensors[0].device) for places in mask.nonzero(as_tuple=True))
+    return [tensor[rows, columns] for tensor in tensors]
+
+
 def _weighted(logits: Tensor, token_ids: Tensor, weights: Tensor, mask: Tensor, names: tuple[str, str]) -> Tensor:
     """Weight times -log p of the M real tokens, (M,); `names` are those of ids and weights in the caller.
 
@@ -185,14 +196,8 @@ def _weighted(logits: Tensor, token_ids: Tensor, weights: Tensor, mask: Tensor, 
     if token_ids.is_floating_point() or token_ids.is_complex() or token_ids.dtype == torch.bool:
         raise ValueError(f"{names[0]}: must be integer token ids, got {token_ids.dtype}")
     real = real_tokens(mask, logits.shape[:2])
-    chosen_logits, chosen, chosen_weights = _at_real_tokens(real, logits, token_ids.long(), weights.detach())
+    chosen_logits, chosen, chosen_weights = at_real_tokens(real, logits, token_ids.long(), weights.detach())
     message = f"{names[0]}: token ids of real tokens must lie in [0, {logits.shape[-1]})"
     check_values((chosen >= 0) & (chosen < logits.shape[-1]), message)
     losses = F.cross_entropy(at_least_float32(chosen_logits), chosen, reduction="none")
     return chosen_weights.to(losses.dtype) * losses
-
-
-def _at_real_tokens(real: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Of tensors (N, T, ...) what stands at the M real tokens, (M, ...), in the order of ``real``."""
-    rows, columns = (upload(places, tensors[0].device) for places in real.nonzero(as_tuple=True))
-    return [tensor[rows, columns] for tensor in tensors]

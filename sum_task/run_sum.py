@@ -28,15 +28,17 @@ from common.training.launcher import honour_launcher
 from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
-from sum_task.batching import TokenizedRows, tokenize
+from sum_task.batching import TokenizedRows
 from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluate_library import load_metrics
 from sum_task.evaluation_metrics import check_available
-from sum_task.models import SummaryPolicy, SummaryRewardModel, load_policy, load_reward_model
+from sum_task.loading import load_policy, load_reward_model
+from sum_task.policy import SummaryPolicy
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
+from sum_task.reward_model import SummaryRewardModel
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.rouge import note_other_letters
 from sum_task.settings import NEUTRAL, RewardSettings, SummarizationSettings, TextSettings
@@ -48,6 +50,7 @@ from sum_task.summary_evaluation import (
     first_means,
     without_training,
 )
+from sum_task.tokenizing import tokenize
 
 SHOWN_TEXTS = 3  # summaries that trackers get at each validation
 

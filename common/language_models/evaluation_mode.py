@@ -14,4 +14,5 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()

@@ -248,7 +248,7 @@ def test_pad_to_max_length(plain_run, monkeypatch):
 
     def collate(self, data, indices):
         batch = plain(self, data, indices)
-        shapes.add((batch.source_ids.shape[1], batch.target_ids.shape[1]))
+        shapes.add((batch.sources.tokens.shape[1], batch.targets.tokens.shape[1]))
         return batch
 
     monkeypatch.setattr(batching.Collator, "__call__", collate)
