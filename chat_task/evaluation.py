@@ -5,7 +5,6 @@ has -100 in every field.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -155,16 +154,6 @@ def most_wrong(table: np.ndarray) -> list[int]:
     wrong = [_mean(1 - pairs.right[pairs.sets == number]) for number in range(len(table))]
     margin = [pairs.margins[pairs.sets == number].min(initial=math.inf) for number in range(len(table))]
     return sorted(range(len(table)), key=lambda i: (-np.nan_to_num(wrong[i], nan=-1.0), margin[i]))
-
-
-def area_under_curve(wrong: Sequence[float], right: Sequence[float]) -> float:
-    """Probability that a wrong token has a lower reward than a right one, ties one half; NaN without one of either."""
-    if not len(wrong) or not len(right):
-        return math.nan
-    values, inverse = np.unique(np.concatenate([wrong, right]), return_inverse=True)
-    per_value = np.bincount(inverse[len(wrong) :], minlength=len(values))  # right tokens at each value
-    above = per_value.sum() - per_value.cumsum() + per_value / 2
-    return float(above[inverse[: len(wrong)]].mean() / len(right))
 
 
 def _tau(row: np.ndarray) -> float:

@@ -1,11 +1,14 @@
 """The models of a run: reward model and where its rewards are read, policy, and what it is paid by."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from chat_task.ranked_sets import EncodedSet
+from chat_task.reward_stage import token_rewards
 from chat_task.settings import ChatSettings, ModelSettings, TextSettings
 from common.data_files import read_text
 from common.errors import UserError
@@ -13,6 +16,7 @@ from common.language_models.adapters import add_adapters
 from common.language_models.capabilities import position_limits
 from common.language_models.pretrained import enable_checkpointing, load_pretrained, load_tokenizer
 from common.language_models.replies import ReplyFormat
+from common.language_models.upper_layers import train_upper_layers
 from common.reply_rewards import ReplyRewards, RewardReading, TokenRewardScorer, same_tokens
 from common.text_scores import load_entropy_model
 from common.token_reward_model import TokenRewardModel
@@ -41,6 +45,7 @@ def load_reward_model(models: ModelSettings, text: TextSettings) -> tuple[TokenR
     )  # fmt: skip
     _check_positions(model, text)
     add_adapters(model.backbone, models.lora_rank, models.lora_alpha)
+    train_upper_layers(model.backbone, models.trained_layers)
     if models.gradient_checkpointing:
         enable_checkpointing(model.backbone)
     by_segment = models.granularity == "segment"
@@ -64,6 +69,32 @@ def _check_positions(model: TokenRewardModel, text: TextSettings) -> None:
                 f"{name}: the backbone reads at most {limit} tokens, not the {needed} of "
                 f"max_prompt_length={text.max_prompt_length} and max_reply_length={text.max_reply_length}"
             )
+
+
+@torch.no_grad()
+def check_head(model: TokenRewardModel, sets: Sequence[EncodedSet]) -> None:
+    """Refuse a head ``after`` none of whose units reacts: all rewards would be equal, and without a gradient stay so.
+
+    The units start at minus head_init_gain, and the wider the head for its backbone, the smaller are the weights by
+    which states would have to reach beyond that.
+
+    Raises:
+        UserError: it is so on these ranking sets.
+    """
+    if model.config.head != "after":
+        return
+    units: Any = model.head
+    reacting: list[bool] = []
+    handle = units[1].register_forward_hook(lambda _, given, output: reacting.append(bool(output.any())))
+    token_rewards(model, sets, batch_size=1)
+    handle.remove()
+    if not any(reacting):
+        width = units[0].in_features
+        raise UserError(
+            f"head_hidden_size: none of the head's {units[0].out_features} units reacts to the states of the backbone, "
+            f"which are {width} wide, so that all rewards would stay equal; choose fewer, such as {4 * width}, or "
+            "another rew_head"
+        )
 
 
 def load_policy(settings: ChatSettings) -> tuple[Any, Any]:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chat_task.data import RankingSet
+from chat_task.ranking_rows import RankingSet
 from common.errors import UserError
 from common.language_models.replies import ReplyFormat
-from common.reply_rewards import RewardReading, padded, reply_entropies
+from common.reply_rewards import RewardReading, padded
+from common.reply_surprise import reply_entropies
 from common.segments import segment_ends
 from common.training.progress import progress
 

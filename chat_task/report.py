@@ -78,6 +78,13 @@ def write_reward_report(
         note="Replies of a set stand in the order of their preference, best first. A token's colour is its reward, or "
         "that of its segment or reply.",
     )
+    if "span_auc" in results:
+        beside = {"the reward": {"pooled": results["span_auc"], "within texts": results["span_auc_within"]}}
+        rows = [{"measure": name} | areas for name, areas in (beside | results["span_baselines"]).items()]
+        report.add_table(
+            "Marked errors: area under the curve", rows, f"{results['wrong_tokens']} wrong tokens and "
+            f"{results['right_tokens']} others in {results['marked_replies']} replies. 0.5 is chance.",
+        )  # fmt: skip
     report.add_table("Pairs by length", results["by_length_difference"], note="Length alone decides as it does best on "
                      "the training sets.")  # fmt: skip
     report.add_table("By the number of replies", results["by_set_size"])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +14,13 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from chat_task.evaluation import (
     answers_by_set,
-    area_under_curve,
     by_length_difference,
     by_set_size,
     calibration,
     pairs_of,
     ranking_figures,
 )
+from chat_task.marked_errors import marked_table, span_figures
 from chat_task.ranked_sets import EncodedSet, EncodedSets, collate
 from chat_task.reward_trainer import TokenRewardTrainer
 from chat_task.settings import RewardSettings
@@ -143,15 +142,21 @@ class RewardStage(TrainerStage):
         found: dict[str, Any] = {f"reward_{name}": value for name, value in figures.items()}
         found |= interval_results(interval_figures("reward/dev_rank", answers_by_set(table)), "rank")
         found |= {"by_set_size": by_set_size(table), "by_length_difference": by_length, "calibration": bins}
-        return Found(found | self._span_figures(per_set), table, per_set)
+        return Found(found | self.span_figures(per_set), table, per_set)
 
     def figures_before(self) -> dict[str, float]:
         """What the model says before it has learnt; of a likelihood head: what the likelihood alone knows."""
         table = np.asarray(self.trainer.predict(self._validation).predictions)
         rewards, ends = token_rewards(self.model, self._validation, self._settings.per_device_eval_batch_size)
-        spans = self._span_figures(self._shown(rewards, ends))
+        spans = self.span_figures(self._shown(rewards, ends))
         figures = {"reward_rank_accuracy_before": ranking_figures(table)["rank_accuracy"]}
         return figures | ({"span_auc_before": spans["span_auc"]} if spans else {})
+
+    def span_figures(
+        self, rewards: Sequence[Sequence[Sequence[float]]], lm: PreTrainedModel | None = None
+    ) -> dict[str, Any]:
+        """Whether rewards of the held-out replies point at errors that are marked there, see `span_figures`."""
+        return span_figures(marked_table(self._validation, rewards, self.trainer.reply_format, lm))
 
     @torch.no_grad()
     def swap_answers(self, lm: PreTrainedModel) -> Answers:
@@ -193,38 +198,6 @@ class RewardStage(TrainerStage):
                 for i in range(len(scores)) for j in range(len(scores)) if scores[i] > scores[j]
             ]  # fmt: skip
         return sum(longer) >= 0
-
-    def _span_figures(self, rewards: Sequence[Sequence[Sequence[float]]]) -> dict[str, float]:
-        """Area under the curve of marked errors: over all tokens, and within replies that have both kinds."""
-        wrong: list[float] = []
-        right: list[float] = []
-        within = []
-        reply_format = self.trainer.reply_format
-        assert reply_format is not None
-        for item, of_replies in zip(self._validation, rewards, strict=True):
-            if item.source.spans is None:
-                continue
-            for reply, marked, values, ends in zip(
-                item.source.replies, item.source.spans, of_replies, item.ends, strict=True
-            ):
-                spans = reply_format.encode_reply(item.source.prompt, reply, with_spans=True).spans
-                inside = len(values) if self.reading.granularity == "sequence" else ends[-1] + 1
-                kinds: tuple[list[float], list[float]] = ([], [])
-                for value, (start, end) in list(zip(values, spans, strict=True))[:inside]:
-                    is_wrong = any(start < stop and begin < end for begin, stop in marked)
-                    kinds[0 if is_wrong else 1].append(value)
-                wrong += kinds[0]
-                right += kinds[1]
-                within.append(area_under_curve(*kinds))
-        if not wrong:
-            return {}
-        known = [value for value in within if not math.isnan(value)]
-        return {
-            "span_auc": area_under_curve(wrong, right),
-            "span_auc_within": sum(known) / len(known) if known else math.nan,
-            "wrong_tokens": len(wrong),
-            "right_tokens": len(right),
-        }
 
 
 @torch.no_grad()

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
-from chat_task.data import Columns, RankingSet, ranking_set
 from chat_task.evaluation import FIELDS, MISSING, ranking_figures
 from chat_task.ranked_sets import EncodedSets, collate, encode_sets
+from chat_task.ranking_rows import Columns, RankingSet, ranking_set
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
 from common.grounding_loss import partial_order_losses

@@ -18,10 +18,11 @@ from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from chat_task.command_line import read_command
-from chat_task.data import BUILTIN_DATA, Preferences, RankingSet, load_preferences, prompt_key
+from chat_task.data import BUILTIN_DATA, Preferences, load_preferences, prompt_key
 from chat_task.known_rewards import KnownRewards
-from chat_task.models import check_reading, load_policy, load_reward_model, load_rewards
+from chat_task.models import check_head, check_reading, load_policy, load_reward_model, load_rewards
 from chat_task.ranked_sets import encode_sets
+from chat_task.ranking_rows import RankingSet
 from chat_task.report import write_policy_report, write_reward_report
 from chat_task.reward_stage import Found, RewardStage, pairs_count, training_arguments
 from chat_task.settings import NEUTRAL, ChatSettings
@@ -40,6 +41,7 @@ from common.training.run import Run, RunOptions, open_run
 from common.training.run_folder import RunFolder
 from common.training.runtime import describe
 
+SETS_TO_TRY = 8  # held-out ranking sets of which a few numbers are made before anything is written
 REWARD_PAGE = "reward_report.html"  # of the stage before a policy's, whose page is the run's
 
 logger = logging.getLogger("chat_task.run_chat")  # not __name__, which is __main__ for a command
@@ -101,6 +103,7 @@ def _learn_rewards(
         for sets in (preferences.train, preferences.validation)
     )
     del entropy_model
+    check_head(model, validation[:SETS_TO_TRY])
 
     run.begin()
     # Reward learning.
@@ -113,14 +116,17 @@ def _learn_rewards(
     # What it knows of the held-out sets.
     found = stage.evaluate()
     swaps: dict[str, Any] = {"reward_swap_accuracy": None}
-    if settings.run.swap_test and settings.models.granularity == "token":
+    with_swaps = settings.run.swap_test and settings.models.granularity == "token"
+    if with_swaps or "span_auc" in found.figures:
         try:
             lm = load_lm(settings.models.reference_model, model.is_encoder_decoder, run.runtime.device)
-            answers = stage.swap_answers(lm)
-            swaps = {"reward_swap_accuracy": answers.share}
-            swaps |= interval_results(interval_figures("reward/dev_swap", answers), "swap")
+            found.figures.update(stage.span_figures(found.rewards, lm))
+            if with_swaps:
+                answers = stage.swap_answers(lm)
+                swaps = {"reward_swap_accuracy": answers.share}
+                swaps |= interval_results(interval_figures("reward/dev_swap", answers), "swap")
         except UserError as error:
-            logger.warning("no swap test: %s", error)
+            logger.warning("no swap test, and no language model beside the rewards at marked errors: %s", error)
     results = _results(settings, stage, preferences, found) | before | run.figures()
     results |= swaps | {"cut": train.counts, "validation_cut": validation.counts}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from chat_task.data import text_or_messages
+from chat_task.ranking_rows import text_or_messages
 from common.data_files import FILE_TYPES, read_rows, shown_columns
 from common.errors import UserError, run_command
 from common.language_models.replies import Text

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from chat_task.data import BAD_ROWS, BUILTIN_DATA, Columns
+from chat_task.data import BAD_ROWS, BUILTIN_DATA
 from chat_task.ranked_sets import LONG_ROWS
+from chat_task.ranking_rows import Columns
 from common.errors import UserError
 from common.language_models.replies import PLACE
 from common.reply_rewards import BASELINES, SCALES
@@ -85,6 +86,7 @@ class ModelSettings(AdapterSettings):
     rew_bound: str | None = setting(choices=BOUNDS)
     head_hidden_size: int = setting(minimum=1, maximum=2**16)
     head_init_gain: float = setting(above=0)
+    trained_layers: int | None = setting(minimum=1)
 
     @property
     def reference_model(self) -> str:
@@ -182,6 +184,8 @@ class ChatSettings(TaskSettings):
         template = self.text.prompt_template
         if PLACE not in template:
             raise UserError(f"prompt_template: {template!r} has no {PLACE}, where the prompt belongs")
+        if self.models.trained_layers is not None and self.models.lora_rank:
+            raise UserError("trained_layers and lora_rank: upper layers are trained, or adapters; set one of them")
         self.run.check_switches()
         self._check_stage()
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from common.reply_rewards import Masks, TokenScorer, reply_log_probabilities
+from common.reply_rewards import TokenScorer
+from common.reply_surprise import Masks, reply_log_probabilities
 from common.token_reward_model import TokenRewardModel, with_start_token
 
 

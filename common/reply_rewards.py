@@ -4,7 +4,7 @@ A source is any object with ``score_tokens``; :class:`TokenRewardScorer` makes o
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -17,21 +17,19 @@ from common.checks import check_name, check_shape
 from common.errors import UserError
 from common.language_models.pretrained import load_pretrained
 from common.language_models.token_carry import carry_over, token_spans
-from common.likelihood_head import chosen_log_probabilities
+from common.reply_surprise import Masks, reply_entropies
 from common.segments import (
     GRANULARITIES,
     LocationNormalizer,
     fit_location_normalizer,
-    next_token_entropies,
     segment_ends,
     spread_segments,
 )
-from common.token_reward_model import TokenRewardModel, with_start_token
+from common.token_reward_model import TokenRewardModel
 
 READING_FILE = "reward_reading.json"
 BASELINES = ("leave-one-out", "group")  # of advantages, and what they are divided by; see common/integrations/trl.py
 SCALES = ("group", "batch", "none")
-Masks = tuple[Tensor, Tensor]
 
 
 class TokenScorer(Protocol):
@@ -213,69 +211,6 @@ def fit_reading(
         torch.nn.utils.rnn.pad_sequence([row[part] for row in rows], batch_first=True) for part in (0, 1)
     )
     return RewardReading(**fields | {"normalizer": fit_location_normalizer(all_rewards, all_ends)})
-
-
-def reply_entropies(
-    model: PreTrainedModel, prompt_ids: Tensor, completion_ids: Tensor, masks: Masks, batch_size: int = 16
-) -> Tensor:
-    """How surprised an LM is after each token of replies: entropies in nats, (B, T); 0 at padding.
-
-    Args:
-        model: the frozen LM.
-        prompt_ids, completion_ids, masks: as of :meth:`TokenScorer.score_tokens`.
-        batch_size: replies that are read at once.
-    """
-
-    def entropies(logits: Tensor, ids: Tensor) -> Tensor:
-        return next_token_entropies(logits)
-
-    return _of_reply_tokens(entropies, model, prompt_ids, completion_ids, masks, batch_size)
-
-
-def reply_log_probabilities(
-    model: PreTrainedModel, prompt_ids: Tensor, completion_ids: Tensor, masks: Masks, batch_size: int = 16
-) -> Tensor:
-    """Log-probability of each token of replies by an LM, (B, T); 0 at padding. See :func:`reply_entropies`."""
-
-    def chosen(logits: Tensor, ids: Tensor) -> Tensor:
-        return torch.nn.functional.pad(chosen_log_probabilities(logits[:, :-1].contiguous(), ids[:, 1:]), (1, 0))
-
-    return _of_reply_tokens(chosen, model, prompt_ids, completion_ids, masks, batch_size)
-
-
-@torch.no_grad()
-def _of_reply_tokens(
-    figure: Callable[[Tensor, Tensor], Tensor],
-    model: PreTrainedModel,
-    prompt_ids: Tensor,
-    completion_ids: Tensor,
-    masks: Masks,
-    batch_size: int,
-) -> Tensor:
-    """What `figure` makes of logits (N, L, V) and token ids (N, L), at the tokens of replies: (B, T), float32."""
-    home = completion_ids.device
-    if model.config.is_encoder_decoder:
-        found = []
-        inputs = (x.to(model.device).split(batch_size) for x in (prompt_ids, completion_ids, *masks))
-        for prompts, replies, prompt_mask, mask in zip(*inputs, strict=True):
-            decoder_ids, _ = with_start_token(replies, mask, model.config.decoder_start_token_id)
-            decoder_ids[:, 1:].masked_fill_(~mask.bool(), 0)
-            logits = model(input_ids=prompts, attention_mask=prompt_mask.long(), decoder_input_ids=decoder_ids).logits
-            found.append(figure(logits, decoder_ids)[:, 1:].float().masked_fill(~mask.bool(), 0))
-        return torch.cat(found).to(home)
-    ids = torch.cat([prompt_ids, completion_ids], 1).to(model.device)
-    real = torch.cat(masks, 1).to(model.device).bool()
-    order = (~real).to(torch.uint8).argsort(dim=-1, stable=True)  # real tokens to the left: padding shifts no position
-    ids, width = ids.masked_fill(~real, 0).gather(1, order), completion_ids.shape[1]
-    packed = real.gather(1, order)
-    figures = torch.zeros(ids.shape, device=ids.device)
-    for start in range(0, len(ids), batch_size):
-        rows = slice(start, start + batch_size)
-        longest = int(packed[rows].sum(-1).max())
-        logits = model(input_ids=ids[rows, :longest], attention_mask=packed[rows, :longest].long()).logits
-        figures[rows, :longest] = figure(logits, ids[rows, :longest]).float()
-    placed = torch.zeros_like(figures).scatter(1, order, figures)
-    return placed.masked_fill(~real, 0)[:, -width:].to(home)
 
 
 class TokenRewardScorer:

@@ -11,7 +11,8 @@ from common.errors import UserError
 from common.language_models.pretrained import load_pretrained
 from common.language_models.replies import ReplyFormat, Text
 from common.language_models.token_carry import Span
-from common.reply_rewards import READING_FILE, RewardReading, padded, reply_entropies
+from common.reply_rewards import READING_FILE, RewardReading, padded
+from common.reply_surprise import reply_entropies
 from common.segments import segment_ends, spread_segments
 from common.token_reward_model import TokenRewardModel
 

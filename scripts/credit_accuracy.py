@@ -19,11 +19,9 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,17 +29,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from common.errors import UserError, run_command
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.marked_tokens import Table, areas, marked
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.runtime import choose_device
 from sum_task.reward_model import SummaryRewardModel
 from sum_task.text_format import FORMAT_FILE, decoder_start
-
-RANDOM_DRAWS = 100
-
-# Of each text which of its tokens are wrong, and how suspicious each measure finds them.
-Table = list[tuple[list[bool], dict[str, list[float]]]]
 
 
 @dataclass(frozen=True)
@@ -59,26 +53,6 @@ class MarkedText:
         return [
             MarkedText(self.text[:start] + words + self.text[end:], (), self.prompt) for (start, end), words in spans
         ]
-
-
-def area_under_curve(suspicion: Sequence[float], wrong: Sequence[bool]) -> float | None:
-    """Probability that a wrong token is more suspicious than a right one, ties one half; None without both kinds."""
-    values, inside = np.asarray(suspicion, dtype=float), np.asarray(wrong, dtype=bool)
-    if inside.all() or not inside.any():
-        return None
-    ordered = np.sort(values[~inside])
-    below = np.searchsorted(ordered, values[inside], side="left")
-    up_to = np.searchsorted(ordered, values[inside], side="right")
-    return float(((below + up_to) / 2).mean() / len(ordered))
-
-
-def marked(offsets: Sequence[tuple[int, int]], text: str, spans: Sequence[tuple[int, int]]) -> list[bool | None]:
-    """Whether each token shares a character other than a blank with a span; None for a token of no such character."""
-    found: list[bool | None] = []
-    for start, end in offsets:
-        places = [place for place in range(start, end) if not text[place].isspace()]
-        found.append(any(a <= place < b for place in places for a, b in spans) if places else None)
-    return found
 
 
 @dataclass(frozen=True)
@@ -164,26 +138,6 @@ def swap_accuracy(
                 wins.setdefault(name, []).append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
     count = len(next(iter(wins.values()), []))
     return {name: sum(each) / count for name, each in sorted(wins.items(), reverse=True)} | {"spans": count}
-
-
-def areas(measured: Table, draws: int = RANDOM_DRAWS, seed: int = 0) -> dict[str, dict[str, float | None]]:
-    """Pooled area and mean area within texts of each measure, and of random numbers, as a mean over `draws` of them."""
-    wrong = [is_wrong for is_wrong, _ in measured]
-    table = {name: _areas_of(wrong, [values[name] for _, values in measured]) for name in measured[0][1]}
-    generator = np.random.default_rng(seed)
-    drawn = [_areas_of(wrong, [generator.random(len(each)).tolist() for each in wrong]) for _ in range(draws)]
-    means: dict[str, float | None] = {}
-    for kind in drawn[0]:
-        found = [area for area in (each[kind] for each in drawn) if area is not None]
-        means[kind] = sum(found) / len(found) if found else None
-    return table | {"random": means}
-
-
-def _areas_of(wrong: Sequence[Sequence[bool]], suspicion: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    pooled = area_under_curve([*chain(*suspicion)], [*chain(*wrong)])
-    within = [area_under_curve(*pair) for pair in zip(suspicion, wrong, strict=True)]
-    there = [area for area in within if area is not None]
-    return {"pooled": pooled, "within texts": sum(there) / len(there) if there else None}
 
 
 def read_rows(path: str, limit: int | None = None) -> list[MarkedText]:

@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.errors import UserError, run_command
+from common.marked_tokens import marked
 from common.reporting.report import LIGHT_TOKENS, TOKEN_LEVELS, TokenRewards
 from common.training.console import Parser
-from scripts.credit_accuracy import MarkedText, marked, read_rows
+from scripts.credit_accuracy import MarkedText, read_rows
 from sum_task.data import Row
 from sum_task.policy import SummaryPolicy
 from sum_task.report import compared_tokens

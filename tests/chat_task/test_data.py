@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas
 import pytest
 
-from chat_task.data import Columns, load_preferences, prompt_key, ranking_set, split_by_prompt
+from chat_task.data import load_preferences, prompt_key, split_by_prompt
+from chat_task.ranking_rows import Columns, ranking_set
 from common.errors import UserError
 
 REAL = Path("/work/shared/data/preferences")
@@ -55,6 +56,27 @@ class TestRows:
         row = {"q": "p", "answers": ["a", "b", "c"], "places": [2, 1, 2], "votes": 3, "marks": [[[0, 1]], [], []]}
         found = ranking_set(row, columns)
         assert (found.scores, found.weight, found.spans) == ((-2, -1, -2), 3, (((0, 1),), (), ()))
+
+    @pytest.mark.parametrize(
+        ("marks", "spans"),
+        [
+            ([[[0, 1]], None], (((0, 1),), None)),
+            ([[0, 1], [2, 3]], (((0, 1), (2, 3)), None)),  # spans alone are the first reply's
+            ([{"start": 0, "end": 1, "type": "Irrelevant"}], (((0, 1),), None)),
+            ([[{"start": 0, "end": 1}], []], (((0, 1),), ())),
+            ([], ((), None)),
+        ],
+    )
+    def test_marked_errors_of_each_reply_or_of_the_first(self, marks, spans):
+        row = {"prompt": "p", "chosen": "abc", "rejected": "d", "marks": marks}
+        assert ranking_set(row, Columns(spans="marks")).spans == spans
+
+    @pytest.mark.parametrize(
+        ("marks", "words"), [([[[0]], []], "is no list of"), (3, "is no list of"), ([[], [], []], "3 entries for 2")]
+    )
+    def test_marks_that_make_no_sense_are_one_line(self, marks, words):
+        with pytest.raises(UserError, match=words):
+            ranking_set({"prompt": "p", "chosen": "abc", "rejected": "d", "marks": marks}, Columns(spans="marks"))
 
     @pytest.mark.parametrize(
         ("row", "words"),
@@ -161,7 +183,7 @@ def test_planted_errors_know_the_true_reward_of_each_token():
         ("news_summary_pairs", Columns(), 482, 2),
         ("hh_harmless_pairs", Columns(prompt_end="\n\nAssistant:"), 1000, 2),
         ("alpaca_eval_rankings", Columns(), 613, 10),
-        ("qa_feedback_rankings_with_spans", Columns(), 322, 4),
+        ("qa_feedback_rankings_with_spans", Columns(spans="errors_in_first"), 322, 4),
     ],
 )
 def test_real_preferences_load_by_column_names_alone(name, columns, rows, replies):
@@ -170,3 +192,7 @@ def test_real_preferences_load_by_column_names_alone(name, columns, rows, replie
     assert len(sets) + len(found.bad_rows) == rows and len(found.bad_rows) <= rows // 20
     assert max(len(item.replies) for item in sets) == replies
     assert all(item.prompt for item in sets)
+    if columns.spans is not None:
+        marked = [(len(item.replies[0]), (item.spans or ())[0] or ()) for item in sets]
+        assert sum(len(spans) for _, spans in marked) == 887
+        assert all(end <= length for length, spans in marked for _, end in spans)

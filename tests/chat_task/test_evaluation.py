@@ -7,7 +7,6 @@ import pytest
 
 from chat_task.evaluation import (
     MISSING,
-    area_under_curve,
     by_length_difference,
     by_set_size,
     calibration,
@@ -73,9 +72,3 @@ def test_most_wrong_first_and_nothing_to_judge_last():
     tied[0, :2, 1] = 0
     assert most_wrong(np.concatenate([tied, TABLE])) == [2, 1, 0]
     assert math.isnan(ranking_figures(tied)["rank_accuracy"])
-
-
-def test_area_under_the_curve():
-    # Wrong tokens 1 and 2 against right ones 2, 3: 1 is below both, 2 below one and level with the other.
-    assert area_under_curve([1.0, 2.0], [2.0, 3.0]) == (1 + 0.75) / 2
-    assert math.isnan(area_under_curve([], [1.0]))

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from chat_task.evaluation import area_under_curve
 from chat_task.ranked_sets import collate, encode_sets
 from chat_task.reward_trainer import TokenRewardTrainer, set_scores
 from common.errors import UserError
+from common.marked_tokens import area_under_curve
 from common.reply_rewards import RewardReading
 from common.token_reward_model import TokenRewardModel
 from tests.chat_task.tiny import ranking_sets, reply_format, reward_model
@@ -72,8 +72,7 @@ def test_it_learns_which_words_are_bad(tmp_path, kind, head, bound):
     rewards = model.reply_rewards(*(batch[n] for n in ("prompt_ids", "prompt_mask", "reply_ids", "reply_mask")))
     ids = model_ids(["storm", "flood", "fire"])
     is_bad = torch.isin(batch["reply_ids"], ids) & batch["ends"]
-    wrong, right = rewards[is_bad].tolist(), rewards[batch["ends"] & ~is_bad].tolist()
-    assert area_under_curve(wrong, right) > 0.9
+    assert area_under_curve((-rewards[batch["ends"]]).tolist(), is_bad[batch["ends"]].tolist()) > 0.9
 
 
 def model_ids(words):

@@ -56,6 +56,7 @@ def test_a_run_leaves_what_it_promises(words, tmp_path, granularity):
     assert (results["reward_swap_accuracy"] is not None) == (granularity == "token")
     if granularity == "token":
         assert results["span_auc"] > max(0.8, results["span_auc_before"])
+    assert results["span_baselines"].keys() == {"position", "log-probability", "entropy", "random"}
     names = {name for event in read_metrics(folder / "metrics.jsonl") for name in event}
     assert {"reward/loss", "reward/rank_accuracy", "reward/dev_loss", "reward/dev_rank_accuracy"} <= names
     assert "Held-out sets" in (folder / "report.html").read_text()
@@ -147,6 +148,15 @@ def test_adapters_are_merged_into_what_is_saved(words, tmp_path):
     assert not [n for n in load_file(tmp_path / "run" / "reward_model" / "model.safetensors") if "lora" in n]
 
 
+def test_only_upper_layers_are_trained(words, tmp_path):
+    results_of(words, tmp_path / "run", "--trained_layers=1", "--swap_test=false")
+    saved = load_file(tmp_path / "run" / "reward_model" / "model.safetensors")
+    model = next(word.split("=")[1] for word in words if word.startswith("--model_name"))
+    before = {f"backbone.{n.removeprefix('model.')}": v for n, v in load_file(Path(model, "model.safetensors")).items()}
+    changed = {name for name in before.keys() & saved.keys() if not torch.equal(before[name], saved[name])}
+    assert changed == {name for name in before if "layers.0" in name or name == "backbone.norm.weight"}
+
+
 def test_scores_are_shown_in_colour_and_on_a_page(words, tmp_path, capsys):
     results_of(words, tmp_path / "run", "--num_train_epochs=0.2", "--swap_test=false")
     file = tmp_path / "pairs.csv"
@@ -183,6 +193,12 @@ def test_scores_are_shown_in_colour_and_on_a_page(words, tmp_path, capsys):
         (["--completions_column=answers"], "neither 'chosen' and 'rejected' nor 'answers'"),
         (["--chat_template=/nowhere"], "cannot read /nowhere"),
         (["--max_reply_length=4096"], "the backbone reads at most 128 tokens"),
+        (
+            ["--head_hidden_size=2048"],
+            "none of the head's 2048 units reacts to the states of the backbone, which are 16",
+        ),
+        (["--trained_layers=1", "--lora_rank=2"], "trained_layers and lora_rank: upper layers"),
+        (["--trained_layers=2"], "trained_layers: 2, but LlamaModel has 1 of them"),
         (["--trainer_options={fdsp: full_shard}"], "TrainingArguments has no 'fdsp'; did you mean 'fsdp'?"),
         (["--trainer_options={seed: 3}"], "'seed' is decided by an option of the run itself"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, T5Config
 
-from chat_task.data import RankingSet
+from chat_task.ranking_rows import RankingSet
 from common.language_models.replies import ReplyFormat
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
 from tests.sum_task.tiny import word_tokenizer

@@ -5,7 +5,8 @@ import torch
 
 from common import reply_rewards
 from common.errors import UserError
-from common.reply_rewards import ReplyRewards, RewardReading, TokenRewardScorer, fit_reading, padded, reply_entropies
+from common.reply_rewards import ReplyRewards, RewardReading, TokenRewardScorer, fit_reading, padded
+from common.reply_surprise import reply_entropies
 from common.segments import LocationNormalizer, next_token_entropies
 from common.token_reward_model import TokenRewardModel
 from tests import tiny_models

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.marked_tokens import area_under_curve, areas, marked
 from common.token_reward_model import TokenRewardModel
-from scripts.credit_accuracy import MarkedText, _load, area_under_curve, areas, main, marked
+from scripts.credit_accuracy import MarkedText, _load, main
 from sum_task.data import Row
 from sum_task.reward_model import SummaryRewardModel
 from sum_task.score_tokens import text_rewards

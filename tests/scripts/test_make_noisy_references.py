@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chat_task.data import Columns, ranking_set
+from chat_task.ranking_rows import Columns, ranking_set
 from common.builtin import resolve
 from common.errors import UserError
 from scripts.make_noisy_references import main, noisy, rank, report_facts, swapped_facts, text_facts
