@@ -142,6 +142,8 @@ def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
         width = states_width(lm)
         left_to_right = probe.left_to_right(whole)
         looks_ahead = not left_to_right and probe.looks_ahead()
+        cache_by_rows = _holds(lambda: probe.reads_on_from_rows(whole))
+        ignores_padding = _holds(lambda: probe.ignores_padding(whole))
     source, target = position_limits(lm)
     return Capabilities(
         kind=kind,
@@ -151,8 +153,8 @@ def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
         target_positions=target,
         takes_positions=takes(lm, "position_ids"),
         keeps_logits=takes(lm, "logits_to_keep"),
-        cache_by_rows=_holds(lambda: probe.reads_on_from_rows(whole)),
-        ignores_padding=_holds(lambda: probe.ignores_padding(whole)),
+        cache_by_rows=cache_by_rows,
+        ignores_padding=ignores_padding,
         left_to_right=left_to_right,
         looks_ahead=looks_ahead,
     )
