@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import T5Config
 
+from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss
+from common.token_reward_model import TokenRewardConfig, TokenRewardModel
 from common.training.runtime import start_runtime
-from common.transfers import upload
 from prompt_task import policy_trainer as prompt_policy
 from prompt_task import reward_trainer as prompt_reward
 from prompt_task.prompt_policy import PromptPolicy
@@ -23,6 +25,11 @@ from tests.pretended_device import DEVICE, MixedDevices, PretendedDevice, preten
 from tests.sum_task.conftest import stand_in_for_wordnet
 from tests.sum_task.tiny import TinyWorld
 
+SIZE: dict[str, Any] = {
+    "vocab_size": 25, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
+
 
 @pytest.fixture
 def device() -> Iterator[PretendedDevice]:
@@ -37,11 +44,6 @@ class TestDevice:
         assert (there + 1).device == there[0].device == torch.zeros_like(there).device == DEVICE
         assert there.cpu().device.type == there.to("cpu").device.type == "cpu"
         assert torch.tensor([1]).to(there).device == there.new_zeros(3).device == DEVICE
-
-    def test_batches_are_sent_from_pinned_memory(self, device):
-        assert upload(torch.ones(2), DEVICE).device == DEVICE
-        assert upload(torch.ones(2), torch.device("cpu")).device.type == "cpu"
-        assert device.pinned == 1
 
     def test_matrix_products_are_tf32_unless_said_otherwise(self, device):
         try:
@@ -107,6 +109,38 @@ class TestDevice:
     def test_waiting_is_counted(self, device, call, count):
         call(torch.ones(3, device="cuda"))
         assert device.count == count
+
+
+def test_whoever_knows_the_masks_on_the_cpu_waits_for_nothing():
+    torch.manual_seed(0)
+    logits, rewards, tokens = torch.randn(3, 4, 25), torch.rand(3, 4), torch.randint(25, (3, 4))
+    mask = torch.arange(4) < torch.tensor([[4], [2], [3]])
+    model = TokenRewardModel(TokenRewardConfig(backbone=T5Config(**SIZE).to_diff_dict(), head_hidden_size=8)).eval()
+    model.checks_start = False
+
+    def everything(place: str, mask_place: str) -> list[torch.Tensor]:
+        model.to(place)
+        there, known = [tensor.to(place) for tensor in (logits, rewards, tokens)], mask.to(mask_place)
+        with torch.no_grad():
+            return [
+                reward_weighted_mle_loss(there[0], there[2], there[1], known),
+                reinforce_loss(there[0], there[2], there[1], known),
+                negative_entropy(there[0], known),
+                model(
+                    input_ids=there[2], attention_mask=known, decoder_input_ids=there[2], decoder_attention_mask=known,
+                ),
+            ]  # fmt: skip
+
+    expected = everything("cpu", "cpu")
+    with pretended_device() as mode:
+        everything("cuda", "cpu")  # the model is asked which masks it takes
+        before = mode.count
+        found = everything("cuda", "cpu")
+        assert mode.count == before, mode.waits
+        assert [value.device for value in found] == [DEVICE] * 4
+        everything("cuda", "cuda")
+        assert mode.count > before
+    torch.testing.assert_close(found, expected)
 
 
 class Waits:
