@@ -37,8 +37,9 @@ from common.reporting.trust import interval_text
 from common.text_scores import load_entropy_model, load_lm
 from common.token_reward_model import TokenRewardModel
 from common.training.files import write_folder_atomic
-from common.training.run import Run, RunOptions, open_run
+from common.training.run import Run, open_run
 from common.training.run_folder import RunFolder
+from common.training.run_options import RunOptions
 from common.training.runtime import describe
 
 SETS_TO_TRY = 8  # held-out ranking sets of which a few numbers are made before anything is written
@@ -70,15 +71,23 @@ def run(settings: ChatSettings) -> dict[str, Any]:
 
 def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     """The stages that are asked for, one after the other; of those that a checkpoint lies behind, what they found."""
+    if settings.run.extend and settings.rate_of_length is not None:
+        logger.warning(
+            "extend: by %s the learning rate depends on the number of steps; those that were taken had the rates of a "
+            "shorter run, and the others get those of the longer one", settings.rate_of_length,
+        )  # fmt: skip
     if settings.run.stage != "reward":
         settings.policy.accumulation(run.engine.count)
     arguments = training_arguments(settings.reward, run)
-    preferences = load_preferences(columns=settings.columns.columns, **vars(settings.data))
+    preferences = load_preferences(columns=settings.columns.names, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
     policy = None if settings.run.stage == "reward" else load_policy(settings)
     learned: dict[str, Any] = {}
-    if settings.run.stage != "policy" and not run.goes_on_in("policy"):
-        learned = _learn_rewards(run, settings, preferences, arguments)
+    if settings.run.stage != "policy":
+        if run.goes_on_in("policy"):
+            run.begin()  # from here on its folder has the reward model
+        else:
+            learned = _learn_rewards(run, settings, preferences, arguments)
     if policy is None:
         run.finish(learned, lambda: None)
         return learned
@@ -164,7 +173,7 @@ def _learn_policy(
     reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
     prompts = policy_prompts(preferences.train, reply_format)
     held_out = policy_prompts(preferences.validation, reply_format)[: settings.policy.policy_eval_prompts]
-    if not learned:
+    if settings.run.stage == "policy":
         run.begin()  # else the stage before has
     judge = None if known is None else functools.partial(_judged, known)
     trainer = PolicyTrainer(run, settings.policy, model, tokenizer, rewards, prompts, held_out, judge, learned)
@@ -221,7 +230,7 @@ def run_options(settings: ChatSettings) -> RunOptions:
         neutral=NEUTRAL,
         inputs={name: options[name] for name in INPUTS},
         how_to_resume="the same command and --resume",
-        checkpoint_path=None,
+        length="num_train_epochs" if settings.run.stage == "reward" else "policy_steps",
         trackers=settings.run.report_to,
     )
 

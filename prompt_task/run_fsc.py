@@ -27,8 +27,9 @@ from common.training.console import as_typed
 from common.training.files import write_folder_atomic
 from common.training.launcher import honour_launcher
 from common.training.random_keys import Purpose, seed_global
-from common.training.run import Run, RunOptions, open_run
+from common.training.run import Run, open_run
 from common.training.run_folder import RunFolder
+from common.training.run_options import RunOptions
 from common.training.runtime import describe, random_state, restore_random_state
 from prompt_task.candidates import Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.class_accuracy import answers_by_text, class_accuracies
@@ -190,6 +191,7 @@ def run_options(command: Command) -> RunOptions:
         },
         seed=settings.run.random_seed,
         how_to_resume="the same command and resume=auto",
+        length="max_train_steps",
     )  # fmt: skip
 
 

@@ -25,14 +25,15 @@ from common.training.command_line import read_yaml
 from common.training.engine import Engine
 from common.training.files import write_jsonl_atomic
 from common.training.launcher import honour_launcher
-from common.training.run import Run, RunOptions, open_run
+from common.training.run import Run, open_run
 from common.training.run_folder import RunFolder
+from common.training.run_options import RunOptions
 from common.training.runtime import describe
 from sum_task.batching import TokenizedRows
 from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluate_library import load_metrics
-from sum_task.evaluation_metrics import check_available
+from sum_task.evaluation_metrics import check_available, metric_files
 from sum_task.loading import load_policy, load_reward_model
 from sum_task.policy import SummaryPolicy
 from sum_task.policy_trainer import PolicyTrainer
@@ -186,14 +187,14 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         folder=output_folder(settings),
         all=options,
         neutral=NEUTRAL,
-        inputs={name: options[name] for name in INPUTS},
+        inputs={name: options[name] for name in INPUTS} | metric_files(options["preference"], *options["eval_metrics"]),
         how_to_resume="the same command and --resume",
-        checkpoint_path=None,
+        length="num_train_epochs",
         trackers=settings.run.report_to,
     )
 
 
-# The options that name what is read. A metric of the evaluate library is another's code, as a package's.
+# The options that name what is read.
 INPUTS = (
     "dataset_name", "train_file", "validation_file", "test_file", "model_name_or_path", "rew_model_name_or_path",
     "config_name", "tokenizer_name", "policy_checkpoint_path", "rew_checkpoint_path", "preference",

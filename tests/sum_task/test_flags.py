@@ -105,6 +105,8 @@ ELSEWHERE = {
     "use_slow_tokenizer": "here",
     "overwrite": "here",
     "resume": "test_run_sum",
+    "extend": "test_extension",
+    "checkpoint_path": "test_extension",
     "checkpoint_minutes": "here",
     "checkpoint_steps": "here",
     "keep_checkpoints": "here",
