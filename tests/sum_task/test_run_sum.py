@@ -266,7 +266,7 @@ def test_with_other_options_no_remembered_reward_holds(tiny, tmp_path, monkeypat
     known = []
 
     def train(trainer, checkpointer):
-        known.append(not trainer.reference_rewards.values.isnan().all())
+        known.append(not trainer.loss.reference_rewards.values.isnan().all())
         raise Killed
 
     monkeypatch.setattr(policy_trainer.PolicyTrainer, "train", train)
