@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LogitsProcessorList
 
 from common.errors import UserError
-from common.language_models.capabilities import agree, equal_lengths, probe_ids
+from common.language_models.capabilities import agree, equal_lengths, exactly, probe_ids
 from common.language_models.evaluation_mode import evaluation_mode
 from sum_task.batching import Padded
 from sum_task.reading import Reader, Sources
@@ -71,7 +71,7 @@ def _generate(reader: Reader, options: GenerationConfig, begun: Tensor, **inputs
     return generate(**given, **inputs, generation_config=options, logits_processor=processors)[:, begun.shape[1] :]
 
 
-@torch.no_grad()
+@exactly()
 def check_search(reader: Reader) -> None:
     """See that transformers' search reads texts as training does; some families' puts more into them.
 

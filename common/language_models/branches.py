@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from common.errors import UserError
 from common.language_models.attention import SHARED_SOURCE
-from common.language_models.capabilities import agree, probe_ids, takes, without_cache
+from common.language_models.capabilities import agree, exactly, probe_ids, takes, without_cache
 from common.language_models.evaluation_mode import evaluation_mode
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def read_branches(
     return states[:, :length], states[:, length:].unflatten(1, alternatives.shape[1:])
 
 
-@torch.no_grad()
+@exactly()
 def can_branch(body: PreTrainedModel) -> bool:
     """Whether :func:`read_branches` gives what a pass for each alternative gives: tried once, on a few tokens.
 

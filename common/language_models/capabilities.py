@@ -123,7 +123,19 @@ class EncoderStates(BaseModelOutput):
     router_probs: Any = None
 
 
-@torch.no_grad()
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Where two ways to compute are compared: no gradient, and float32 products whatever `matmul_precision` says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@exactly()
 def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
     """Ask a model, on whatever device it is.
 
@@ -160,7 +172,7 @@ def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
     )
 
 
-@torch.no_grad()
+@exactly()
 def states_width(model: PreTrainedModel, name: str = "the model") -> int:
     """Width of the states that a model's body gives, with or without a head.
 
@@ -191,7 +203,7 @@ def states_before_head(lm: PreTrainedModel, change: Callable[[Tensor], Tensor]) 
         handle.remove()
 
 
-@torch.no_grad()
+@exactly()
 def head_width(lm: PreTrainedModel, name: str = "the model") -> int:
     """Width of the states that a decoder-only LM's head reads, which a projection may have made another.
 

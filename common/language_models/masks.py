@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.language_models.attention import SHARED_SOURCE
-from common.language_models.capabilities import agree, probe_ids, takes, without_cache
+from common.language_models.capabilities import agree, exactly, probe_ids, takes, without_cache
 from common.language_models.evaluation_mode import evaluation_mode
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Masks:
         takes_bool = self._model.config._attn_implementation in ("sdpa", SHARED_SOURCE)
         return takes_bool and kinds == {"full_attention"} and not any(windows)
 
-    @torch.no_grad()
+    @exactly()
     def _reads_alike(self) -> bool:
         model, ids = self._model, probe_ids(self._model).view(2, 5)
         mask = torch.ones_like(ids)

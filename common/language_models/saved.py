@@ -8,12 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import UserError
-from common.language_models.capabilities import agree, decoder_start_id, probe_ids
+from common.language_models.capabilities import agree, decoder_start_id, exactly, probe_ids
 from common.language_models.evaluation_mode import evaluation_mode
 from common.token_reward_model import TokenRewardModel, with_start_token
 
 
-@torch.no_grad()
+@exactly()
 def few_numbers(model: PreTrainedModel) -> Tensor:
     """What a model says of ten tokens, without dropout: logits of a language model, rewards of a reward model."""
     backbone: PreTrainedModel = model.backbone if isinstance(model, TokenRewardModel) else model

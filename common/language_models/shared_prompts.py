@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from common.language_models.capabilities import exactly
 from common.language_models.evaluation_mode import evaluation_mode
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def read_replies(
     return _output(prompts)[:, -1], _output(replies)
 
 
-@torch.no_grad()
+@exactly()
 def can_share_prompts(backbone: PreTrainedModel) -> bool:
     """Whether :func:`read_replies` gives what reading each reply behind its prompt gives: tried once, on a few tokens.
 
