@@ -11,8 +11,9 @@ from common.training.files import write_jsonl_atomic
 from common.training.run_folder import RunFolder
 from sum_task.batching import TokenizedRows
 from sum_task.data import Splits
-from sum_task.models import SummaryPolicy, SummaryRewardModel
+from sum_task.policy import SummaryPolicy
 from sum_task.policy_trainer import PolicyTrainer
+from sum_task.reward_model import SummaryRewardModel
 from sum_task.settings import SummarizationSettings
 from sum_task.summary_evaluation import COMPARED_FIGURES, Evaluation
 

@@ -23,12 +23,12 @@ from common.training.launcher import honour_launcher
 from common.training.run import Run, open_run
 from common.training.run_options import RunOptions
 from common.training.runtime import describe
-from sum_task.batching import TokenizedRows, tokenize
+from sum_task.batching import TokenizedRows
 from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluate_library import load_metrics
 from sum_task.evaluation_metrics import check_available, metric_files
-from sum_task.models import load_policy, load_reward_model
+from sum_task.loading import load_policy, load_reward_model
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
@@ -42,6 +42,7 @@ from sum_task.summary_evaluation import (
     first_means,
     without_training,
 )
+from sum_task.tokenizing import tokenize
 
 SHOWN_TEXTS = 3  # summaries that trackers get at each validation
 

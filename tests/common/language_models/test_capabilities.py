@@ -110,3 +110,12 @@ def test_asking_leaves_the_model_as_it_was_and_what_cannot_read_is_one_line():
     lm.model.layers[0].mlp.up_proj = torch.nn.Linear(3, 3)
     with pytest.raises(UserError, match=r"^'broken' \(llama\) cannot read a few tokens: [^\n]*$"):
         capabilities(lm, "'broken'")
+
+
+def test_a_model_in_training_mode_can_do_what_it_can_without_dropout():
+    """As transformers makes a model of random weights."""
+    sizes: dict[str, Any] = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = hf.T5Config(**sizes | {"decoder_start_token_id": 0, "dropout_rate": 0.5})
+    lm = made(config).train()
+    assert capabilities(lm) == capabilities(made(config))
+    assert capabilities(lm).cache_by_rows and capabilities(lm).ignores_padding
