@@ -15,7 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
+from common.checks import (
+    at_least_float32,
+    check_float,
+    check_name,
+    check_positive,
+    check_shape,
+    check_values,
+    real_tokens,
+)
 from common.own_pieces import is_own
 from common.policy_losses import token_weights
 
@@ -91,8 +99,7 @@ def shares_over_batch(weights: Tensor, mask: Tensor, total: Tensor | float | Non
         check_shape(weights, "weights", mask.shape)
     real = real_tokens(mask, (weights.shape[0], mask.shape[-1]))
     weights = at_least_float32(weights.detach()).expand(real.shape).masked_fill(~real, 0)
-    if bool((weights < 0).any()):
-        raise ValueError("weights: must not be negative at real tokens, they are shares of their sum")
+    check_values(~(weights < 0), "weights: must not be negative at real tokens, they are shares of their sum")
     if total is not None:
         return weights / total
     weights = torch.where(weights.sum() > 0, weights, real.to(weights.dtype))
@@ -168,6 +175,29 @@ def advantage_weights(advantage: Tensor, mask: Tensor, form: str = "softplus") -
     scaled = _in_deviations(values, values[real]).masked_fill(~real, 0)
     weights = torch.nn.functional.softplus(1 + scaled) if form == "softplus" else scaled.exp()
     return weights.masked_fill(~real, 0)
+
+
+def moved_within_sequences(weights: Tensor, mask: Tensor) -> Tensor:
+    """The weights of each sequence at other tokens of it: a control of what it matters which token gets which.
+
+    The n real tokens of a sequence exchange their weights in a circle: each gets that of the token n // 2 further. All
+    else, such as sums and spread, stays as it was. A token alone keeps its own.
+
+    Args:
+        weights: (N, T).
+        mask: (N, T), 1 or True at real tokens.
+
+    Returns:
+        Weights, (N, T); 0 at masked positions.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape, or a sequence without a real token.
+    """
+    real = real_tokens(mask, weights.shape)
+    lengths = real.sum(-1, keepdim=True)
+    from_place = (real.cumsum(-1) - 1 + lengths // 2) % lengths
+    columns = (~real).int().argsort(dim=-1, stable=True)  # of the real tokens first, in their order
+    return weights.gather(-1, columns.gather(-1, from_place)).masked_fill(~real, 0)
 
 
 def leave_one_out(scores: Tensor) -> Tensor:
@@ -273,6 +303,11 @@ def _product(judged: Judged) -> Tensor:
     return judged.sequence_weights * advantage_weights(judged.advantages, judged.mask)
 
 
+def _shifted_product(judged: Judged) -> Tensor:
+    token_part = advantage_weights(judged.advantages, judged.mask)
+    return judged.sequence_weights * moved_within_sequences(token_part, judged.mask)
+
+
 Weigh = Callable[[Judged], Tensor]
 
 # Weights of the tokens of references, >= 0.
@@ -283,6 +318,7 @@ CREDITS: dict[str, Weigh] = {
     "advantage": lambda judged: advantage_weights(judged.advantages, judged.mask),
     "exp-advantage": lambda judged: advantage_weights(judged.advantages, judged.mask, "exp"),
     "product": _product,
+    "shifted-product": _shifted_product,
 }
 
 # Weights of the tokens of samples, of either sign.
@@ -293,7 +329,8 @@ SAMPLE_CREDITS: dict[str, Weigh] = {
     "advantage": lambda judged: judged.advantages,
 }
 
-NEED_EXPECTATION = ("advantage", "exp-advantage", "product")
+USE_SEQUENCE_SCORES = {"sequence", "product", "shifted-product"}
+NEED_EXPECTATION = ("advantage", "exp-advantage", "product", "shifted-product")
 
 
 def reference_weights(kind: str, judged: Judged) -> Tensor:
@@ -306,6 +343,8 @@ def reference_weights(kind: str, judged: Judged) -> Tensor:
     advantage           ``softplus(1 + A_t / std A)``, see :func:`advantage_weights`
     exp-advantage       ``exp(A_t / std A)``
     product             that of ``sequence`` times that of ``advantage``
+    shifted-product     the control of ``product``: the second factor half a sequence further, see
+                        :func:`moved_within_sequences`
     ==================  ==============================================================================
 
     Raises:

@@ -16,7 +16,7 @@ from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose
-from common.training.runtime import Runtime
+from common.training.runtime import Runtime, random_state, restore_random_state
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from common.transfers import upload
@@ -231,9 +231,18 @@ class PolicyTrainer:
         state.put("policy/candidates", {}, self.candidates.state())
         progress = {name: getattr(self, name) for name in ("steps_done", "finished", "_round_at")}
         state.put("policy/progress", {}, progress)
+        state.put("reward_model", dict(self.reward_model.state_dict()))
+        self.reward_trainer.save_state(state)
+        state.put("scorer/train", *self.train_scorer.state())
+        state.put("scorer/dev", *self.dev_scorer.state())
+        state.put("random", *random_state())
 
     def load_state(self, state: StateTree) -> None:
         """Undo `save_state`."""
+        self.reward_model.load_state_dict(state.get("reward_model")[0])
+        self.reward_trainer.load_state(state)
+        self.train_scorer.load_state(*state.get("scorer/train"))
+        self.dev_scorer.load_state(*state.get("scorer/dev"))
         self.policy.adaptor.load_state_dict(state.get("policy/weights")[0])
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
         self.stepper.load_state(state.get("policy/stepper")[1])
@@ -241,6 +250,7 @@ class PolicyTrainer:
         self.generator.set_state(state.get("policy/generator")[0]["state"])
         self.candidates.load_state(state.get("policy/candidates")[1])
         progress = state.get("policy/progress")[1]
+        restore_random_state(*state.get("random"))
         for name in ("steps_done", "finished", "_round_at"):
             setattr(self, name, progress[name])
         if self.finished and self._is_over:

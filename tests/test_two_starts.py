@@ -13,6 +13,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,14 @@ from common.training.lock import LOCK_VARIABLE
 from prompt_task import run_fsc
 from tests.prompt_task.test_run_fsc import figures
 
-OPTIONS = {"max_train_steps": 8, "save_steps": 0, "checkpoint_steps": 1, "num_candidates": 3, "log_every": 1}
-HOW = ({"resume": "auto"}, {"resume": "auto"}, {"overwrite": True}, {})
+OPTIONS: dict[str, Any] = {
+    "max_train_steps": 8,
+    "save_steps": 0,
+    "checkpoint_steps": 1,
+    "num_candidates": 3,
+    "log_every": 1,
+}
+HOW: tuple[dict[str, Any], ...] = ({"resume": "auto"}, {"resume": "auto"}, {"overwrite": True}, {})
 BUSY = "another process is writing the run"
 SETTLED = ("; go on with it (resume=auto)", "already holds")
 
@@ -42,7 +49,7 @@ class Child:
         return self.code
 
 
-def start(world, folder: Path, log: Path, options: dict) -> Child:
+def start(world, folder: Path, log: Path, options: dict[str, Any]) -> Child:
     log.touch()  # a kill may come before the child opens it
     pid = os.fork()
     if pid:
@@ -55,7 +62,11 @@ def start(world, folder: Path, log: Path, options: dict) -> Child:
         os.dup2(words, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         run_fsc.write_run_report = lambda folder, *_: folder.report.write_text("", encoding="utf-8")
-        run_command(lambda: run_fsc.run(world.command(output_folder=folder, **OPTIONS | options)) and None)
+
+        def main() -> None:
+            run_fsc.run(world.command(output_folder=folder, **OPTIONS | options))
+
+        run_command(main)
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from common.language_models.capabilities import exactly
+from common.language_models.evaluation_mode import evaluation_mode
+
 logger = logging.getLogger(__name__)
 
 _PROBE_PROMPTS = ((1, 2, 3), (3, 1, 4, 1, 5, 9, 2))
@@ -60,31 +63,32 @@ def read_replies(
     return _output(prompts)[:, -1], _output(replies)
 
 
-@torch.no_grad()
+@exactly()
 def can_share_prompts(backbone: PreTrainedModel) -> bool:
     """Whether :func:`read_replies` gives what reading each reply behind its prompt gives: tried once, on a few tokens.
 
     Models whose memory is no cache of keys and values, or that do not take positions, fail it.
     """
     device = next(backbone.parameters()).device
-    was_training = backbone.training
-    backbone.eval()
     longest, widest = max(map(len, _PROBE_PROMPTS)), max(map(len, _PROBE_REPLIES))
     prompt_ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in _PROBE_PROMPTS], device=device)
     prompt_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in _PROBE_PROMPTS], device=device)
     reply_ids = torch.tensor([[*ids, *[0] * (widest - len(ids))] for ids in _PROBE_REPLIES], device=device)
     owners = torch.tensor(_PROBE_OWNERS, device=device)
     try:
-        last, shared = read_replies(backbone, prompt_ids, prompt_mask.bool(), reply_ids, owners)
-        for number, (ids, owner) in enumerate(zip(_PROBE_REPLIES, _PROBE_OWNERS, strict=True)):
-            whole = torch.tensor([[*_PROBE_PROMPTS[owner], *ids]], device=device)
-            alone = _output(backbone(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False))[0]
-            tolerance = _PROBE_TOLERANCE if alone.dtype == torch.float32 else 0.02
-            found = torch.cat([last[owner][None], shared[number, : len(ids)]])
-            expected = alone[-len(ids) - 1 :]
-            if not bool(((found - expected).abs().max() <= tolerance * expected.abs().max()).item()):
-                logger.info("prompts are read once a reply: read once a set, a %s differs", backbone.config.model_type)
-                return False
+        with evaluation_mode(backbone):
+            last, shared = read_replies(backbone, prompt_ids, prompt_mask.bool(), reply_ids, owners)
+            for number, (ids, owner) in enumerate(zip(_PROBE_REPLIES, _PROBE_OWNERS, strict=True)):
+                whole = torch.tensor([[*_PROBE_PROMPTS[owner], *ids]], device=device)
+                alone = _output(backbone(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False))[0]
+                tolerance = _PROBE_TOLERANCE if alone.dtype == torch.float32 else 0.02
+                found = torch.cat([last[owner][None], shared[number, : len(ids)]])
+                expected = alone[-len(ids) - 1 :]
+                if not bool(((found - expected).abs().max() <= tolerance * expected.abs().max()).item()):
+                    logger.info(
+                        "prompts are read once a reply: read once a set, a %s differs", backbone.config.model_type
+                    )
+                    return False
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         # Any of these is how a family says that it has no such cache, positions or mask.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -92,8 +96,6 @@ def can_share_prompts(backbone: PreTrainedModel) -> bool:
             "prompts are read once a reply: a %s cannot go on from a cache (%s)", backbone.config.model_type, reason
         )
         return False
-    finally:
-        backbone.train(was_training)
     return True
 
 
