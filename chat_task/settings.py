@@ -103,8 +103,8 @@ class ModelSettings(AdapterSettings):
 class RewardSettings(ScoreSettings):
     """How the rewards are learnt; most are the Trainer's own."""
 
-    per_device_train_batch_size: int = setting(minimum=1)
-    per_device_eval_batch_size: int = setting(minimum=1)
+    per_device_train_batch_size: int = setting(minimum=1, maximum=10**5)
+    per_device_eval_batch_size: int = setting(minimum=1, maximum=10**5)
     gradient_accumulation_steps: int = setting(minimum=1)
     num_train_epochs: float = setting(above=0, maximum=1e4)
     learning_rate: float = setting(above=0, maximum=1e3)
