@@ -26,6 +26,8 @@ from common.training.interruption import Checkpointer
 from common.training.random_keys import Purpose
 from common.training.run import Run
 
+SHOWN_TEXTS = 3  # replies that trackers get before and after
+
 # What TRL calls what is logged here.
 LOGGED = {
     "policy/loss": "loss",
@@ -155,6 +157,9 @@ class PolicyTrainer(TrainerStage):
         )  # fmt: skip
         figures = {f"eval/{name}": value for name, value in replies.figures().items()}
         self._run.log.log("eval", 0, self.steps_done, **figures)
+        shown = zip(self.held_out[:SHOWN_TEXTS], replies.texts, replies.scores, strict=False)
+        rows = [{"prompt": prompt, "reply": text, "score": f"{score:.3f}"} for prompt, text, score in shown]
+        self._run.log.texts(self.steps_done, rows)
         return replies
 
     def results(self) -> dict[str, Any]:

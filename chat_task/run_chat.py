@@ -17,14 +17,15 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from chat_task.command_line import read_command
+from chat_task.command_line import DEFAULTS, read_command
 from chat_task.data import BUILTIN_DATA, Preferences, load_preferences, prompt_key
 from chat_task.known_rewards import KnownRewards
 from chat_task.models import check_head, check_reading, load_policy, load_reward_model, load_rewards
 from chat_task.ranked_sets import encode_sets
 from chat_task.ranking_rows import RankingSet
 from chat_task.report import write_policy_report, write_reward_report
-from chat_task.reward_stage import Found, RewardStage, pairs_count, training_arguments
+from chat_task.results import final_results, print_summary
+from chat_task.reward_stage import RewardStage, training_arguments
 from chat_task.settings import NEUTRAL, ChatSettings
 from common.builtin.planted_errors import KnownErrors, known_errors
 from common.errors import UserError, run_command
@@ -33,12 +34,13 @@ from common.language_models.adapters import check_adapters
 from common.language_models.replies import PLACE, ReplyFormat, Text
 from common.language_models.saved import check_saved, few_numbers
 from common.reply_rewards import ReplyRewards
-from common.reporting.trust import interval_text
 from common.text_scores import load_entropy_model, load_lm
 from common.token_reward_model import TokenRewardModel
+from common.training.command_line import read_yaml
 from common.training.files import write_folder_atomic
-from common.training.run import Run, RunOptions, open_run
-from common.training.run_folder import RunFolder
+from common.training.launcher import honour_launcher
+from common.training.run import Run, open_run
+from common.training.run_options import RunOptions
 from common.training.runtime import describe
 
 SETS_TO_TRY = 8  # held-out ranking sets of which a few numbers are made before anything is written
@@ -54,6 +56,7 @@ def run(settings: ChatSettings) -> dict[str, Any]:
         UserError: for bad input and for what the machine refuses.
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
+    settings = honour_launcher(settings, read_yaml(DEFAULTS), plain_forward=settings.run.stage == "reward")
     check_adapters(settings.models.lora_rank)
     if settings.run.stage != "reward":
         if importlib.util.find_spec("trl") is None:
@@ -70,15 +73,23 @@ def run(settings: ChatSettings) -> dict[str, Any]:
 
 def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     """The stages that are asked for, one after the other; of those that a checkpoint lies behind, what they found."""
+    if settings.run.extend and settings.rate_of_length is not None:
+        logger.warning(
+            "extend: by %s the learning rate depends on the number of steps; those that were taken had the rates of a "
+            "shorter run, and the others get those of the longer one", settings.rate_of_length,
+        )  # fmt: skip
     if settings.run.stage != "reward":
         settings.policy.accumulation(run.engine.count)
     arguments = training_arguments(settings.reward, run)
-    preferences = load_preferences(columns=settings.columns.columns, **vars(settings.data))
+    preferences = load_preferences(columns=settings.columns.names, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
     policy = None if settings.run.stage == "reward" else load_policy(settings)
     learned: dict[str, Any] = {}
-    if settings.run.stage != "policy" and not run.goes_on_in("policy"):
-        learned = _learn_rewards(run, settings, preferences, arguments)
+    if settings.run.stage != "policy":
+        if run.goes_on_in("policy"):
+            run.begin()  # from here on its folder has the reward model
+        else:
+            learned = _learn_rewards(run, settings, preferences, arguments)
     if policy is None:
         run.finish(learned, lambda: None)
         return learned
@@ -127,7 +138,7 @@ def _learn_rewards(
                 swaps |= interval_results(interval_figures("reward/dev_swap", answers), "swap")
         except UserError as error:
             logger.warning("no swap test, and no language model beside the rewards at marked errors: %s", error)
-    results = _results(settings, stage, preferences, found) | before | run.figures()
+    results = final_results(settings, stage, preferences, found) | before | run.figures()
     results |= swaps | {"cut": train.counts, "validation_cut": validation.counts}
 
     def write_files() -> None:
@@ -164,7 +175,7 @@ def _learn_policy(
     reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
     prompts = policy_prompts(preferences.train, reply_format)
     held_out = policy_prompts(preferences.validation, reply_format)[: settings.policy.policy_eval_prompts]
-    if not learned:
+    if settings.run.stage == "policy":
         run.begin()  # else the stage before has
     judge = None if known is None else functools.partial(_judged, known)
     trainer = PolicyTrainer(run, settings.policy, model, tokenizer, rewards, prompts, held_out, judge, learned)
@@ -221,7 +232,7 @@ def run_options(settings: ChatSettings) -> RunOptions:
         neutral=NEUTRAL,
         inputs={name: options[name] for name in INPUTS},
         how_to_resume="the same command and --resume",
-        checkpoint_path=None,
+        length="num_train_epochs" if settings.run.stage == "reward" else "policy_steps",
         trackers=settings.run.report_to,
     )
 
@@ -237,65 +248,6 @@ def output_folder(settings: ChatSettings) -> Path:
     """The run's folder; by default named after what distinguishes runs."""
     data = settings.data.dataset_name or Path(str(settings.data.train_file)).stem
     return settings.run.folder("chat", data, f"{settings.models.granularity}-{settings.reward.agg_func}")
-
-
-def _results(settings: ChatSettings, stage: RewardStage, preferences: Preferences, found: Found) -> dict[str, Any]:
-    """Final figures and counts."""
-    return {
-        "status": "complete",
-        "task": "chat",
-        "stage": settings.run.stage,
-        "dataset": settings.data.dataset_name or settings.data.train_file,
-        "seed": settings.run.seed,
-        "granularity": settings.models.granularity,
-        "agg_func": settings.reward.agg_func,
-        "rew_head": stage.model.config.head,
-        "model": settings.models.rew_checkpoint_path or settings.models.model_name_or_path,
-        **found.figures,
-        "reward_steps": stage.steps_done,
-        "train_sets": len(preferences.train),
-        "validation_sets": len(preferences.validation),
-        "validation_pairs": pairs_count(found.table),
-        "bad_rows": len(preferences.bad_rows),
-    }
-
-
-def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
-    """The last lines of a run: what came out and where it lies."""
-    print()
-    paths = [folder.results, folder.report]
-    if "reward_rank_accuracy" in results:
-        paths.append(folder.reward_model)
-        print(
-            f"rank accuracy on {results['validation_pairs']} held-out pairs: {results['reward_rank_accuracy']:.3f} "
-            f"({interval_text(results, 'reward_rank') or 'no interval'}; before training "
-            f"{results['reward_rank_accuracy_before']:.3f}, by length alone "
-            f"{results['reward_length_only_accuracy']:.3f}, chance 0.5)"
-        )
-        if results["reward_swap_accuracy"] is not None:
-            print(
-                f"swap accuracy, a token against the LM's likeliest other one: {results['reward_swap_accuracy']:.3f} "
-                f"({interval_text(results, 'reward_swap') or 'no interval'})"
-            )
-        if "span_auc" in results:
-            print(
-                f"area under the curve of marked errors: {results['span_auc']:.3f} "
-                f"(before training {results['span_auc_before']:.3f}, chance 0.5)"
-            )
-        if results["bad_rows"]:
-            print(f"rows left out: {results['bad_rows']}")
-        print(f"{results['reward_steps']} steps of reward learning")
-    if "policy_steps" in results:
-        paths.append(folder.policy)
-        shown = {"score": "score of the replies", "judge": "true score of the replies", "reply_length": "their tokens"}
-        for name, words in shown.items():
-            if f"policy_{name}_after" in results:
-                before, after = (results[f"policy_{name}_{when}"] for when in ("before", "after"))
-                print(f"{words} to {results['held_out_prompts']} held-out prompts: {after:.3f} (before {before:.3f})")
-        print(f"{results['policy_steps']} steps of policy learning, {results['rollouts']} samples")
-    print(f"{results['wall_seconds']:.0f} s")
-    for path in paths:
-        print(f"  {path}")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ class ColumnSettings:
     prompt_end: str | None = setting()
 
     @property
-    def columns(self) -> Columns:
+    def names(self) -> Columns:
         """As `load_preferences` takes them."""
         return Columns(
             prompt=self.prompt_column, chosen=self.chosen_column, rejected=self.rejected_column,
@@ -202,6 +202,16 @@ class ChatSettings(TaskSettings):
                 "stage=policy needs rewards: set rew_checkpoint_path to the reward_model folder of a run, or "
                 "paid_by=known for the true rewards of built-in data; not both"
             )
+
+    @property
+    def rate_of_length(self) -> str | None:
+        """The option by which the learning rate of a step depends on how many steps there are; None: it does not."""
+        if self.run.stage != "reward":
+            return "policy_warmup_share" if self.policy.policy_warmup_share > 0 else None
+        is_constant = self.reward.lr_scheduler_type == "constant" or (
+            self.reward.lr_scheduler_type == "constant_with_warmup" and self.reward.warmup_share == 0
+        )
+        return None if is_constant else "lr_scheduler_type"
 
     @property
     def policy_model(self) -> str:

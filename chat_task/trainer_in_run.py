@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from common.training.checkpoint import (
     StateTree,
@@ -49,7 +50,8 @@ class TrainerInRun(Trainer):
             return
         state = load_checkpoint(Path(checkpoint) / "optimizer")
         load_optimizer_state(self.optimizer, *state.get("optimizer"))  # type: ignore[arg-type]
-        self.lr_scheduler.load_state_dict(state.get("scheduler")[1])  # type: ignore[union-attr]
+        schedule = {k: v for k, v in state.get("scheduler")[1].items() if k != "base_lrs"}  # that of the options now
+        self.lr_scheduler.load_state_dict(schedule)  # type: ignore[union-attr]
 
     def _save_scaler(self, output_dir: str) -> None:
         if getattr(self.accelerator, "scaler", None) is not None:
@@ -101,7 +103,8 @@ class TrainerStage:
     def load_state(self, state: StateTree) -> None:
         """Go on from what `save_state` noted."""
         _, values = state.get(self._name)
-        folder = Path(self.trainer.args.output_dir) / f"checkpoint-{values['steps']}"
+        output = Path(self.trainer.args.output_dir)
+        folder = (output if state.run is None else state.run / output.name) / f"checkpoint-{values['steps']}"
         if not folder.is_dir():
             raise ValueError(f"'{folder}' is gone")
         self._resume_from = folder
@@ -113,7 +116,18 @@ class TrainerStage:
             Interrupted: a signal came; the checkpoint is written.
         """
         self.trainer.add_callback(callback)
-        self.trainer.train(resume_from_checkpoint=None if self._resume_from is None else str(self._resume_from))
+        if self._resume_from is None:
+            self.trainer.train()
+            return
+        arguments, rows = self.trainer.args, self.trainer.get_train_dataloader()
+        *_, max_steps = self.trainer.set_initial_training_values(arguments, rows)
+        state = TrainerState.load_from_json(str(self._resume_from / TRAINER_STATE_NAME))
+        if state.global_step < max_steps:
+            self.trainer.train(resume_from_checkpoint=str(self._resume_from))
+            return
+        # The Trainer would take a step more, within an epoch, before it sees that there is none left.
+        self.trainer._load_from_checkpoint(str(self._resume_from))
+        self.trainer.state = state
 
 
 class RunCallback(TrainerCallback):
@@ -151,6 +165,7 @@ class RunCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._progress is not None:
             self._progress.close()
+        self._checkpointer.after_step(self._steps_before + state.global_step, due=self._checkpointer.periodic)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Not at the end of the step before, whose figures are logged after it.

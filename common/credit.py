@@ -15,7 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
+from common.checks import (
+    at_least_float32,
+    check_float,
+    check_name,
+    check_positive,
+    check_shape,
+    check_values,
+    real_tokens,
+)
 from common.own_pieces import is_own
 from common.policy_losses import token_weights
 
@@ -91,8 +99,7 @@ def shares_over_batch(weights: Tensor, mask: Tensor, total: Tensor | float | Non
         check_shape(weights, "weights", mask.shape)
     real = real_tokens(mask, (weights.shape[0], mask.shape[-1]))
     weights = at_least_float32(weights.detach()).expand(real.shape).masked_fill(~real, 0)
-    if bool((weights < 0).any()):
-        raise ValueError("weights: must not be negative at real tokens, they are shares of their sum")
+    check_values(~(weights < 0), "weights: must not be negative at real tokens, they are shares of their sum")
     if total is not None:
         return weights / total
     weights = torch.where(weights.sum() > 0, weights, real.to(weights.dtype))

@@ -2,6 +2,8 @@
 
 No gradient reaches the rewards through any of these, and what stands at masked positions (NaN, infinities, ids
 outside of the vocabulary) has no influence on a value or a gradient.
+
+A mask may lie on the CPU while the rest is on a GPU, by whoever knows it there: then the CPU waits for nothing.
 """
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 
 from common.checks import at_least_float32, check_float, check_name, check_shape, check_values, real_tokens
 from common.own_pieces import is_own, own_function
+from common.transfers import upload
 
 GUIDANCES = ("reward", "reward-to-go", "sequence")
 
@@ -88,7 +91,7 @@ def negative_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """
     check_float(logits, "logits", "(N, T, V)")
     real = real_tokens(mask, logits.shape[:2])
-    log_p = at_least_float32(logits[real]).log_softmax(dim=-1)  # (M, V), M real tokens
+    log_p = at_least_float32(at_real_tokens(real, logits)[0]).log_softmax(dim=-1)  # (M, V), M real tokens
     # 0 * -inf is NaN, in the value and in the gradient; 0 times the lowest finite number is the 0 it should be.
     finite_log_p = log_p.clamp(min=torch.finfo(log_p.dtype).min)
     return (log_p.exp() * finite_log_p).sum(dim=-1).mean()
@@ -128,7 +131,8 @@ def reward_weighted_mle_loss(
     check_float(logits, "logits", "(N, T, V)")
     check_float(token_rewards, "token_rewards", "(N, T)")
     check_shape(token_rewards, "token_rewards", logits.shape[:2])
-    real = real_tokens(mask, logits.shape[:2])
+    known = real_tokens(mask, logits.shape[:2])
+    real = upload(known, logits.device)
     rewards = at_least_float32(token_rewards.detach())
     check_values(rewards.isfinite() | ~real, "token_rewards: must be finite at real tokens")
     if exponentiate:
@@ -144,7 +148,7 @@ def reward_weighted_mle_loss(
     weights = torch.where(weights.sum(dim=-1, keepdim=True) > 0, weights, real.to(weights.dtype))
     weights = weights / weights.sum(dim=-1, keepdim=True)
     # The weights of each sequence sum to one, so the mean over sequences is the whole sum over N.
-    return shared_likelihood_loss(logits, labels, weights, real) / logits.shape[0]
+    return shared_likelihood_loss(logits, labels, weights, known) / logits.shape[0]
 
 
 def shared_likelihood_loss(logits: Tensor, labels: Tensor, shares: Tensor, mask: Tensor) -> Tensor:
@@ -168,26 +172,32 @@ def shared_likelihood_loss(logits: Tensor, labels: Tensor, shares: Tensor, mask:
     return _weighted(logits, labels, shares, mask, ("labels", "shares")).sum()
 
 
+def at_real_tokens(mask: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Of tensors (N, T, ...) what stands at the M real tokens, (M, ...) each, row by row.
+
+    Args:
+        mask: (N, T), True at real tokens.
+        tensors: on one device.
+    """
+    rows, columns = (upload(places, tensors[0].device) for places in mask.nonzero(as_tuple=True))
+    return [tensor[rows, columns] for tensor in tensors]
+
+
 def _weighted(logits: Tensor, token_ids: Tensor, weights: Tensor, mask: Tensor, names: tuple[str, str]) -> Tensor:
-    """Weight times -log p of the M real tokens, (M,); `names` are those of ids and weights in the caller."""
-    check_float(logits, "logits", "(N, T, V)")
-    check_float(weights, names[1], "(N, T)")
-    check_shape(weights, names[1], logits.shape[:2])
-    real = real_tokens(mask, logits.shape[:2])
-    losses = _negative_log_likelihood(logits, token_ids, real, names[0])
-    return weights.detach()[real].to(losses.dtype) * losses
-
-
-def _negative_log_likelihood(logits: Tensor, token_ids: Tensor, real: Tensor, name: str) -> Tensor:
-    """-log p of the M real tokens, (M,), in the order of ``real``.
+    """Weight times -log p of the M real tokens, (M,); `names` are those of ids and weights in the caller.
 
     Masked positions are left out before any arithmetic, so that neither NaN logits nor ids such as -100 there
     can reach a value or, through zero times NaN, a gradient.
     """
-    check_shape(token_ids, name, logits.shape[:2])
+    check_float(logits, "logits", "(N, T, V)")
+    check_float(weights, names[1], "(N, T)")
+    check_shape(weights, names[1], logits.shape[:2])
+    check_shape(token_ids, names[0], logits.shape[:2])
     if token_ids.is_floating_point() or token_ids.is_complex() or token_ids.dtype == torch.bool:
-        raise ValueError(f"{name}: must be integer token ids, got {token_ids.dtype}")
-    chosen = token_ids[real].long()
-    message = f"{name}: token ids of real tokens must lie in [0, {logits.shape[-1]})"
+        raise ValueError(f"{names[0]}: must be integer token ids, got {token_ids.dtype}")
+    real = real_tokens(mask, logits.shape[:2])
+    chosen_logits, chosen, chosen_weights = at_real_tokens(real, logits, token_ids.long(), weights.detach())
+    message = f"{names[0]}: token ids of real tokens must lie in [0, {logits.shape[-1]})"
     check_values((chosen >= 0) & (chosen < logits.shape[-1]), message)
-    return F.cross_entropy(at_least_float32(logits[real]), chosen, reduction="none")
+    losses = F.cross_entropy(at_least_float32(chosen_logits), chosen, reduction="none")
+    return chosen_weights.to(losses.dtype) * losses

@@ -1,5 +1,6 @@
 """Token rewards of replies as they are written: text or messages in, tokens with characters and rewards out."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from common.reply_rewards import READING_FILE, RewardReading, padded
 from common.reply_surprise import reply_entropies
 from common.segments import segment_ends, spread_segments
 from common.token_reward_model import TokenRewardModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,13 @@ def score_texts(
     entropy_model = load_entropy_model(reading, model.is_encoder_decoder, model.device)
     model.eval()
     scored: list[ScoredText] = []
+    cut = 0
     for first in range(0, len(texts), batch_size):
         rows = range(first, min(first + batch_size, len(texts)))
         replies = [reply_format.encode_reply(sources[i], texts[i], with_spans=True) for i in rows]
-        prompt_ids, prompt_mask = padded([reply_format.encode_prompt(sources[i])[0] for i in rows], model.device)
+        prompts = [reply_format.encode_prompt(sources[i]) for i in rows]
+        cut += sum(reply.cut or prompt[1] for reply, prompt in zip(replies, prompts, strict=True))
+        prompt_ids, prompt_mask = padded([prompt[0] for prompt in prompts], model.device)
         ids, mask = padded([reply.ids for reply in replies], model.device)
         raw = model.reply_rewards(prompt_ids, prompt_mask, ids.unsqueeze(1), mask.unsqueeze(1).bool()).squeeze(1)
         entropies = None
@@ -93,6 +99,11 @@ def score_texts(
             tokens = [reply_format.tokenizer.decode([token]) for token in reply.ids]
             scored.append(ScoredText(tokens, list(reply.spans), rewards[: len(reply.ids)], score))
     model.train(was_training)
+    if cut:
+        logger.warning(
+            "texts that were cut: %d of %d; a reply of this model ends after %d tokens, a prompt begins %d before it",
+            cut, len(texts), reply_format.max_reply_length, reply_format.max_prompt_length,
+        )  # fmt: skip
     return scored
 
 

@@ -42,9 +42,11 @@ from common.language_models.capabilities import (
     kind_of,
     without_cache,
 )
+from common.language_models.masks import Masks
 from common.language_models.pretrained import check_index, load_pretrained
 from common.language_models.shared_prompts import Reader, find_reader, read_from_cache
 from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
+from common.transfers import upload
 
 BOUNDS = ("softplus", "sigmoid", "none")
 SOFTPLUS_FLOOR = 1e-8
@@ -230,6 +232,7 @@ class TokenRewardModel(PreTrainedModel):
         self._ask_backbone()
         width = config.states_width or self.backbone.config.get_text_config().hidden_size
         self._shares_sources = share_sources(self.backbone)
+        self._masks = Masks(self.backbone)
         self._shares_prompts: bool | None = None
         self._reader: Reader | None = None
         self._can_branch: bool | None = None
@@ -361,12 +364,14 @@ class TokenRewardModel(PreTrainedModel):
         """
         if not self.is_encoder_decoder:
             raise ValueError("input_ids: only an encoder-decoder backbone can encode sources")
-        packed_ids, real, positions = _pack(input_ids, attention_mask, "input_ids", "attention_mask")
+        packed_ids, known, columns = _pack(input_ids, attention_mask, "input_ids", "attention_mask")
+        real, positions = upload(known, input_ids.device), upload(columns, input_ids.device)
         encoder = self.backbone.get_encoder()
         if self.config.encodes_alone:
             packed_states = encode_alone(encoder, packed_ids, real)  # (B, S', d)
         else:
-            packed_states = encoder(input_ids=packed_ids, attention_mask=real.long()).last_hidden_state
+            mask = self._masks(real, hides=_may_hide(known))
+            packed_states = encoder(input_ids=packed_ids, attention_mask=mask).last_hidden_state
         states = packed_states.new_zeros(*input_ids.shape, packed_states.shape[-1])
         packed_states = packed_states.masked_fill(~real.unsqueeze(-1), 0)
         return states.scatter(1, positions.unsqueeze(-1).expand_as(packed_states), packed_states)
@@ -384,7 +389,8 @@ class TokenRewardModel(PreTrainedModel):
         """Reward of each token.
 
         Padding may stand on either side: real tokens are moved together before the backbone reads them, so neither
-        the amount, the side nor the content of padding changes a reward.
+        the amount, the side nor the content of padding changes a reward. Masks may lie on the CPU while token ids are
+        on a GPU, by whoever knows them there: the CPU then need not wait for the GPU to learn how long sequences are.
 
         Args:
             input_ids: decoder-only: the sequences, (N, T). Encoder-decoder: the sources, (B, S).
@@ -555,12 +561,12 @@ class TokenRewardModel(PreTrainedModel):
         if isinstance(self.head, LikelihoodHead):
             return self._looked_up(alternatives, self._with_output(read, fields))
         first = read.first_wanted
-        columns = read.columns[:, first:]  # (N, M)
+        columns = upload(read.columns[:, first:], read.ids.device)  # (N, M)
         index = columns.unsqueeze(-1).expand(-1, -1, alternatives.shape[-1])
         others = alternatives.gather(1, (index - targets_from).clamp(min=0))  # (N, M, K)
         states, branches = read_branches(self.backbone, fields, others, first)
         raw = self._raw_of_states(torch.cat([states[:, first:].unsqueeze(2), branches], 2))  # (N, M, 1 + K)
-        wanted = read.wanted[:, first:].unsqueeze(-1)
+        wanted = upload(read.wanted[:, first:], read.ids.device).unsqueeze(-1)
         rewards = bound_rewards(raw, self.config.bound).masked_fill(~wanted, 0)
         placed = rewards.new_zeros(len(rewards), read.width, rewards.shape[-1])
         placed = placed.scatter(1, columns.unsqueeze(-1).expand_as(rewards), rewards)[:, targets_from:]
@@ -633,6 +639,7 @@ class TokenRewardModel(PreTrainedModel):
             raise ValueError(f"head: '{self.config.head}' gives no rewards of all tokens, only 'likelihood' does")
         rows, positions = read.wanted.nonzero(as_tuple=True)
         places = rows * (read.width - read.targets_from) + read.columns[rows, positions] - read.targets_from
+        rows, positions, places = (upload(index, read.ids.device) for index in (rows, positions, places))
         ids = read.ids[rows, positions]
         for part in parts(len(rows), read.output.shape[-1]):
             states = (positions[part] - 1 - read.before).clamp(min=0)
@@ -725,11 +732,13 @@ class TokenRewardModel(PreTrainedModel):
         if num_sequences % num_sources:
             raise ValueError(f"decoder_input_ids: {num_sequences} rows are no multiple of the {num_sources} sources")
         per_source = 1 if self._shares_sources else num_sequences // num_sources
+        mask = None
         if attention_mask is not None:
-            attention_mask = real_tokens(attention_mask, states.shape[:2], "attention_mask").long()
-            attention_mask = attention_mask.repeat_interleave(per_source, dim=0)
+            known = real_tokens(attention_mask, states.shape[:2], "attention_mask")
+            real = upload(known, states.device).repeat_interleave(per_source, dim=0)
+            mask = self._masks(real, hides=_may_hide(known))
         encoder_states = EncoderStates(states.repeat_interleave(per_source, dim=0))
-        return {"encoder_outputs": encoder_states, "attention_mask": attention_mask}
+        return {"encoder_outputs": encoder_states, "attention_mask": mask}
 
 
 @dataclass
@@ -737,7 +746,7 @@ class _Read:
     """Sequences as the backbone has read them, their real tokens moved to the left.
 
     Attributes:
-        ids, real, columns: see `_pack`, (N, P).
+        ids, real, columns: see `_pack`, (N, P); the latter two lie where the mask that was given does.
         width: T, columns of the sequences as they were given.
         targets_from: the first column whose rewards are wanted.
         first: the first position whose reward is wanted in any row, 0 for hidden states.
@@ -769,8 +778,9 @@ class _Read:
 
     def placed(self, rewards: Tensor) -> Tensor:
         """Rewards (N, P - first) at the columns that their tokens came from, (N, T)."""
-        rewards = rewards.masked_fill(~self.wanted[:, self.first :], 0)
-        return rewards.new_zeros(len(rewards), self.width).scatter(1, self.columns[:, self.first :], rewards)
+        wanted, columns = (upload(known[:, self.first :], rewards.device) for known in (self.wanted, self.columns))
+        rewards = rewards.masked_fill(~wanted, 0)
+        return rewards.new_zeros(len(rewards), self.width).scatter(1, columns, rewards)
 
 
 def _backbone_class(head: str, config: PreTrainedConfig) -> Any:
@@ -797,18 +807,25 @@ def _pack(token_ids: Tensor, mask: Tensor | None, ids_name: str, mask_name: str)
 
     Returns:
         Packed ids (N, T'), a bool tensor (N, T') that is True at real tokens, and the column that each came from
-        (N, T'). Padding becomes id 0, which every vocabulary has; the caller's may be -100.
+        (N, T'), both where the mask lies. Padding becomes id 0, which every vocabulary has; the caller's may be -100.
     """
     if token_ids.dim() != 2 or token_ids.numel() == 0 or token_ids.is_floating_point():
         raise ValueError(
             f"{ids_name}: must be token ids of shape (N, T), got {tuple(token_ids.shape)} of {token_ids.dtype}"
         )
     if mask is None:
-        mask = torch.ones_like(token_ids)
+        mask = torch.ones(token_ids.shape, dtype=torch.bool)
     real = real_tokens(mask, token_ids.shape, mask_name)
     longest = int(real.sum(dim=-1).max())
-    positions = (~real).to(torch.uint8).argsort(dim=-1, stable=True)[:, :longest]
-    return token_ids.masked_fill(~real, 0).gather(1, positions), real.gather(1, positions), positions
+    columns = (~real).to(torch.uint8).argsort(dim=-1, stable=True)[:, :longest]
+    packed = real.gather(1, columns)
+    ids = token_ids.gather(1, upload(columns, token_ids.device))
+    return ids.masked_fill(~upload(packed, token_ids.device), 0), packed, columns
+
+
+def _may_hide(real: Tensor) -> bool:
+    """Whether a mask hides anything, as far as is known without waiting for a GPU."""
+    return real.device.type != "cpu" or not bool(real.all())
 
 
 AutoConfig.register(TokenRewardConfig.model_type, TokenRewardConfig, exist_ok=True)

@@ -1,6 +1,8 @@
 """The prompts that may be reported: collected during training, ranked by dev score, tested at the end."""
 
 import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,12 @@ COLUMNS = (
 
 @dataclass
 class Candidate:
-    """One prompt with its figures; None where it was not scored."""
+    """One prompt with its figures; None where it was not scored.
+
+    Attributes:
+        of_the_end: the policy step after which it was added only because the run's end was near, 0 at the end itself;
+            None where a longer run would have it too.
+    """
 
     prompt: str
     token_ids: tuple[int, ...] | None = None
@@ -36,6 +43,7 @@ class Candidate:
     test_score: float | None = None
     test_accuracy: float | None = None
     error: str | None = None
+    of_the_end: int | None = None
 
 
 class CandidateTable:
@@ -50,15 +58,23 @@ class CandidateTable:
     def __len__(self) -> int:
         return len(self._by_prompt)
 
-    def add(self, tokens: torch.Tensor) -> None:
+    def add(self, tokens: torch.Tensor, of_the_end: int | None = None) -> None:
         """Add prompts (N, T). Two token sequences with one text are one prompt to the task LM."""
         for row, text in zip(tokens, self.policy.texts(tokens), strict=True):
-            if text in self._by_prompt:
+            known = self._by_prompt.get(text)
+            if known is not None and (known.of_the_end is None or of_the_end is not None):
                 continue
-            candidate = Candidate(text, tuple(row.tolist()))
+            candidate = Candidate(text, tuple(row.tolist()), of_the_end=of_the_end)
+            self._by_prompt.pop(text, None)
             self._by_prompt[text] = candidate
             for scorer, split in ((self.train_scorer, "train"), (self.dev_scorer, "dev")):
-                score_candidates(scorer, [candidate], split)
+                with nullcontext() if of_the_end is None else scorer.leaving_no_trace(text):
+                    score_candidates(scorer, [candidate], split)
+
+    def drop_of_the_end(self, last_step: int) -> None:
+        """Forget those that were `of_the_end` up to a step: of a longer run they are none."""
+        kept = (c for c in self._by_prompt.values() if c.of_the_end is None or c.of_the_end > last_step)
+        self._by_prompt = {candidate.prompt: candidate for candidate in kept}
 
     def best(self, count: int | None = None) -> list[Candidate]:
         """Candidates by dev score, best first; those that could not be scored come last."""
@@ -102,11 +118,21 @@ def _fill(candidates: list[Candidate], scores: PromptScores, split: str) -> None
         setattr(candidate, f"{split}_accuracy", float(accuracy))
 
 
-def write_candidates(path: Path, candidates: list[Candidate]) -> None:
-    """Write ``prompts.csv``, in the order given; texts are quoted and marked (`marked_cell`): any prompt survives."""
+def write_candidates(
+    path: Path, candidates: list[Candidate], further: Mapping[str, Sequence[float | None]] | None = None
+) -> None:
+    """Write ``prompts.csv``, in the order given; texts are quoted and marked (`marked_cell`): any prompt survives.
+
+    Args:
+        path: of the file.
+        candidates: a row each.
+        further: more columns, a value a row.
+    """
     rows = [{name: getattr(candidate, name) for name in COLUMNS} for candidate in candidates]
     for row in rows:
         row["prompt"], row["error"] = marked_cell(row["prompt"]), row["error"] and marked_cell(row["error"])
         row["token_ids"] = " ".join(map(str, row["token_ids"])) if row["token_ids"] else ""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for name, values in (further or {}).items():
+        table[name] = list(values)
     write_text_atomic(path, table.to_csv(index=False, quoting=2, lineterminator="\n"))

@@ -8,7 +8,7 @@ prompts       a JSON list of texts; blanks at either end count
 prompts_file  a .json list, a table (csv, tsv, jsonl, parquet) with a column `prompt`, such as a run's
               prompts.csv, or one prompt a line
 split         test (default), dev or train
-output_file   where to write the table as CSV; nowhere by default
+output_file   where to write the table as CSV, with the ends of each accuracy's binomial interval; nowhere by default
 All other options are those of run_fsc.py; of these the data, the task LM and the coefficients matter here.
 """
 
@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.data_files import is_table, read_lines, read_rows, read_text, text_cell, unmarked_cell
 from common.errors import UserError, nearest, run_command
+from common.intervals import wilson
 from common.training.console import as_typed
 from common.training.files import check_output
 from common.training.progress import set_quiet
@@ -104,15 +105,22 @@ def main() -> int:
     candidates = [Candidate(prompt) for prompt in dict.fromkeys(prompts)]
     score_candidates(scorer, candidates, own["split"], show_progress=True)
     print(f"{spec.name}, {own['split']} ({len(scorer.examples)} examples), task LM {settings.classifier.task_lm}")
-    print("accuracy     score  prompt")
+    print("accuracy   95 % interval     score  prompt")
+    intervals: list[tuple[float | None, float | None]] = []
     for c in candidates:
         accuracy, score = getattr(c, f"{own['split']}_accuracy"), getattr(c, f"{own['split']}_score")
-        figures = f"{accuracy:8.2%}  {score:8.3f}" if accuracy is not None else f"{'failed':>8}  {'':8}"
+        figures, low, high = f"{'failed':>8}  {'':26}", None, None
+        if accuracy is not None:
+            low, high = wilson(accuracy, len(examples))
+            figures = f"{accuracy:8.2%}  {low:6.1%} to {high:6.1%}  {score:8.3f}"
+        intervals.append((low, high))
         print(f"{figures}  {c.prompt!r}{'  ' + c.error if c.error else ''}")
     if task_lm.sentences_cut:
         print(f"{task_lm.sentences_cut} texts were longer than the task LM reads and were cut at the sentence's end")
     if own["output_file"] is not None:
-        write_candidates(Path(own["output_file"]), candidates)
+        lows, highs = zip(*intervals, strict=True)
+        further = {f"{own['split']}_accuracy_low": lows, f"{own['split']}_accuracy_high": highs}
+        write_candidates(Path(own["output_file"]), candidates, further)
         print(own["output_file"])
     return 1 if all(c.error for c in candidates) else 0
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from common.training.interruption import Checkpointer
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose
-from common.training.runtime import Runtime
+from common.training.runtime import Runtime, random_state, restore_random_state
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from common.transfers import upload
@@ -63,7 +62,11 @@ class PolicyTrainer:
         self.plateau = Plateau(settings.plateau(higher_is_better=True), self.optimizer, policy)
         self.steps_done = 0
         self._rate = Rate()
-        self.finished = False  # the best weights are in the policy and its samples among the candidates
+        self._round_at: int | None = None  # steps done at the last round of reward learning
+        # Once training is finished, the best weights are in the policy and its samples among the candidates. A
+        # checkpoint has the weights of the last step all the same: a longer run goes on from them.
+        self.finished = False
+        self._last_weights: dict[str, torch.Tensor] = {}
 
     @property
     def optimizer_steps(self) -> int:
@@ -99,6 +102,7 @@ class PolicyTrainer:
                 if self._reward_is_due():
                     with bar.paused():
                         self.reward_trainer.run_round(after_step, lambda: checkpointer.stop_requested)
+                    self._round_at = self.steps_done
                     after_step(due=checkpointer.periodic)
                     self._rate = Rate(self.steps_done)
                 step = self.steps_done + 1
@@ -107,15 +111,20 @@ class PolicyTrainer:
                 bar.update(1, loss=f"{loss:.3f}")
                 if step % settings.early_stop_eval_period == 0:
                     self._validate(step)
-                if step % settings.eval_steps == 0 and self._collects(step):
+                stops_soon = self.plateau.countdown <= 2
+                if step % settings.eval_steps == 0 and (stops_soon or step > self._steps_before_end):
                     with self.engine.autocast():
                         greedy = self.policy.greedy()
-                    self.candidates.add(greedy.expand(settings.prompt_infer_batch_size, -1))
+                    of_the_end = None if stops_soon else step
+                    self.candidates.add(greedy.expand(settings.prompt_infer_batch_size, -1), of_the_end)
                 if not self._is_over:
                     after_step(due=bool(settings.save_steps) and step % settings.save_steps == 0)
+        self._last_weights = {name: w.clone() for name, w in self.policy.adaptor.state_dict().items()}
+        stream = self.generator.get_state()
         self.plateau.restore_best()
         last = self._sample(settings.num_final_prompts, self.generator)
-        self.candidates.add(last.tokens)
+        self.candidates.add(last.tokens, of_the_end=0)
+        self.generator.set_state(stream)
         self.finished = True
         after_step(due=checkpointer.periodic or bool(settings.save_steps))
 
@@ -123,14 +132,19 @@ class PolicyTrainer:
     def _is_over(self) -> bool:
         return self.steps_done >= self.settings.max_train_steps or self.plateau.should_stop
 
+    @property
+    def _steps_before_end(self) -> int:
+        """Steps before those whose greedy prompts are candidates because they are the last."""
+        return max(self.settings.max_train_steps - self.settings.candidate_steps, 0)
+
     def _reward_is_due(self) -> bool:
         """Before step 1, and every `reward_retrain_period` steps of the first half of all steps, its end included."""
-        period, done = self.settings.reward_retrain_period, self.steps_done
-        in_first_half = 2 * done <= self.settings.max_train_steps
-        return done % period == 0 and in_first_half and self.reward_trainer.rounds_done == done // period
-
-    def _collects(self, step: int) -> bool:
-        return step > self.settings.max_train_steps - self.settings.candidate_steps or self.plateau.countdown <= 2
+        in_first_half = 2 * self.steps_done <= self.settings.max_train_steps
+        return (
+            self.steps_done % self.settings.reward_retrain_period == 0
+            and in_first_half
+            and self._round_at != self.steps_done
+        )
 
     def _sample(self, count: int, generator: torch.Generator, with_logits: bool = False) -> Rollout:
         with self.engine.autocast():
@@ -209,17 +223,26 @@ class PolicyTrainer:
 
     def save_state(self, state: StateTree) -> None:
         """Add everything that going on needs to a checkpoint."""
-        state.put("policy/weights", dict(self.policy.adaptor.state_dict()))
+        state.put("policy/weights", self._last_weights or dict(self.policy.adaptor.state_dict()))
         state.put("policy/optimizer", *optimizer_state(self.optimizer))
         state.put("policy/stepper", {}, self.stepper.state())
         state.put("policy/plateau", *self.plateau.state())
         state.put("policy/generator", {"state": self.generator.get_state()})
         state.put("policy/candidates", {}, self.candidates.state())
-        progress: dict[str, Any] = {"steps_done": self.steps_done, "finished": self.finished}
+        progress = {name: getattr(self, name) for name in ("steps_done", "finished", "_round_at")}
         state.put("policy/progress", {}, progress)
+        state.put("reward_model", dict(self.reward_model.state_dict()))
+        self.reward_trainer.save_state(state)
+        state.put("scorer/train", *self.train_scorer.state())
+        state.put("scorer/dev", *self.dev_scorer.state())
+        state.put("random", *random_state())
 
     def load_state(self, state: StateTree) -> None:
         """Undo `save_state`."""
+        self.reward_model.load_state_dict(state.get("reward_model")[0])
+        self.reward_trainer.load_state(state)
+        self.train_scorer.load_state(*state.get("scorer/train"))
+        self.dev_scorer.load_state(*state.get("scorer/dev"))
         self.policy.adaptor.load_state_dict(state.get("policy/weights")[0])
         load_optimizer_state(self.optimizer, *state.get("policy/optimizer"))
         self.stepper.load_state(state.get("policy/stepper")[1])
@@ -227,4 +250,20 @@ class PolicyTrainer:
         self.generator.set_state(state.get("policy/generator")[0]["state"])
         self.candidates.load_state(state.get("policy/candidates")[1])
         progress = state.get("policy/progress")[1]
-        self.steps_done, self.finished = progress["steps_done"], progress["finished"]
+        restore_random_state(*state.get("random"))
+        for name in ("steps_done", "finished", "_round_at"):
+            setattr(self, name, progress[name])
+        if self.finished and self._is_over:
+            self.plateau.restore_best()
+            return
+        # A longer run than the one that wrote the checkpoint goes on from its last step.
+        self.finished = False
+        self.candidates.drop_of_the_end(self._steps_before_end)
+        longest, period = self.settings.max_train_steps, self.settings.reward_retrain_period
+        due = range(0, min(self.steps_done, longest // 2 + 1), period)
+        missed = [step for step in due if step > (self._round_at or 0)]
+        if missed:
+            logger.warning(
+                "rewards are learnt in the first half of all steps: from its start a run of %d steps would have learnt "
+                "them after %s steps too; this one goes on without", longest, ", ".join(map(str, missed)),
+            )  # fmt: skip

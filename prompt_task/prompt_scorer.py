@@ -3,6 +3,7 @@
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,6 +213,19 @@ class PromptScorer:
     def forget(self) -> None:
         """Ask the task LM anew from now on: what it was asked is of other examples, or of another task LM."""
         self._known.clear()
+
+    @contextmanager
+    def leaving_no_trace(self, prompt: str) -> Iterator[None]:
+        """Forget at the block's end what was asked of a prompt within it, and only that.
+
+        Later answers then come from the batches that a run without this block would have asked for them in, and their
+        last bits with them.
+        """
+        before = self._known.copy()
+        if prompt in before:
+            before[prompt] = before[prompt].clone()
+        yield
+        self._known = before
 
     def load_state(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         """Undo `state`."""

@@ -15,13 +15,12 @@ import torch
 from common.aggregation import aggregate_token_rewards
 from common.grounding_loss import list_mle_loss, ordered_pairs
 from common.intervals import Answers
-from common.swaps import draw_places, swap_tokens
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.engine import Engine
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
-from common.training.random_keys import Purpose, keyed_generator, seed_global
+from common.training.random_keys import Purpose, seed_global
 from common.training.ranking_figures import RankingFigures
 from common.training.runtime import Runtime
 from common.training.stepper import Stepper
@@ -29,39 +28,10 @@ from common.training.tracking import MetricsLog
 from common.transfers import fetch, upload
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.ranked_prompts import PromptRanker, RankedPrompts, SwappedPrompts
 from prompt_task.settings import RewardSettings
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RankedPrompts:
-    """Prompts with their preference and the ranking sets drawn from them.
-
-    Attributes:
-        tokens: (N, T) token ids.
-        preferences: (N,) score of each prompt, higher is better.
-        sets: (B, K) indices into the prompts.
-    """
-
-    tokens: torch.Tensor
-    preferences: torch.Tensor
-    sets: torch.Tensor
-
-
-@dataclass
-class SwappedPrompts:
-    """Pairs of a prompt and itself with one token replaced by the policy's likeliest other one.
-
-    Attributes:
-        tokens: (2, N, T) token ids, the prompts and below each what it became.
-        preferences: (2, N) score of each.
-        places: (N,) column of the token in question.
-    """
-
-    tokens: torch.Tensor
-    preferences: torch.Tensor
-    places: torch.Tensor
 
 
 def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -71,11 +41,6 @@ def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, toke
     source = source_ids.expand(len(distinct), -1)
     rewards = model(torch.cat([source, upload(distinct, device)], 1), targets_from=source.shape[1])  # (U, S + T)
     return rewards[:, source.shape[1] :][upload(row, device)]
-
-
-def draw_sets(count: int, sets: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw `sets` ranking sets of `size` different prompts out of `count`: (B, K)."""
-    return torch.rand(sets, count, generator=generator).argsort(-1)[:, :size]
 
 
 class RewardTrainer:
@@ -100,6 +65,7 @@ class RewardTrainer:
         self.engine = engine
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_REWARD_STREAM)
+        self.ranker = PromptRanker(policy, settings, engine, self.generator)
         self.rounds_done = 0
         self.steps_done = 0  # optimizer steps over all rounds
         self.last_figures: dict[str, float] = {}  # on dev, of the weights that the last round chose
@@ -152,65 +118,15 @@ class RewardTrainer:
         validation = []
         for _ in range(settings.rew_validation_batches):
             if not stop_requested():
-                validation.append(self._ranked(self.dev_scorer, None))
-        pool = self._sample_pool(stop_requested)
+                validation.append(self.ranker.ranked(self.dev_scorer, None))
+        pool = self.ranker.pool(self.train_scorer, stop_requested)
         if stop_requested():
             self.generator.set_state(generator_before)
             return None
         self.stepper.optimizer = optimizer
-        self._round = _Round(optimizer, plateau, validation, self._swaps(validation[0].tokens), pool)
+        swaps = self.ranker.swapped(self.dev_scorer, validation[0].tokens)
+        self._round = _Round(optimizer, plateau, validation, swaps, pool)
         return self._round
-
-    def _sample_pool(self, stop_requested: Callable[[], bool]) -> torch.Tensor | None:
-        """With `reward_pool_size`, the prompts (P, T) from which the whole round draws, scored on all of train."""
-        size = self.settings.reward_pool_size
-        if not size:
-            return None
-        pool = self._sample(size)
-        texts = self.policy.texts(pool)
-        chunk = self.settings.prompt_train_batch_size
-        with Progress(len(texts), "scoring the prompt pool", "prompt") as bar:
-            for start in range(0, len(texts), chunk):
-                if stop_requested():
-                    break
-                self.train_scorer.probabilities(texts[start : start + chunk])
-                bar.update(len(texts[start : start + chunk]))
-        return pool
-
-    def _sample(self, count: int) -> torch.Tensor:
-        with self.engine.autocast():
-            return self.policy.sample(count, self.generator, self.settings.top_k, self.settings.top_p).tokens
-
-    def _ranked(self, scorer: PromptScorer, pool: torch.Tensor | None, share: float = 1.0) -> RankedPrompts:
-        """Sample prompts, score them on a random share of the scorer's examples, draw ranking sets."""
-        settings = self.settings
-        count = settings.prompt_train_batch_size
-        if pool is None:
-            tokens = self._sample(count)
-        else:
-            tokens = pool[torch.randperm(len(pool), generator=self.generator)[:count]]
-        examples = len(scorer.examples)
-        chosen = None
-        if share < 1.0:
-            kept = math.ceil(share * examples - 1e-9)  # as published: 52 of 64
-            chosen = torch.randperm(examples, generator=self.generator)[:kept].sort().values
-        scores = scorer.score(self.policy.texts(tokens), chosen, standardize=settings.compute_zscore).score
-        sets = draw_sets(count, settings.reward_learning_batch_size, settings.reward_learning_samples, self.generator)
-        return RankedPrompts(tokens, scores, sets)
-
-    def _swaps(self, prompts: torch.Tensor) -> SwappedPrompts:
-        """One token of each prompt (N, T) replaced, and both scored on dev."""
-        generator = keyed_generator(Purpose.PROMPT_SWAPS, self.settings.random_seed)
-        # A prompt has no end token: one that nothing stands behind keeps the last token among the choices.
-        mask = torch.ones(len(prompts), prompts.shape[1] + 1, dtype=torch.bool)
-        places = draw_places(mask, torch.rand(len(prompts), generator=generator))
-        with self.engine.autocast():
-            logits = self.policy.logits_at(prompts, places).cpu()
-        tokens = torch.stack([prompts, swap_tokens(prompts, places, logits)])
-        scores = self.dev_scorer.score(
-            self.policy.texts(tokens.flatten(0, 1)), standardize=self.settings.compute_zscore
-        )
-        return SwappedPrompts(tokens, scores.score.view(2, -1), places)
 
     @torch.no_grad()
     def _swap_figures(self, swaps: SwappedPrompts) -> RankingFigures:
@@ -233,7 +149,7 @@ class RewardTrainer:
         batches, parts = [], []
         for number in range(settings.rew_gradient_accumulation_steps):
             seed_global(Purpose.PROMPT_REWARD_DROPOUT, settings.random_seed, self.rounds_done, step, number)
-            ranked = self._ranked(self.train_scorer, current.pool, settings.reward_example_share)
+            ranked = self.ranker.ranked(self.train_scorer, current.pool, settings.reward_example_share)
             loss, scores, rewards = self._loss(ranked)
             self.stepper.backward(loss / settings.rew_gradient_accumulation_steps)
             batches.append(ranked)

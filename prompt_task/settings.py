@@ -13,7 +13,7 @@ from common.training.settings import ClipSettings, RunSettings, ScheduleSettings
 from prompt_task.prompt_scorer import check_preference
 
 # The options that may differ between a run and its continuation: none of them changes a result.
-NEUTRAL = RUN_NEUTRAL | {"output_folder", "checkpoint_path", "save_steps", "report_to_wandb", "sentence_cache_mib"}
+NEUTRAL = RUN_NEUTRAL | {"output_folder", "save_steps", "report_to_wandb", "sentence_cache_mib"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,6 @@ class FewShotRunSettings(RunSettings):
 
     random_seed: int = setting(minimum=0, maximum=2**32 - 1)
     output_folder: str | None = setting()
-    checkpoint_path: str | None = setting()
     report_to_wandb: bool = setting()
 
     @property

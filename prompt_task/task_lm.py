@@ -30,6 +30,7 @@ from common.language_models.capabilities import (
     agree,
     appended_tokens,
     capabilities,
+    exactly,
     kind_of,
     position_limits,
     require_kind,
@@ -218,7 +219,7 @@ class TaskLM(ABC):
                 return shorter, ids
         raise UserError(f"prompt {prompt!r} leaves no room for a sentence in the task LM's {self.max_tokens} tokens")
 
-    @torch.no_grad()
+    @exactly()
     def _choose_ways(self) -> None:
         """Take the ways that save work and say what the whole model says of each text alone; leave the others.
 
@@ -432,7 +433,7 @@ class LeftToRightTaskLM(TaskLM):
         self._appended = appended_tokens(tokenizer)
         self.reuses_sentences = False
         super().__init__(model, tokenizer, spec, device, tokens_per_batch)
-        with torch.no_grad():
+        with exactly():
             self.reuses_sentences = self._reuse_is_exact()
         if not self.reuses_sentences:
             logger.warning("this task LM's keys and values cannot be reused between prompts; every text is read whole")

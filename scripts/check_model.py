@@ -28,8 +28,9 @@ from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from prompt_task.few_shot_data import DatasetSpec
 from prompt_task.task_lm import MaskedTaskLM, load_task_lm
-from sum_task.batching import TextFormat
-from sum_task.models import SummaryPolicy, decoder_start, set_languages
+from sum_task.policy import SummaryPolicy
+from sum_task.search import check_search
+from sum_task.text_format import TextFormat, decoder_start, set_languages
 
 ROLES = ("policy", "task_lm", "reward_model")
 VERBALIZERS = (" terrible", " great")
@@ -66,7 +67,7 @@ def check(name: str, role: str, target_language: str | None = None, verbalizers:
         lm = load_pretrained(auto_class, name, complete=True)
         can = capabilities(lm, f"'{name}'")
         check_trainable(lm, f"'{name}'")
-        SummaryPolicy(lm, TextFormat(tokenizer, kind == ENCODER_DECODER, "", "", 16, *languages)).check_search()
+        check_search(SummaryPolicy(lm, TextFormat(tokenizer, kind == ENCODER_DECODER, "", "", 16, *languages)))
         rows += _rows(can, True)
         tokens = int(rows_with_token(tokenizer, can.vocabulary).sum())
         done = "rows without a token are never drawn" if tokens < can.vocabulary else ""

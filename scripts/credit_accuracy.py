@@ -34,7 +34,8 @@ from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.runtime import choose_device
-from sum_task.models import FORMAT_FILE, SummaryRewardModel, decoder_start
+from sum_task.reward_model import SummaryRewardModel
+from sum_task.text_format import FORMAT_FILE, decoder_start
 
 
 @dataclass(frozen=True)

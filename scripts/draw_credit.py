@@ -19,8 +19,9 @@ from common.reporting.report import LIGHT_TOKENS, TOKEN_LEVELS, TokenRewards
 from common.training.console import Parser
 from scripts.credit_accuracy import MarkedText, read_rows
 from sum_task.data import Row
-from sum_task.models import SummaryPolicy, SummaryRewardModel
+from sum_task.policy import SummaryPolicy
 from sum_task.report import compared_tokens
+from sum_task.reward_model import SummaryRewardModel
 from sum_task.score_tokens import text_rewards
 
 CHARACTER, LINE = 0.094, 0.36  # inches

@@ -41,7 +41,8 @@ from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.task_lm import LeftToRightTaskLM, load_task_lm
 from sum_task.batching import pad
 from sum_task.command_line import read_command
-from sum_task.models import SummaryPolicy, load_policy
+from sum_task.loading import load_policy
+from sum_task.policy import SummaryPolicy
 
 TEXT = """
 a the in on storm hit town flood fire city river north south monday friday killed two ten great terrible film dull
@@ -237,29 +238,28 @@ def try_summary_policy(folder: str, scratch: Path) -> str:
     greedy = policy.sample(together, 2, torch.rand(6, 6), 1, 1.0)
     with torch.no_grad():
         logits = policy.logits(together, greedy)
-    best = policy._possible(logits.flatten(0, 1)).argmax(-1).view(greedy.tokens.shape)
+    best = policy.possible(logits.flatten(0, 1)).argmax(-1).view(greedy.tokens.shape)
     _require(bool((best == greedy.tokens)[greedy.mask].all()), "greedy samples are not the most probable tokens")
     _require(
         policy.search(together, 6).lists() == greedy.lists()[::2], "search finds other summaries than greedy samples"
     )
     for row, article in enumerate(ARTICLES):
-        part = greedy.part(2 * row, 2 * row + 1)
+        part = greedy.rows([2 * row])
         with torch.no_grad():
             alone = policy.logits(_encoded(policy, [article]), part)[part.mask]
         _require(agree(alone, logits[2 * row, : len(alone)]), "numbers depend on the other texts of a batch")
     policy.lm.train()
     fresh = _encoded(policy, ARTICLES[:2])
-    tokens, mask = pad([[5, 6, 7, 1], [8, 1]], policy.pad_id)
-    targets = type(greedy)(tokens, mask)
+    targets = pad([[5, 6, 7, 1], [8, 1]], policy.pad_id)
     rewards = torch.arange(8.0).view(2, 4) + 1
-    _step(policy.lm, reward_weighted_mle_loss(policy.logits(fresh, targets), tokens, rewards, mask))
+    _step(policy.lm, reward_weighted_mle_loss(policy.logits(fresh, targets), targets.tokens, rewards, targets.mask))
     policy.lm.eval()
     policy.save_pretrained(scratch / "summaries")
     loaded = SummaryPolicy.from_pretrained(str(scratch / "summaries"))
     with torch.no_grad():
         one, other = (p.logits(_encoded(p, ARTICLES), greedy) for p in (policy, loaded))
     _require(agree(other, one), "what was saved gives other logits")
-    return "works (read anew for each token)" if policy._reads_whole else "works"
+    return "works (read anew for each token)" if policy.reads_whole else "works"
 
 
 def try_task_lm(folder: str, scratch: Path) -> str:
@@ -286,7 +286,8 @@ def try_reward_model(folder: str, scratch: Path) -> str:
     """As the backbone of a token reward model."""
     torch.manual_seed(0)
     model = TokenRewardModel.from_backbone(folder, head_hidden_size=8, head_init_gain=1.0)
-    prompts, prompt_mask = pad([list(range(4, 33)), [9, 10, 11]], 0, left=True)
+    padded = pad([list(range(4, 33)), [9, 10, 11]], 0, left=True)
+    prompts, prompt_mask = padded.tokens, padded.mask
     replies = torch.tensor([[[5, 6, 7, 1], [8, 9, 1, 0]], [[6, 1, 0, 0], [7, 8, 9, 10]]])
     mask = replies > 0
     rewards = model.reply_rewards(prompts, prompt_mask, replies, mask)
@@ -392,7 +393,7 @@ def _settable(config: Any, name: str) -> bool:
 
 
 def _encoded(policy: SummaryPolicy, articles: Sequence[str]) -> Any:
-    return policy.encode(*pad(policy.format.sources(articles), policy.pad_id, None, not policy.is_encoder_decoder))
+    return policy.encode(pad(policy.format.sources(articles), policy.pad_id, None, not policy.is_encoder_decoder))
 
 
 def _step(module: torch.nn.Module, loss: Tensor) -> None:

@@ -1,129 +1,54 @@
-"""Texts as token ids, and batches of similar lengths, padded to the longest row of each."""
+"""Batches of rows with similar lengths, padded to the longest row of each."""
 
-import hashlib
-import json
-import logging
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from huggingface_hub.constants import HF_HOME
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from common.errors import UserError
-from common.language_models.line_breaks import LineBreak, decode_lines, line_break
-from common.language_models.replies import PLACE, ReplyFormat
-from common.training.files import write_folder_atomic
 from common.training.random_keys import Purpose, keyed_generator
 from common.transfers import upload
 from sum_task.data import Row
 
-logger = logging.getLogger(__name__)
-
-CACHED_ROWS = 20_000  # splits of at least so many rows are kept on the disk once they are tokenized
 BATCHES_SORTED_TOGETHER = 50
 
 
-@dataclass(frozen=True)
-class TextFormat:
-    """How articles and summaries become the token ids of one model.
+class Padded:
+    """Texts as token ids, padded to one width.
 
     Attributes:
-        tokenizer: a tokenizer of transformers.
-        is_encoder_decoder: encoder-decoder: source = prefix + article, cut at the end. Decoder-only: prefix + article
-            + separator, of which only the article is cut.
-        source_prefix, separator: see above.
-        max_source_length: tokens of a source.
-        source_language, target_language: codes of a multilingual tokenizer; None where it knows none.
+        tokens: (N, T).
+        mask: (N, T), True at real tokens, an end token included. What a token is makes no difference: a padding token
+            that was sampled within a summary is real.
+        known: the mask on the CPU, so that nobody has to ask the device how long a text is; fetched if it is not given.
     """
 
-    tokenizer: Any
-    is_encoder_decoder: bool
-    source_prefix: str
-    separator: str
-    max_source_length: int
-    source_language: str | None = None
-    target_language: str | None = None
+    def __init__(self, tokens: Tensor, mask: Tensor, known: Tensor | None = None):
+        self.tokens = tokens
+        self.mask = mask
+        self.known = mask.cpu() if known is None else known
 
-    def sources(self, articles: Sequence[str]) -> list[list[int]]:
-        """Token ids of each article as the model reads it.
+    @property
+    def count(self) -> int:
+        """How many real tokens there are."""
+        return int(self.known.sum())
 
-        Raises:
-            UserError: prefix and separator leave no room for an article.
-        """
-        if not articles:
-            return []
-        if self.is_encoder_decoder:
-            texts = self._marked([self.source_prefix + article for article in articles])
-            return self.tokenizer(texts, truncation=True, max_length=self.max_source_length)["input_ids"]
-        before, after = self._plain([self.source_prefix, self.separator])
-        if self.tokenizer.bos_token_id is not None and self._adds_start():
-            before = [self.tokenizer.bos_token_id, *before]
-        room = self.max_source_length - len(before) - len(after)
-        if room < 1:
-            raise UserError(
-                f"max_source_length: source_prefix and separator alone take {len(before) + len(after)} tokens "
-                f"of {self.max_source_length}"
-            )
-        return [before + ids[:room] + after for ids in self._plain(articles)]
+    def to(self, device: torch.device) -> "Padded":
+        """The same on `device`."""
+        return Padded(upload(self.tokens, device), upload(self.mask, device), self.known)
 
-    def targets(self, summaries: Sequence[str], max_length: int) -> list[list[int]]:
-        """Token ids of each summary, at most `max_length`, the last of which is the end token."""
-        if not summaries:
-            return []
-        end = self.tokenizer.eos_token_id
-        if self.is_encoder_decoder:  # what stands before a target is not written but given: see `decoder_start`
-            options = {"text_target": self._marked(summaries), "add_special_tokens": False, "verbose": False}
-            return [[*ids[: max_length - 1], end] for ids in self.tokenizer(**options)["input_ids"]]
-        return [[*ids[: max_length - 1], end] for ids in self._plain(summaries)]
+    def rows(self, places: slice | Sequence[int]) -> "Padded":
+        """Some of the texts, without the columns that are padding in all of them."""
+        known = self.known[places]
+        real = known.any(0).nonzero()
+        columns = slice(int(real[0]), int(real[-1]) + 1)
+        where = places if isinstance(places, slice) else upload(torch.tensor(places), self.tokens.device)
+        return Padded(self.tokens[where, columns], self.mask[where, columns], known[:, columns])
 
-    def text(self, ids: Sequence[int], **options: Any) -> str:
-        """The text of a summary's tokens, special ones left out; `options` are those of the tokenizer's ``decode``."""
-        return decode_lines(self.tokenizer, ids, self.line_break, skip_special_tokens=True, **options)
-
-    @cached_property
-    def line_break(self) -> LineBreak | None:
-        """How the vocabulary writes a line break, where it has only a mark for it."""
-        return line_break(self.tokenizer)
-
-    def reply_format(self) -> ReplyFormat:
-        """The same for `TokenRewardModel.score_texts`, which knows nothing of languages and marks of line breaks."""
-        is_plain = self.source_language is None and self.target_language is None and self.line_break is None
-        return ReplyFormat(
-            self.tokenizer,
-            self.is_encoder_decoder,
-            f"{self.source_prefix}{PLACE}{'' if self.is_encoder_decoder else self.separator}",
-            self.max_source_length,
-            keeps_start=True,
-            refused=None if is_plain else "its languages or marks of line breaks need SummaryRewardModel",
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """The plain settings, as they are saved beside a model."""
-        return {
-            "source_prefix": self.source_prefix,
-            "separator": self.separator,
-            "max_source_length": self.max_source_length,
-            "source_language": self.source_language,
-            "target_language": self.target_language,
-        }
-
-    def _marked(self, texts: Sequence[str]) -> list[str]:
-        return list(texts) if self.line_break is None else [self.line_break.mark(text) for text in texts]
-
-    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer(self._marked(texts), add_special_tokens=False, verbose=False)["input_ids"]
-
-    def _adds_start(self) -> bool:
-        return self.tokenizer("a")["input_ids"][0] == self.tokenizer.bos_token_id
+    def lists(self) -> list[list[int]]:
+        """The real token ids of each text, of those that are padded on the right."""
+        lengths = self.known.sum(-1).tolist()
+        return [row[:length] for row, length in zip(self.tokens.tolist(), lengths, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -149,39 +74,27 @@ class TokenizedRows:
 
 @dataclass
 class Batch:
-    """Some rows of a split as tensors.
+    """Some rows of a split.
 
     Attributes:
         rows: the texts.
-        source_ids, source_mask: (B, S); True at real tokens.
-        target_ids, target_mask: (B, T).
+        sources, targets: articles and references, B each.
         indices: number of each row within its split.
     """
 
     rows: list[Row]
-    source_ids: Tensor
-    source_mask: Tensor
-    target_ids: Tensor
-    target_mask: Tensor
+    sources: Padded
+    targets: Padded
     indices: list[int]
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on `device`."""
-        tensors = (self.source_ids, self.source_mask, self.target_ids, self.target_mask)
-        source_ids, source_mask, target_ids, target_mask = (upload(t, device) for t in tensors)
-        return Batch(self.rows, source_ids, source_mask, target_ids, target_mask, self.indices)
+        return Batch(self.rows, self.sources.to(device), self.targets.to(device), self.indices)
 
     def only(self, places: Sequence[int]) -> "Batch":
-        """Some of its rows, without the columns that are padding in all of them."""
-
-        def kept(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            ids, mask = ids[list(places)], mask[list(places)]
-            columns = mask.any(0)
-            return ids[:, columns], mask[:, columns]
-
-        sources, targets = kept(self.source_ids, self.source_mask), kept(self.target_ids, self.target_mask)
-        rows = [self.rows[place] for place in places]
-        return Batch(rows, *sources, *targets, [self.indices[place] for place in places])
+        """Some of its rows."""
+        rows, indices = ([values[place] for place in places] for values in (self.rows, self.indices))
+        return Batch(rows, self.sources.rows(places), self.targets.rows(places), indices)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -203,16 +116,14 @@ class Collator:
     def __call__(self, data: TokenizedRows, indices: Sequence[int]) -> Batch:
         source_length, target_length = self.pad_lengths or (None, None)
         sources = pad([data.sources[i] for i in indices], self.pad_id, source_length, self.sources_left)
-        target_ids, target_mask = pad([data.targets[i] for i in indices], self.pad_id, target_length)
+        targets = pad([data.targets[i] for i in indices], self.pad_id, target_length)
         if self.learn_padding:
-            target_mask = torch.ones_like(target_mask)
-        return Batch([data.rows[i] for i in indices], *sources, target_ids, target_mask, list(indices))
+            targets = Padded(targets.tokens, torch.ones_like(targets.mask))
+        return Batch([data.rows[i] for i in indices], sources, targets, list(indices))
 
 
-def pad(
-    sequences: Sequence[Sequence[int]], pad_id: int, length: int | None = None, left: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Sequences as token ids (N, T) and their mask (N, T), padded to `length` or the longest."""
+def pad(sequences: Sequence[Sequence[int]], pad_id: int, length: int | None = None, left: bool = False) -> Padded:
+    """Token ids of N texts, padded to `length` or the longest."""
     width = max(max(len(ids) for ids in sequences), length or 0)
     tokens = torch.full((len(sequences), width), pad_id)
     mask = torch.zeros(len(sequences), width, dtype=torch.bool)
@@ -220,7 +131,7 @@ def pad(
         part = slice(width - len(ids), None) if left else slice(len(ids))
         tokens[row, part] = torch.tensor(ids, dtype=torch.long)
         mask[row, part] = True
-    return tokens, mask
+    return Padded(tokens, mask)
 
 
 def shuffled_batches(data: TokenizedRows, batch_size: int, purpose: Purpose, *words: int) -> list[list[int]]:
@@ -250,95 +161,3 @@ def sorted_batches(data: TokenizedRows, batch_size: int) -> list[list[int]]:
 
 def _length(data: TokenizedRows, index: int) -> tuple[int, int]:
     return len(data.sources[index]), len(data.targets[index])
-
-
-def tokenize(
-    rows: Sequence[Row],
-    text_format: TextFormat,
-    max_target_length: int,
-    workers: int | None = None,
-    overwrite_cache: bool = False,
-    cache: Path = Path(HF_HOME, "token-guidance", "tokens"),
-) -> TokenizedRows:
-    """Token ids of all rows.
-
-    Args:
-        rows: the texts.
-        text_format: of the policy.
-        max_target_length: tokens of a summary.
-        workers: processes that share the work; None: this one alone.
-        overwrite_cache: make the tokens of a large split anew, even if they are there.
-        cache: where those of splits of at least `CACHED_ROWS` rows are kept.
-    """
-    place = None
-    if len(rows) >= CACHED_ROWS:
-        fingerprint = _fingerprint(rows, text_format, max_target_length)
-        if fingerprint is None:
-            logger.info("the tokens of %d rows are not kept on the disk: the tokenizer is no fast one", len(rows))
-        else:
-            place = cache / fingerprint
-    if place is not None and not overwrite_cache:
-        try:
-            arrays = load_file(place / "tokens.safetensors")
-            parts = [_unpacked(arrays[f"{name}.ids"], arrays[f"{name}.ends"]) for name in ("sources", "targets")]
-            return TokenizedRows(rows, *parts)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except (OSError, SafetensorError, KeyError) as error:
-            logger.warning("tokens that were kept in %s cannot be read and are made anew: %s", place, error)
-    sources, targets = _tokenized(rows, text_format, max_target_length, workers)
-    if place is not None:
-        arrays = {}
-        for name, sequences in (("sources", sources), ("targets", targets)):
-            arrays[f"{name}.ids"] = np.array([i for ids in sequences for i in ids], dtype=np.int32)
-            arrays[f"{name}.ends"] = np.cumsum([len(ids) for ids in sequences])
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with write_folder_atomic(place) as temporary:
-                save_file(arrays, temporary / "tokens.safetensors")
-        except (OSError, UserError) as error:
-            logger.warning("the tokens of %d rows are not kept on the disk: %s", len(rows), error)
-    return TokenizedRows(rows, sources, targets)
-
-
-Sequences = list[list[int]]
-
-
-def _tokenized(
-    rows: Sequence[Row], text_format: TextFormat, max_target_length: int, workers: int | None
-) -> tuple[Sequences, Sequences]:
-    work = partial(_tokenize_part, text_format, max_target_length)
-    if workers is None or workers == 1 or len(rows) < 2:
-        return work(rows)
-    size = -(-len(rows) // workers)
-    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
-    with ProcessPoolExecutor(workers, context) as pool:
-        done = list(pool.map(work, parts))
-    return [ids for sources, _ in done for ids in sources], [ids for _, targets in done for ids in targets]
-
-
-def _tokenize_part(text_format: TextFormat, max_target_length: int, rows: Sequence[Row]) -> tuple[Sequences, Sequences]:
-    sources = text_format.sources([row.source for row in rows])
-    return sources, text_format.targets([row.reference for row in rows], max_target_length)
-
-
-def _unpacked(ids: Any, ends: Any) -> list[Any]:
-    return [part.tolist() for part in np.split(ids, ends[:-1])]
-
-
-def _fingerprint(rows: Sequence[Row], text_format: TextFormat, max_target_length: int) -> str | None:
-    """A name for what `tokenize` returns; None where the tokenizer, no fast one, cannot say what it is."""
-    backend = getattr(text_format.tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    digest = hashlib.sha256()
-    mark = None if text_format.line_break is None else text_format.line_break.text
-    settings = [text_format.describe(), text_format.is_encoder_decoder, max_target_length, mark]
-    tokenizer = json.loads(backend.to_str())
-    tokenizer |= {"truncation": None, "padding": None}  # as the last call left them
-    for part in (settings, tokenizer):
-        digest.update(json.dumps(part).encode())
-    for row in rows:
-        digest.update(json.dumps([row.source, row.reference]).encode())
-    return digest.hexdigest()[:32]

@@ -8,10 +8,11 @@ import importlib.util
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from common.errors import UserError
-from sum_task.evaluate_library import LibraryMetric
-from sum_task.meteor import Meteor, require_wordnet
+from sum_task.evaluate_library import PREFIX, LibraryMetric, MetricSpec
+from sum_task.meteor import Meteor, require_wordnet, wordnet_path
 from sum_task.rouge import ROUGE_NAMES, rouge_f1
 
 NOVELTY_LENGTHS = (1, 2, 3)
@@ -118,3 +119,13 @@ def _bert_f1(predictions: Sequence[str], references: Sequence[str]) -> list[floa
 
     *_, f1 = score(list(predictions), list(references), lang="en")
     return [float(value) for value in f1]
+
+
+def metric_files(*texts: str) -> dict[str, str | None]:
+    """What is read by METEOR, and by those of the metrics asked for that are local ones of the evaluate library.
+
+    Raises:
+        UserError: a text that asks for such a metric has not the right form.
+    """
+    asked = {MetricSpec.from_text(text).path for text in texts if text.startswith(PREFIX)}
+    return {"wordnet": wordnet_path()} | {f"metric {path}": path for path in sorted(asked) if Path(path).exists()}

@@ -6,7 +6,6 @@ python sum_task/generate.py --model RUN/policy --input articles.jsonl --text_col
 
 from collections.abc import Sequence
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
@@ -17,10 +16,9 @@ from common.training.progress import progress
 from common.training.runtime import choose_device
 from sum_task.batching import pad
 from sum_task.data import article_column
-from sum_task.models import SummaryPolicy
+from sum_task.policy import SummaryPolicy
 
 
-@torch.no_grad()
 def summarize(
     policy: SummaryPolicy, articles: Sequence[str], max_length: int = 128, num_beams: int = 1, batch_size: int = 8
 ) -> list[str]:
@@ -37,10 +35,8 @@ def summarize(
     order = sorted(range(len(articles)), key=lambda i: len(sources[i]), reverse=True)
     summaries = [""] * len(articles)
     for rows in progress([order[i : i + batch_size] for i in range(0, len(order), batch_size)], "summarizing", "batch"):
-        ids, mask = pad([sources[i] for i in rows], policy.pad_id, left=not policy.is_encoder_decoder)
-        encoded = policy.encode(ids.to(policy.device), mask.to(policy.device))
-        texts = policy.texts(policy.search(encoded, max_length, num_beams))
-        for i, text in zip(rows, texts, strict=True):
+        padded = pad([sources[i] for i in rows], policy.pad_id, left=not policy.is_encoder_decoder)
+        for i, text in zip(rows, policy.write(padded.to(policy.device), max_length, num_beams), strict=True):
             summaries[i] = text
     return summaries
 

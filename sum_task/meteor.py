@@ -9,9 +9,11 @@ Human Judgments", as `nltk.translate.meteor_score` computes it (alpha 0.9, beta 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any, Protocol
 
+import nltk
 from nltk.corpus import wordnet
 from nltk.stem.porter import PorterStemmer
 
@@ -89,6 +91,16 @@ class Meteor:
                 if not places[match]:
                     del places[match]
         return links
+
+
+def wordnet_path() -> str | None:
+    """Where the WordNet lies that nltk reads, a folder or a file; None where there is none."""
+    for name in ("corpora/wordnet", "corpora/wordnet.zip"):
+        with suppress(LookupError):
+            found = nltk.data.find(name)
+            if isinstance(found, nltk.data.FileSystemPathPointer):
+                return str(found.path)
+    return None
 
 
 def require_wordnet() -> None:

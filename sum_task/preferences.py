@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.errors import UserError, nearest
 from common.own_pieces import own_function, try_out
+from sum_task.data import Row
 from sum_task.evaluate_library import PREFIX, load_metric
 from sum_task.meteor import Meteor
 from sum_task.rouge import rouge_f1
@@ -63,6 +64,10 @@ class Preference:
             )
         scores = self._score(list(predictions), list(references), list(sources))
         return torch.tensor(_checked(self.name, scores, len(predictions)), dtype=torch.float64)
+
+    def of_rows(self, predictions: Sequence[str], rows: Sequence[Row]) -> Tensor:
+        """Score a summary of each of N rows, (N,)."""
+        return self(predictions, [row.standard for row in rows], [row.source for row in rows])
 
 
 def make_preference(spec: str, rouge_words: str = "ascii") -> Preference:

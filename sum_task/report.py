@@ -13,7 +13,8 @@ from common.token_reward_model import reward_range
 from common.training.run_folder import RunFolder
 from common.training.tracking import read_metrics
 from sum_task.data import Row
-from sum_task.models import Summaries, SummaryPolicy, SummaryRewardModel
+from sum_task.policy import SummaryPolicy
+from sum_task.reward_model import SummaryRewardModel
 from sum_task.score_tokens import batches_of, text_rewards, token_texts
 from sum_task.summary_evaluation import COMPARED_FIGURES, Evaluation, validation_score
 
@@ -69,7 +70,7 @@ def summary_token_rewards(
     """The best, median and worst summaries, each followed by its reference, with the reward of each token.
 
     And, where the reward model tells, with its advantage; at references with the policy's likeliest other token where
-    the reward prefers that. `likeliest`: see :meth:`sum_task.models.SummaryRewardModel.judge`.
+    the reward prefers that. `likeliest`: see :meth:`sum_task.reward_model.SummaryRewardModel.judge`.
     """
     shown = best_median_worst(evaluation)
     pairs = []
@@ -97,16 +98,16 @@ def compared_tokens(
     policy.lm.eval()
     tokenizer = policy.tokenizer
     found: list[Compared] = []
-    for batch, targets in batches_of(reward, rows):
-        summaries = Summaries(batch.target_ids, batch.target_mask)
-        logits = policy.logits(policy.encode(batch.source_ids, batch.source_mask), summaries)
+    for batch in batches_of(reward, rows):
+        summaries = batch.targets
+        logits = policy.logits(policy.encode(batch.sources), summaries)
         rewards, expected = reward.judge(batch, summaries, logits, likeliest)
         written = summaries.tokens.unsqueeze(-1)
         others = logits[..., : len(tokenizer)].scatter(-1, written, -torch.inf).argmax(-1, keepdim=True)  # (N, T, 1)
         given, of_others = reward.alternative_rewards(batch, summaries, others)
         wrong = (of_others.squeeze(-1) > given).tolist()
         texts = [[token_texts(tokenizer, [token])[0] for token in row] for row in others.squeeze(-1).tolist()]
-        for row, ids in enumerate(targets):
+        for row, ids in enumerate(summaries.lists()):
             preferred = [text if is_wrong else None for text, is_wrong in zip(texts[row], wrong[row], strict=True)]
             found.append(((rewards - expected)[row, : len(ids)].tolist(), preferred[: len(ids)]))
     return found

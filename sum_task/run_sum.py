@@ -6,7 +6,6 @@ accelerate launch --num_processes=2 sum_task/run_sum.py --dataset_name=xsum
 """
 
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,38 +15,34 @@ from transformers.utils import logging as transformers_logging
 
 from common.cpu import use_kernels
 from common.errors import run_command
-from common.intervals import interval_results
 from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
-from common.language_models.saved import check_saved, few_numbers
-from common.reporting.trust import interval_text
 from common.training.command_line import read_yaml
 from common.training.engine import Engine
-from common.training.files import write_jsonl_atomic
 from common.training.launcher import honour_launcher
-from common.training.run import Run, RunOptions, open_run
-from common.training.run_folder import RunFolder
+from common.training.run import Run, open_run
+from common.training.run_options import RunOptions
 from common.training.runtime import describe
-from sum_task.batching import TokenizedRows, tokenize
+from sum_task.batching import TokenizedRows
 from sum_task.command_line import DEFAULTS, read_command
 from sum_task.data import Splits, load_splits
 from sum_task.evaluate_library import load_metrics
-from sum_task.evaluation_metrics import check_available
-from sum_task.models import SummaryPolicy, SummaryRewardModel, load_policy, load_reward_model
+from sum_task.evaluation_metrics import check_available, metric_files
+from sum_task.loading import load_policy, load_reward_model
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import make_preference
 from sum_task.report import write_run_report
+from sum_task.results import best_policy_folder, final_results, print_summary, save_models, write_predictions
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.rouge import note_other_letters
 from sum_task.settings import NEUTRAL, RewardSettings, SummarizationSettings, TextSettings
 from sum_task.summary_evaluation import (
-    COMPARED_FIGURES,
     COMPARED_ROWS,
-    Evaluation,
     evaluate,
     first_means,
     without_training,
 )
+from sum_task.tokenizing import tokenize
 
 SHOWN_TEXTS = 3  # summaries that trackers get at each validation
 
@@ -139,39 +134,20 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
     evaluation = evaluate(
         policy, tested, settings.evaluation, engine, tested_on, preference, settings.evaluation.bertscore, metrics
     )
-    results = _results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
+    results = final_results(settings, trainer, evaluation, tested_on, splits) | before | run.figures()
     results["compared_rows"] = min(COMPARED_ROWS, len(tested))
     if len(tested) > COMPARED_ROWS:
         results |= {f"compared_{name}": mean for name, mean in first_means(evaluation, COMPARED_ROWS).items()}
 
     def write_files() -> None:
         save_models(run.folder, policy, reward)
-        _write_predictions(run.folder, tested, evaluation)
+        write_predictions(run.folder, tested, evaluation)
         write_run_report(
             run.folder, results, evaluation, tested.rows, reward, policy, settings.policy.expectation_tokens
         )
 
     run.finish(results, write_files)
     return results
-
-
-def save_models(folder: RunFolder, policy: SummaryPolicy, reward: SummaryRewardModel | None) -> None:
-    """Write both models, load them again and compare.
-
-    Raises:
-        UserError: what was saved is not what was trained.
-    """
-    policy.save_pretrained(folder.policy)
-    check_saved(
-        "policy", folder.policy, few_numbers(policy.lm),
-        lambda: few_numbers(SummaryPolicy.from_pretrained(str(folder.policy)).lm),
-    )  # fmt: skip
-    if reward is not None:
-        reward.save_pretrained(folder.reward_model)
-        check_saved(
-            "reward model", folder.reward_model, few_numbers(reward.model),
-            lambda: few_numbers(SummaryRewardModel.from_pretrained(str(folder.reward_model)).model),
-        )  # fmt: skip
 
 
 def run_options(settings: SummarizationSettings) -> RunOptions:
@@ -183,14 +159,14 @@ def run_options(settings: SummarizationSettings) -> RunOptions:
         folder=output_folder(settings),
         all=options,
         neutral=NEUTRAL,
-        inputs={name: options[name] for name in INPUTS},
+        inputs={name: options[name] for name in INPUTS} | metric_files(options["preference"], *options["eval_metrics"]),
         how_to_resume="the same command and --resume",
-        checkpoint_path=None,
+        length="num_train_epochs",
         trackers=settings.run.report_to,
     )
 
 
-# The options that name what is read. A metric of the evaluate library is another's code, as a package's.
+# The options that name what is read.
 INPUTS = (
     "dataset_name", "train_file", "validation_file", "test_file", "model_name_or_path", "rew_model_name_or_path",
     "config_name", "tokenizer_name", "policy_checkpoint_path", "rew_checkpoint_path", "preference",
@@ -202,11 +178,6 @@ def output_folder(settings: SummarizationSettings) -> Path:
     """The run's folder; by default named after what distinguishes runs."""
     data = settings.data.dataset_name or Path(str(settings.data.train_file)).stem
     return settings.run.folder("sum", data, f"{settings.policy.guidance}-{settings.reward.agg_func}")
-
-
-def best_policy_folder(folder: RunFolder) -> Path:
-    """Where the policy lies that was best in validation; the reported one is the last."""
-    return folder.path / "best_policy"
 
 
 def _tokenize_all(
@@ -238,84 +209,6 @@ def _note_periods(reward: RewardSettings) -> None:
             reward.rew_num_train_epochs,
             reward.rew_eval_period,
         )
-
-
-def _write_predictions(folder: RunFolder, data: TokenizedRows, evaluation: Evaluation) -> None:
-    rows = [
-        {"source": row.source, "reference": row.reference, "prediction": prediction, **scores}
-        for row, prediction, scores in zip(data.rows, evaluation.predictions, evaluation.scores, strict=True)
-    ]
-    write_jsonl_atomic(folder.path / "predictions.jsonl", rows)
-
-
-def _results(
-    settings: SummarizationSettings,
-    trainer: PolicyTrainer,
-    evaluation: Evaluation,
-    tested_on: str,
-    splits: Splits,
-) -> dict[str, Any]:
-    """Final figures and counts."""
-    learnt = trainer.reward_trainer
-    held_out = learnt.last_figures if learnt is not None else {}
-    return {
-        "status": "complete",
-        "task": "summarization",
-        "dataset": settings.data.dataset_name or settings.data.train_file,
-        "seed": settings.run.seed,
-        "guidance": settings.policy.guidance,
-        "agg_func": settings.reward.agg_func,
-        "rew_head": learnt.reward.model.config.head if learnt is not None else None,
-        "preference": settings.reward.preference,
-        "tested_on": tested_on,
-        **{f"test_{name}": value for name, value in evaluation.means.items()},
-        "reward_rank_accuracy": held_out.get("reward/dev_rank_accuracy"),
-        "reward_swap_accuracy": held_out.get("reward/dev_swap_accuracy"),
-        **interval_results(held_out, "rank"),
-        **interval_results(held_out, "swap"),
-        "reward_dev_loss": held_out.get("reward/dev_loss"),
-        "validation": trainer.last_validation,
-        "best_validation_score": trainer.best_score,
-        "best_policy_step": trainer.best_step,
-        "policy_steps": trainer.steps_done,
-        "reward_rounds": learnt.rounds_done if learnt is not None else 0,
-        "reward_steps": learnt.steps_done if learnt is not None else 0,
-        "train_rows": len(splits.train),
-        "validation_rows": len(splits.validation),
-        "test_rows": len(evaluation.predictions),
-        "rows_left_out": splits.left_out,
-        "model": settings.models.model_name_or_path or settings.models.config_name or settings.models.model_type,
-        "reward_model": settings.models.reward_model_name if settings.policy.uses_rewards else None,
-    }
-
-
-def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
-    """The last lines of a run: what came out and where it lies."""
-
-    def figures(kind: str) -> str:
-        found = {name: results.get(f"{kind}_{name}") for name in COMPARED_FIGURES if name != "length"}
-        return ", ".join(
-            f"{name} {value:.{3 if name == 'preference' else 2}f}" for name, value in found.items() if value is not None
-        )
-
-    print(f"\n{results['tested_on']} ({results['test_rows']} rows): {figures('test')}")
-    if "compared_rouge1" in results:
-        print(f"the first {results['compared_rows']} of them: {figures('compared')}")
-    if "untrained_rouge1" in results:  # those of older runs do not say
-        print(f"  before training: {figures('untrained')}\n  first three sentences: {figures('lead3')}")
-    accuracy = results["reward_rank_accuracy"]
-    if accuracy is not None and not math.isnan(accuracy):
-        trust = interval_text(results, "reward_rank") or "no interval"
-        print(f"rank accuracy of the reward model on held-out summaries: {accuracy:.3f} ({trust}; chance: 0.5)")
-    accuracy = results["reward_swap_accuracy"]
-    if accuracy is not None:
-        trust = interval_text(results, "reward_swap") or "no interval"
-        print(f"swap accuracy, a reference's token against the likeliest other: {accuracy:.3f} ({trust}; chance: 0.5)")
-    if any(results["rows_left_out"].values()):
-        print(f"rows left out, article or summary blank: {results['rows_left_out']}")
-    print(f"{results['policy_steps']} policy steps in {results['wall_seconds']:.0f} s")
-    for path in (folder.path / "predictions.jsonl", folder.results, folder.report, folder.policy):
-        print(f"  {path}")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -22,9 +22,10 @@ from common.reporting.terminal import coloured, printable
 from common.training.console import Parser
 from common.training.files import json_text
 from common.training.runtime import choose_device
-from sum_task.batching import Batch, pad
+from sum_task.batching import Batch, Collator
 from sum_task.data import Row
-from sum_task.models import Summaries, SummaryRewardModel
+from sum_task.reward_model import SummaryRewardModel
+from sum_task.tokenizing import tokenize
 
 FORMS = ("color", "text", "json")
 
@@ -43,27 +44,22 @@ def text_rewards(
     """
     reward.model.eval()
     judged = []
-    for batch, targets in batches_of(reward, rows, batch_size, max_length):
-        rewards = reward.policy_rewards(batch, Summaries(batch.target_ids, batch.target_mask)).tolist()
-        for ids, row in zip(targets, rewards, strict=True):
+    for batch in batches_of(reward, rows, batch_size, max_length):
+        rewards = reward.policy_rewards(batch, batch.targets).tolist()
+        for ids, row in zip(batch.targets.lists(), rewards, strict=True):
             judged.append((token_texts(reward.policy_format.tokenizer, ids), row[: len(ids)]))
     return judged
 
 
 def batches_of(
     reward: SummaryRewardModel, rows: Sequence[Row], batch_size: int = 8, max_length: int = 1024
-) -> Iterator[tuple[Batch, list[list[int]]]]:
-    """Rows in the policy's tokens, and the token ids of each summary; see `text_rewards`."""
+) -> Iterator[Batch]:
+    """Rows in the policy's tokens; see `text_rewards`."""
     policy_format = reward.policy_format
-    end = int(policy_format.tokenizer.eos_token_id)
+    collate = Collator(int(policy_format.tokenizer.eos_token_id), not policy_format.is_encoder_decoder)
     for start in range(0, len(rows), batch_size):
-        part = list(rows[start : start + batch_size])
-        sources = pad(
-            policy_format.sources([row.source for row in part]), end, left=not policy_format.is_encoder_decoder
-        )
-        targets = policy_format.targets([row.reference for row in part], max_length)
-        tokens, mask = pad(targets, end)
-        yield Batch(part, *sources, tokens, mask, list(range(len(part)))).to(reward.device), targets
+        data = tokenize(rows[start : start + batch_size], policy_format, max_length)
+        yield collate(data, range(len(data))).to(reward.device)
 
 
 def token_texts(tokenizer: object, ids: Sequence[int]) -> list[str]:

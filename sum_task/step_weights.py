@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from common.credit import Judged
 from common.training.engine import Engine
+from common.transfers import fetch, upload
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def weigh_together(
     """
     own = [batch for batch in batches if batch is not None]
     named = {f"{i}.{name}": t for i, batch in enumerate(own) for name, t in vars(batch).items() if t is not None}
-    everyone = [_batches(tensors) for tensors in engine.gather_tensors(named)]
+    fetched = dict(zip(named, fetch(*named.values()), strict=True))
+    everyone = [_batches(tensors) for tensors in engine.gather_tensors(fetched)]
     together = [batch for part in everyone for batch in part]
     width = max(batch.mask.shape[1] for batch in together)
     weights = weigh(_joined(together, width))
@@ -52,7 +54,7 @@ def weigh_together(
             weighed.append(None)
             continue
         count, length = batch.mask.shape
-        part = weights[first : first + count, :length].to(batch.mask.device)
+        part = upload(weights[first : first + count, :length], batch.mask.device)
         weighed.append(WeighedBatch(batch.rewards, part, total))
         first += count
     return weighed
@@ -61,8 +63,8 @@ def weigh_together(
 def _batches(tensors: dict[str, Tensor]) -> list[Judged]:
     """The batches whose parts are named ``0.mask`` and so on."""
     count = sum(name.endswith(".mask") for name in tensors)
-    names = [field.name for field in fields(Judged)]
-    return [Judged(*(tensors.get(f"{i}.{name}") for name in names)) for i in range(count)]  # type: ignore[arg-type]
+    parts = [{field.name: tensors.get(f"{i}.{field.name}") for field in fields(Judged)} for i in range(count)]
+    return [Judged(**part | {"mask": part["mask"].bool()}) for part in parts]  # type: ignore[union-attr]
 
 
 def _joined(batches: Sequence[Judged], width: int) -> Judged:

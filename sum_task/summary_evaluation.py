@@ -9,7 +9,7 @@ from sum_task.batching import TokenizedRows, sorted_batches
 from sum_task.data import Row
 from sum_task.evaluate_library import LibraryMetric
 from sum_task.evaluation_metrics import mean_scores, per_example
-from sum_task.models import SummaryPolicy
+from sum_task.policy import SummaryPolicy
 from sum_task.preferences import Preference
 from sum_task.sentences import lead
 from sum_task.settings import EvaluationSettings
@@ -82,16 +82,11 @@ def write_summaries(
     written: list[tuple[int, str]] = []
     for rows in progress(batches, title, "batch"):
         mine = engine.share(rows)
-        if not mine:
-            continue
-        batch = collate(data, mine).to(policy.device)
-        was_training = policy.lm.training
-        policy.lm.eval()
-        with engine.autocast():
-            sources = policy.encode(batch.source_ids, batch.source_mask).detach()
-            summaries = policy.search(sources, settings.eval_target_length, settings.num_beams or 1)
-        policy.lm.train(was_training)
-        written += zip(mine, policy.texts(summaries), strict=True)
+        if mine:
+            sources = collate(data, mine).sources.to(policy.device)
+            with engine.autocast():
+                texts = policy.write(sources, settings.eval_target_length, settings.num_beams or 1)
+            written += zip(mine, texts, strict=True)
     by_row = dict(pair for part in engine.gather(written) for pair in part)
     return [by_row[i] for i in range(len(data))]
 
@@ -131,5 +126,5 @@ def _scores(
     scores = per_example(
         predictions, references, articles, bertscore=bertscore, metrics=metrics, rouge_words=settings.rouge_words
     )
-    preferred = preference(predictions, [row.standard for row in rows], articles).tolist()
+    preferred = preference.of_rows(predictions, rows).tolist()
     return [row | {"preference": value} for row, value in zip(scores, preferred, strict=True)]

@@ -7,9 +7,9 @@ import torch
 
 from common.checks import check_values
 from prompt_task.run_fsc import run as run_prompts
-from sum_task.batching import tokenize
 from sum_task.data import load_splits
 from sum_task.run_sum import run as run_summaries
+from sum_task.tokenizing import tokenize
 from tests.sum_task.conftest import stand_in_for_wordnet
 from tests.sum_task.tiny import TinyWorld
 
@@ -54,7 +54,7 @@ def test_samples_are_those_of_a_cpu_and_are_not_waited_for_at_each_token(tiny, k
         policy.to(torch.device(device))
         batch = policy.collator()(tokenize(rows, policy.format, 7), [0, 1, 2]).to(policy.device)
         noise = torch.rand(9, 7, generator=torch.Generator().manual_seed(1))
-        return policy.sample(policy.encode(batch.source_ids, batch.source_mask), 3, noise, None, 1.0).lists()
+        return policy.sample(policy.encode(batch.sources), 3, noise, None, 1.0).lists()
 
     assert sampled("cuda") == sampled("cpu")
 

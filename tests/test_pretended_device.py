@@ -5,23 +5,30 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import T5Config
 
+from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss
+from common.token_reward_model import TokenRewardConfig, TokenRewardModel
 from common.training.runtime import start_runtime
-from common.transfers import upload
 from prompt_task import policy_trainer as prompt_policy
 from prompt_task import reward_trainer as prompt_reward
 from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.run_fsc import run as run_prompts
 from sum_task import policy_trainer as summary_policy
 from sum_task import reward_trainer as summary_reward
-from sum_task.batching import tokenize
 from sum_task.data import load_splits
-from sum_task.models import SummaryPolicy
+from sum_task.policy import SummaryPolicy
 from sum_task.run_sum import run as run_summaries
+from sum_task.tokenizing import tokenize
 from tests import tiny_models
 from tests.pretended_device import DEVICE, MixedDevices, PretendedDevice, pretended_device
 from tests.sum_task.conftest import stand_in_for_wordnet
 from tests.sum_task.tiny import TinyWorld
+
+SIZE: dict[str, Any] = {
+    "vocab_size": 25, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -37,11 +44,6 @@ class TestDevice:
         assert (there + 1).device == there[0].device == torch.zeros_like(there).device == DEVICE
         assert there.cpu().device.type == there.to("cpu").device.type == "cpu"
         assert torch.tensor([1]).to(there).device == there.new_zeros(3).device == DEVICE
-
-    def test_batches_are_sent_from_pinned_memory(self, device):
-        assert upload(torch.ones(2), DEVICE).device == DEVICE
-        assert upload(torch.ones(2), torch.device("cpu")).device.type == "cpu"
-        assert device.pinned == 1
 
     def test_matrix_products_are_tf32_unless_said_otherwise(self, device):
         try:
@@ -109,6 +111,38 @@ class TestDevice:
         assert device.count == count
 
 
+def test_whoever_knows_the_masks_on_the_cpu_waits_for_nothing():
+    torch.manual_seed(0)
+    logits, rewards, tokens = torch.randn(3, 4, 25), torch.rand(3, 4), torch.randint(25, (3, 4))
+    mask = torch.arange(4) < torch.tensor([[4], [2], [3]])
+    model = TokenRewardModel(TokenRewardConfig(backbone=T5Config(**SIZE).to_diff_dict(), head_hidden_size=8)).eval()
+    model.checks_start = False
+
+    def everything(place: str, mask_place: str) -> list[torch.Tensor]:
+        model.to(place)
+        there, known = [tensor.to(place) for tensor in (logits, rewards, tokens)], mask.to(mask_place)
+        with torch.no_grad():
+            return [
+                reward_weighted_mle_loss(there[0], there[2], there[1], known),
+                reinforce_loss(there[0], there[2], there[1], known),
+                negative_entropy(there[0], known),
+                model(
+                    input_ids=there[2], attention_mask=known, decoder_input_ids=there[2], decoder_attention_mask=known,
+                ),
+            ]  # fmt: skip
+
+    expected = everything("cpu", "cpu")
+    with pretended_device() as mode:
+        everything("cuda", "cpu")  # the model is asked which masks it takes
+        before = mode.count
+        found = everything("cuda", "cpu")
+        assert mode.count == before, mode.waits
+        assert [value.device for value in found] == [DEVICE] * 4
+        everything("cuda", "cuda")
+        assert mode.count > before
+    torch.testing.assert_close(found, expected)
+
+
 class Waits:
     """How often the CPU waited in each call of some methods."""
 
@@ -140,7 +174,7 @@ def waits(device, monkeypatch):
 
 
 # The figures that these two hold are what a step costs; whoever lowers one lowers it here.
-@pytest.mark.parametrize(("kind", "reward_step"), [("masked", 6), ("left_to_right", 5)])
+@pytest.mark.parametrize(("kind", "reward_step"), [("masked", 5), ("left_to_right", 4)])
 def test_prompts(world, tmp_path, waits, kind, reward_step):
     waits.of(prompt_policy.PolicyTrainer, "_step")
     waits.of(prompt_reward.RewardTrainer, "_step")
@@ -151,7 +185,7 @@ def test_prompts(world, tmp_path, waits, kind, reward_step):
     )  # fmt: skip
     assert "pretended GPU" in run_prompts(command)["hardware"]
     del waits.counts["PolicyTrainer._step"][0]  # it writes a log line
-    held = {"PolicyTrainer._step": 8, "RewardTrainer._step": reward_step, "PromptPolicy.sample": 1}
+    held = {"PolicyTrainer._step": 5, "RewardTrainer._step": reward_step, "PromptPolicy.sample": 1}
     assert waits.most() == held, waits.mode.waits
 
 
@@ -177,24 +211,37 @@ def tiny(tmp_path_factory):
     return TinyWorld(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.mark.parametrize(("kind", "policy_step", "reward_step"), [("t5", 32, 9), ("llama", 30, 7)])
-def test_summaries(tiny, tmp_path, waits, monkeypatch, kind, policy_step, reward_step):
-    """Samples of 20 tokens: looked at after 8 and 16; beside that the longest is asked for, and the source's mask."""
+SAMPLES = {"reinforce_coeff": 0.5, "max_entropy_coeff": 0.1}
+PRODUCT = {"credit": "product", "weight_shares": "batch", "rew_head": "likelihood"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "policy_step", "reward_step"),
+    [
+        ("t5", {}, 1, 1),
+        ("t5", SAMPLES, 4, 1),
+        ("t5", PRODUCT, 2, 1),
+        ("llama", SAMPLES, 6, 2),  # transformers looks whether the reward model's mask, all ones, hides anything
+    ],
+)
+def test_summaries(tiny, tmp_path, waits, monkeypatch, kind, options, policy_step, reward_step):
+    """Samples of 20 tokens are looked at after 8 and 16, then fetched."""
     stand_in_for_wordnet(monkeypatch)
     waits.of(summary_policy.PolicyTrainer, "_step")
     waits.of(summary_reward.RewardTrainer, "_step")
-    waits.of(SummaryPolicy, "_sample")
+    waits.of(SummaryPolicy, "sample")
     results = run_summaries(
         tiny.settings(
-            model_name_or_path=getattr(tiny, kind), device="cuda", output_dir=tmp_path / "run", reinforce_coeff=0.5,
-            max_entropy_coeff=0.1, max_target_length=20, val_max_target_length=2, checkpoint_steps=0,
-            gradient_accumulation_steps=1, rew_gradient_accumulation_steps=1, max_train_samples=8, max_eval_samples=2,
-            max_predict_samples=2,
+            model_name_or_path=getattr(tiny, kind), device="cuda", output_dir=tmp_path / "run", max_target_length=20,
+            val_max_target_length=2, checkpoint_steps=0, gradient_accumulation_steps=1, max_train_samples=8,
+            rew_gradient_accumulation_steps=1, max_eval_samples=2, max_predict_samples=2, **options,
         )
     )  # fmt: skip
     assert "pretended GPU" in results["hardware"]
-    held = {"PolicyTrainer._step": policy_step, "RewardTrainer._step": reward_step, "SummaryPolicy._sample": 5}
-    assert all(waits.most()[name] <= most for name, most in held.items()), (waits.counts, waits.mode.waits)
+    for found in waits.counts.values():
+        del found[0]  # each model is asked once which masks it takes
+    held = {"PolicyTrainer._step": policy_step, "RewardTrainer._step": reward_step, "SummaryPolicy.sample": 3}
+    assert waits.most() == held, (waits.counts, waits.mode.waits)
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
@@ -210,7 +257,7 @@ def test_a_gpu_draws_what_a_cpu_draws(tiny, kind):
         policy.to(torch.device(device))
         batch = policy.collator()(tokenize(rows, policy.format, 20), [0, 1, 2]).to(policy.device)
         noise = torch.rand(9, 20, generator=torch.Generator().manual_seed(1))
-        sources = policy.encode(batch.source_ids, batch.source_mask)
+        sources = policy.encode(batch.sources)
         return policy.sample(sources, 3, noise, None, 1.0).lists()
 
     rows = load_splits(train_file=tiny.train, validation_file=tiny.train).train

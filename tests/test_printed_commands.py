@@ -503,4 +503,5 @@ def test_the_python_of_the_readme_scores_the_tokens_of_a_text(place):
     [code] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (place / "six_lines.py").write_text(code.replace("outputs/chat/quickstart", "CHAT"))
     lines = run_in(place, "python six_lines.py", []).splitlines()
-    assert all(re.fullmatch(r"-?\d\.\d\d .*", line) for line in lines) and len(lines) > 8
+    assert all(re.fullmatch(r"-?\d\.\d\d .*", line) for line in lines)
+    assert len(lines) >= 8  # of a model that an earlier command may have made, which cuts replies there

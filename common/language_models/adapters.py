@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import UserError
+from common.language_models.evaluation_mode import evaluation_mode
 
 _BASE = r"(\.base_layer)+\."
 
@@ -53,15 +54,12 @@ def _try(model: PreTrainedModel) -> None:
     """Read two tokens: an adapter does not know what some layers, such as routers of experts, give."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     targets = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    was_training = model.training
-    model.eval()
     try:
-        model(input_ids=ids, use_cache=False, **targets)
+        with evaluation_mode(model):
+            model(input_ids=ids, use_cache=False, **targets)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         problem = str(error).split("\n")[0]
         raise UserError(f"lora_rank: {type(model).__name__} cannot be read with adapters: {problem}") from None
-    finally:
-        model.train(was_training)
 
 
 def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor] | None:

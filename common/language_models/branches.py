@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from common.errors import UserError
 from common.language_models.attention import SHARED_SOURCE
-from common.language_models.capabilities import agree, probe_ids, takes, without_cache
+from common.language_models.capabilities import agree, exactly, probe_ids, takes, without_cache
+from common.language_models.evaluation_mode import evaluation_mode
 from common.language_models.shared_prompts import SHARED_PROMPTS
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def read_branches(
     return states[:, :length], states[:, length:].unflatten(1, alternatives.shape[1:])
 
 
-@torch.no_grad()
+@exactly()
 def can_branch(body: PreTrainedModel) -> bool:
     """Whether :func:`read_branches` gives what a pass for each alternative gives: tried once, on a few tokens.
 
@@ -78,28 +79,25 @@ def can_branch(body: PreTrainedModel) -> bool:
     alternatives = torch.stack([others, sequences[:, 1:].flip(0)], -1)  # (2, 4, 2)
     source = {"input_ids": ids[:, :4].expand(2, -1)} if body.config.is_encoder_decoder else {}
     name = "decoder_input_ids" if source else "input_ids"
-    was_training = body.training
-    body.eval()
     try:
-        main, branches = read_branches(body, {**source, name: sequences}, alternatives, first)
+        with evaluation_mode(body):
+            main, branches = read_branches(body, {**source, name: sequences}, alternatives, first)
 
-        def same(found: Tensor, replaced: Tensor) -> bool:
-            alone = body(**source, **{name: replaced}, **without_cache(body)).last_hidden_state
-            alone = alone if replaced is sequences else alone[:, -1]
-            close = (found - alone).abs().max() <= PROBE_TOLERANCE * alone.abs().max()
-            return bool(close) if found.dtype == torch.float32 else agree(found, alone)
+            def same(found: Tensor, replaced: Tensor) -> bool:
+                alone = body(**source, **{name: replaced}, **without_cache(body)).last_hidden_state
+                alone = alone if replaced is sequences else alone[:, -1]
+                close = (found - alone).abs().max() <= PROBE_TOLERANCE * alone.abs().max()
+                return bool(close) if found.dtype == torch.float32 else agree(found, alone)
 
-        def swapped(place: int, k: int) -> Tensor:
-            return torch.cat([sequences[:, :place], alternatives[:, place - first, k : k + 1]], 1)
+            def swapped(place: int, k: int) -> Tensor:
+                return torch.cat([sequences[:, :place], alternatives[:, place - first, k : k + 1]], 1)
 
-        return same(main, sequences) and all(
-            same(branches[:, place - first, k], swapped(place, k)) for place in range(first, 5) for k in range(2)
-        )
+            return same(main, sequences) and all(
+                same(branches[:, place - first, k], swapped(place, k)) for place in range(first, 5) for k in range(2)
+            )
     except Exception as error:  # what a model raises that takes no such mask
         logger.debug("alternatives in one pass: %s: %s", type(error).__name__, error)
         return False
-    finally:
-        body.train(was_training)
 
 
 @contextmanager

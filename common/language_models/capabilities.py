@@ -23,6 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from common.errors import UserError
+from common.language_models.evaluation_mode import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,19 @@ class EncoderStates(BaseModelOutput):
     router_probs: Any = None
 
 
-@torch.no_grad()
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Where two ways to compute are compared: no gradient, and float32 products whatever `matmul_precision` says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@exactly()
 def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
     """Ask a model, on whatever device it is.
 
@@ -141,6 +154,8 @@ def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
         width = states_width(lm)
         left_to_right = probe.left_to_right(whole)
         looks_ahead = not left_to_right and probe.looks_ahead()
+        cache_by_rows = _holds(lambda: probe.reads_on_from_rows(whole))
+        ignores_padding = _holds(lambda: probe.ignores_padding(whole))
     source, target = position_limits(lm)
     return Capabilities(
         kind=kind,
@@ -150,14 +165,14 @@ def capabilities(lm: PreTrainedModel, name: str = "the model") -> Capabilities:
         target_positions=target,
         takes_positions=takes(lm, "position_ids"),
         keeps_logits=takes(lm, "logits_to_keep"),
-        cache_by_rows=_holds(lambda: probe.reads_on_from_rows(whole)),
-        ignores_padding=_holds(lambda: probe.ignores_padding(whole)),
+        cache_by_rows=cache_by_rows,
+        ignores_padding=ignores_padding,
         left_to_right=left_to_right,
         looks_ahead=looks_ahead,
     )
 
 
-@torch.no_grad()
+@exactly()
 def states_width(model: PreTrainedModel, name: str = "the model") -> int:
     """Width of the states that a model's body gives, with or without a head.
 
@@ -188,7 +203,7 @@ def states_before_head(lm: PreTrainedModel, change: Callable[[Tensor], Tensor]) 
         handle.remove()
 
 
-@torch.no_grad()
+@exactly()
 def head_width(lm: PreTrainedModel, name: str = "the model") -> int:
     """Width of the states that a decoder-only LM's head reads, which a projection may have made another.
 
@@ -335,17 +350,14 @@ def _width_before_head(model: PreTrainedModel, inputs: dict[str, Any]) -> int:
 @contextmanager
 def _asked(model: PreTrainedModel, name: str) -> Iterator[None]:
     """The model in evaluation mode; whatever it raises as one line."""
-    was_training = model.training
-    model.eval()
     try:
-        yield
+        with evaluation_mode(model):
+            yield
     except UserError:
         raise
     except Exception as error:  # whatever a model raises that is not made for this
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{name} ({model.config.model_type}) cannot read a few tokens: {reason}") from None
-    finally:
-        model.train(was_training)
 
 
 def _holds(question: Callable[[], bool]) -> bool:

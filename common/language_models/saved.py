@@ -8,11 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import UserError
-from common.language_models.capabilities import agree, decoder_start_id, probe_ids
+from common.language_models.capabilities import agree, decoder_start_id, exactly, probe_ids
+from common.language_models.evaluation_mode import evaluation_mode
 from common.token_reward_model import TokenRewardModel, with_start_token
 
 
-@torch.no_grad()
+@exactly()
 def few_numbers(model: PreTrainedModel) -> Tensor:
     """What a model says of ten tokens, without dropout: logits of a language model, rewards of a reward model."""
     backbone: PreTrainedModel = model.backbone if isinstance(model, TokenRewardModel) else model
@@ -21,12 +22,8 @@ def few_numbers(model: PreTrainedModel) -> Tensor:
     if backbone.config.is_encoder_decoder:
         start = decoder_start_id(backbone.config)
         inputs["decoder_input_ids"] = ids if start is None else with_start_token(ids, torch.ones_like(ids), start)[0]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         output = model(**inputs)
-    finally:
-        model.train(was_training)
     return (output if isinstance(output, Tensor) else output.logits).float().cpu()
 
 

@@ -24,6 +24,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from common.language_models.capabilities import exactly
+from common.language_models.evaluation_mode import evaluation_mode
+
 logger = logging.getLogger(__name__)
 
 SHARED_PROMPTS = "shared_prompts"
@@ -261,7 +264,7 @@ def read_from_cache(
     return states[reply_mask]
 
 
-@torch.no_grad()
+@exactly()
 def find_reader(backbone: PreTrainedModel) -> Reader | None:
     """How a decoder-only model reads prompts once for all their replies; None: it does not.
 
@@ -279,23 +282,22 @@ def find_reader(backbone: PreTrainedModel) -> Reader | None:
 
 def _agrees(reader: Reader, backbone: PreTrainedModel) -> bool:
     """Whether a way gives the right numbers."""
-    device = next(backbone.parameters()).device
-    was_training, kind = backbone.training, backbone.config.model_type
-    backbone.eval()
+    device, kind = next(backbone.parameters()).device, backbone.config.model_type
     longest, widest = max(map(len, _PROBE_PROMPTS)), max(map(len, _PROBE_REPLIES))
     prompt_ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in _PROBE_PROMPTS], device=device)
     prompt_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in _PROBE_PROMPTS], device=device)
     reply_ids = torch.tensor([[*ids, *[0] * (widest - len(ids))] for ids in _PROBE_REPLIES], device=device)
     reply_mask = torch.tensor([[1] * len(ids) + [0] * (widest - len(ids)) for ids in _PROBE_REPLIES], device=device)
     owners = torch.tensor(_PROBE_OWNERS, device=device)
+    expected = []
     try:
-        found = reader(backbone, prompt_ids, prompt_mask.bool(), reply_ids, reply_mask.bool(), owners)
-        expected = []
-        for ids, owner in zip(_PROBE_REPLIES, _PROBE_OWNERS, strict=True):
-            whole = torch.tensor([[*_PROBE_PROMPTS[owner], *ids]], device=device)
-            alone = _output(backbone(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False))[0]
-            first = len(whole[0]) - len(ids) - _has_lm_head(backbone)
-            expected.append(alone[first : first + len(ids)])
+        with evaluation_mode(backbone):
+            found = reader(backbone, prompt_ids, prompt_mask.bool(), reply_ids, reply_mask.bool(), owners)
+            for ids, owner in zip(_PROBE_REPLIES, _PROBE_OWNERS, strict=True):
+                whole = torch.tensor([[*_PROBE_PROMPTS[owner], *ids]], device=device)
+                alone = _output(backbone(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False))[0]
+                first = len(whole[0]) - len(ids) - _has_lm_head(backbone)
+                expected.append(alone[first : first + len(ids)])
         wanted = torch.cat(expected)
         tolerance = _PROBE_TOLERANCE if wanted.dtype == torch.float32 else 0.02
         if bool(((found - wanted).abs().max() <= tolerance * wanted.abs().max()).item()):
@@ -305,8 +307,6 @@ def _agrees(reader: Reader, backbone: PreTrainedModel) -> bool:
         # Any of these is how a family says that it has no such attention, cache, positions or mask.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.info("%s: a %s cannot (%s)", reader.__name__, kind, reason)
-    finally:
-        backbone.train(was_training)
     return False
 
 

@@ -18,11 +18,21 @@ FORMAT = 1
 
 
 class StateTree:
-    """Collects named parts of a run's state: tensors under ``part/name``, JSON values under ``part``."""
+    """Collects named parts of a run's state: tensors under ``part/name``, JSON values under ``part``.
 
-    def __init__(self, tensors: dict[str, torch.Tensor] | None = None, values: dict[str, Any] | None = None):
+    Attributes:
+        run: the folder of the run that it was loaded from, below which it lies in ``checkpoints``; None of a new one.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor] | None = None,
+        values: dict[str, Any] | None = None,
+        run: Path | None = None,
+    ):
         self.tensors = tensors or {}
         self.values = values or {}
+        self.run = run
 
     def put(self, part: str, tensors: Mapping[str, torch.Tensor], values: Any = None) -> None:
         """Add one part."""
@@ -65,7 +75,7 @@ def load_checkpoint(folder: Path) -> StateTree:
         tensors = load_file(folder / "state.safetensors")
         if head["format"] != FORMAT or sorted(tensors) != head["tensors"]:
             raise ValueError("its parts do not belong together")
-        return StateTree(tensors, head["values"])
+        return StateTree(tensors, head["values"], folder.parent.parent)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint '{folder}' cannot be read: {error}; without that folder, resuming takes the one before it"
@@ -110,13 +120,19 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
         for name, value in entries.items()
         if not isinstance(value, torch.Tensor)
     }
-    return tensors, {"learning_rates": rates} | ({"others": others} if others else {})
+    values = {"learning_rates": rates, "first_rate": optimizer.defaults["lr"]}
+    return tensors, values | ({"others": others} if others else {})
 
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Undo `optimizer_state` for an optimizer over the same parameters."""
+    """Undo `optimizer_state` for an optimizer over the same parameters.
+
+    Where this one was made with another rate, what a schedule has made of the rate so far is made of the new one.
+    """
+    first, now = values.get("first_rate"), optimizer.defaults["lr"]
+    change = 1.0 if first is None or first == now else now / first
     state = optimizer.state_dict()
     entries: dict[int, dict[str, Any]] = {}
     for key, value in (dict(tensors) | values.get("others", {})).items():
@@ -124,5 +140,5 @@ def load_optimizer_state(
         entries.setdefault(int(index), {})[name] = value
     state["state"] = entries
     for group, rate in zip(state["param_groups"], values["learning_rates"], strict=True):
-        group["lr"] = rate
+        group["lr"] = rate * change
     optimizer.load_state_dict(state)

@@ -104,19 +104,35 @@ def write_folder_atomic(path: str | Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        replaced = path.with_name(f".{path.name}{_REPLACED}")
+        replace_folder(partial, path)
+
+
+def replace_folder(new: str | Path, path: str | Path) -> None:
+    """Let the folder `new`, which lies beside `path`, take its place. See `write_folder_atomic`.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    path = Path(path)
+    replaced = _replaced(path)
+    with _writing(path):
         if path.exists():
             os.rename(path, replaced)
-        os.rename(partial, path)
+        os.rename(new, path)
         _sync_folder(path.parent)
         if replaced.exists():
             shutil.rmtree(replaced)
 
 
+def is_being_replaced(path: str | Path) -> bool:
+    """Whether a kill, or another process at this instant, left the folder `path` half replaced."""
+    return _replaced(Path(path)).exists()
+
+
 def restore_folder(path: str | Path) -> None:
     """Undo what a kill in the middle of replacing the folder `path` left: afterwards it is the old or the new one."""
     path = Path(path)
-    replaced = path.with_name(f".{path.name}{_REPLACED}")
+    replaced = _replaced(path)
     if not replaced.exists():
         return
     with _writing(path):
@@ -194,6 +210,10 @@ def check_output(name: str, path: str | Path, *inputs: str | Path) -> None:
         raise UserError(f"{name}: '{path}' is a folder")
     with _writing(path), tempfile.TemporaryFile(dir=path.parent):
         pass
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_REPLACED}")
 
 
 @contextmanager

@@ -33,6 +33,11 @@ def fingerprints(inputs: Mapping[str, str | None]) -> dict[str, Fingerprint]:
     return {option: files for option, files in found.items() if files}
 
 
+def fetched_inputs(inputs: Mapping[str, str | None]) -> dict[str, Fingerprint]:
+    """The fingerprints of those that come from the hub: after loading there may be more of them."""
+    return fingerprints({option: named for option, named in inputs.items() if named and _is_of_hub(named)})
+
+
 def fingerprint(named: str) -> Fingerprint:
     """The fingerprint of what an option names; empty where there is nothing to hash, which loading it will report.
 
@@ -40,17 +45,28 @@ def fingerprint(named: str) -> Fingerprint:
         named: a file, a folder, ``builtin/...``, ``package.module:function`` or an id of the model hub. Of a function
             its module's file is hashed, and nothing that it imports.
     """
-    path = FOLDER / named.removeprefix(PREFIX) if named.startswith(PREFIX) else Path(named).expanduser()
     try:
+        path = _path(named)
         if path.is_file():
             return {path.name: file_hash(path)}
         if path.is_dir():
             return {str(file.relative_to(path)): file_hash(file) for file in _files(path)}
-        if FUNCTION.fullmatch(named) and not named.startswith("evaluate:"):
-            return _code(named.split(":")[0])
-        return _commit(named)
-    except (OSError, ValueError):  # unreadable, or no name of a file at all
+        return _commit(named) if _is_of_hub(named) else _code(named.split(":")[0])
+    except (OSError, ValueError, RuntimeError):  # unreadable, or no name of a file at all
         return {}
+
+
+def _path(named: str) -> Path:
+    return FOLDER / named.removeprefix(PREFIX) if named.startswith(PREFIX) else Path(named).expanduser()
+
+
+def _is_of_hub(named: str) -> bool:
+    try:
+        there = _path(named).exists()
+    except (OSError, ValueError, RuntimeError):  # no name of a file
+        there = False
+    is_function = FUNCTION.fullmatch(named) and not named.startswith("evaluate:")
+    return not there and not is_function
 
 
 def file_hash(path: Path) -> str:

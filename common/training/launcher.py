@@ -13,17 +13,16 @@ from common.training.settings import TaskSettings
 
 S = TypeVar("S", bound=TaskSettings)
 
-# The steps of both tasks sample, rank and score; no wrapper of a plain forward pass fits around them.
+# What wraps a model, and fits around a plain forward pass alone.
+WRAPPERS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 REFUSED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
 
 
-def honour_launcher(settings: S, defaults: Mapping[str, Any]) -> S:
-    """Take over the mixed precision and the gradient accumulation that accelerate was asked for.
+def honour_launcher(settings: S, defaults: Mapping[str, Any], plain_forward: bool = False) -> S:
+    """Take over the device, the mixed precision and the gradient accumulation that accelerate was asked for.
 
     ``no`` and 1, which `accelerate launch` also passes on unasked, ask for nothing. An option that has its default is
     taken to be unset and gets accelerate's value; one with another value has to be equal to it.
@@ -31,19 +30,21 @@ def honour_launcher(settings: S, defaults: Mapping[str, Any]) -> S:
     Args:
         settings: a task's options. One that has no such option cannot honour it.
         defaults: the default of each option.
+        plain_forward: what is trained is a plain forward pass, around which FSDP and DeepSpeed fit. Other steps sample,
+            rank and score.
 
     Raises:
         UserError: accelerate and the options contradict each other, or the task cannot do what accelerate asks for.
     """
-    for variable, name in REFUSED.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1", "yes", "on"):
+    for variable, name in (REFUSED if plain_forward else WRAPPERS | REFUSED).items():
+        if _is_on(variable):
             raise UserError(
                 f"accelerate: {name} is not for this task, whose steps are no plain forward pass; turn it off"
             )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError("accelerate: dynamo_backend is not for this task, whose models are not compiled; set it to no")
     own = settings.options()
-    asked: dict[str, Any] = {}
+    asked: dict[str, Any] = {"device": "cpu"} if _is_on("ACCELERATE_USE_CPU") else {}
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", "bf16", "fp16"):
         raise UserError(f"accelerate: mixed_precision={precision} is not for this task; allowed: no, bf16, fp16")
@@ -62,3 +63,7 @@ def honour_launcher(settings: S, defaults: Mapping[str, Any]) -> S:
                 f"{name}: {own[name]} here and {value} for accelerate contradict each other; set one of them"
             )
     return settings.replaced(**asked) if asked else settings
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1", "yes", "on")

@@ -4,7 +4,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +25,8 @@ def alone_in(folder: Path) -> Iterator[IO[bytes]]:
     """Hold the lock of a run's folder, a file beside it that is open as long as this block lasts.
 
     The system frees it at the end of its holders, however they end, so that no lock is ever left behind. A process
-    that was started by its holder (a run of a sweep) holds it too.
+    that was started by its holder (a run of a sweep) holds it too. Where there is no folder at the end, a start that
+    failed, the file goes too.
 
     Raises:
         Locked: another process writes the folder.
@@ -33,27 +34,37 @@ def alone_in(folder: Path) -> Iterator[IO[bytes]]:
     """
     path = folder.with_name(f".{folder.name}.lock")
     inherited = _inherited(path)
-    try:
-        lock = open(path, "ab") if inherited is None else os.fdopen(inherited, "ab", closefd=False)  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"output folder '{folder}' cannot be written: {error.strerror}") from None
-    with lock:
+    while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(f"another process is writing the run in '{folder}'; wait for its end or stop it") from None
-        except OSError as error:  # a file system without locks
-            logger.warning("'%s' cannot be locked (%s): start no second run in it", folder, error.strerror)
-        yield lock
+            lock = open(path, "ab") if inherited is None else os.fdopen(inherited, "ab", closefd=False)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"output folder '{folder}' cannot be written: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(f"another process is writing the run in '{folder}'; wait for its end or stop it") from None
+            except OSError as error:  # a file system without locks
+                logger.warning("'%s' cannot be locked (%s): start no second run in it", folder, error.strerror)
+            if not _is_open_file(lock.fileno(), path):
+                continue  # its holder removed it in this instant
+            try:
+                yield lock
+            finally:
+                if inherited is None and not folder.exists():
+                    with suppress(OSError):
+                        path.unlink()
+            return
 
 
 def _inherited(path: Path) -> int | None:
     """The open file through which whoever started this process holds the lock, if it is this one."""
     number = os.environ.get(LOCK_VARIABLE, "")
-    if not number.isdigit() or not path.exists():
-        return None
+    return int(number) if number.isdigit() and _is_open_file(int(number), path) else None
+
+
+def _is_open_file(number: int, path: Path) -> bool:
     try:
-        held, there = os.fstat(int(number)), path.stat()
+        return os.path.samestat(os.fstat(number), path.stat())
     except OSError:
-        return None
-    return int(number) if (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino) else None
+        return False

@@ -43,6 +43,15 @@ class Rate:
         self._steps, self._began = steps_done, now
         return rate
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Other work, whose time is none of these steps'."""
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self._began += time.monotonic() - before
+
 
 class Progress:
     """Progress of a piece of work whose steps are counted with `update`; used as a context manager.

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from common.grounding_loss import kendall_tau, ordered_pairs
@@ -63,23 +62,20 @@ class RankingFigures:
     def of(
         cls, loss: Tensor, scores: Tensor, rewards: Tensor, mask: Tensor, preferences: Tensor, bound: str
     ) -> "RankingFigures":
-        """Those of one batch.
+        """Those of one batch, which has come to the CPU.
 
         Args:
             loss: (), mean over the ranking sets.
             scores: (B, K), aggregated token rewards.
             rewards, mask: (N, T), token rewards and which of them are real; N = B * K, or where sequences stand in
                 several sets any N of one length.
-            preferences: (B, K), on the CPU.
+            preferences: (B, K).
             bound: of the rewards.
         """
-        sets, count = len(scores), scores.numel()
-        # One transfer; sums of many small squares need the digits, which not every device has.
-        parts = [loss.detach().reshape(1), scores.detach().flatten(), mask.sum(-1), rewards.detach()[mask]]
-        host = torch.cat([part.float() for part in parts]).cpu().double()
-        loss, scores = host[0], host[1 : 1 + count].view(sets, -1)
-        lengths, real = host[1 + count :].split([len(mask), len(host) - 1 - count - len(mask)])
-        lengths = lengths.view(sets, -1) if len(mask) == count else lengths[:1].expand(sets, scores.shape[1])
+        sets = len(scores)
+        # Sums of many small squares need the digits.
+        scores, real, lengths = scores.double(), rewards[mask].double(), mask.sum(-1).double()
+        lengths = lengths.view(sets, -1) if len(mask) == scores.numel() else lengths[:1].expand(scores.shape)
         counted = ordered_pairs(scores, preferences)  # (B, K) each
         ordered, pairs = (counts.sum(-1).double() / 2 for counts in counted)
         taus = kendall_tau(scores, preferences)

@@ -7,18 +7,18 @@ is done here, in one order: nothing is written before `Run.begin`, and `Run.fini
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.training.checkpoint import StateTree, load_checkpoint, save_checkpoint
 from common.training.engine import Engine, start_engine
-from common.training.inputs import Fingerprint, changed_inputs, fingerprints
+from common.training.files import is_being_replaced, replace_folder, restore_folder
+from common.training.inputs import changed_inputs, fetched_inputs, fingerprints
 from common.training.interruption import Checkpointer, StopRequest, telling_how_to_go_on
 from common.training.lock import alone_in
+from common.training.origin import Origin, extension_folder, find_origin
 from common.training.progress import set_quiet, set_verbose
 from common.training.run_files import Made, read_config, read_results
 from common.training.run_folder import (
@@ -27,63 +27,14 @@ from common.training.run_folder import (
     changed_options,
     check_resumable,
     environment,
-    open_run_folder,
+    folders_made,
+    start_undone,
 )
+from common.training.run_options import RunOptions
 from common.training.runtime import Runtime, hardware, peak_memory_mib, start_runtime
-from common.training.settings import RunSettings
 from common.training.tracking import MetricsLog, check_events, check_trackers, truncate_after
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The options that concern a run as such, whatever its task.
-
-    Attributes:
-        task: a short name, such as ``fsc``.
-        folder: where it writes.
-        all: every option of the command as plain data, for ``config.yaml`` and to tell a continuation's options.
-        neutral: names of those that change no result.
-        inputs: what those options name that is read: files, folders, models, functions; see `fingerprint`.
-        seed, device, num_threads, matmul_precision: see `start_runtime`.
-        mixed_precision: see `start_engine`.
-        overwrite: replace the run in the folder.
-        resume: ``none``, ``auto`` or ``changed``.
-        how_to_resume: the words that tell a user how to go on, such as ``the same command and --resume``.
-        checkpoint_path: a checkpoint of another folder to go on from.
-        checkpoint_minutes, checkpoint_steps: between two checkpoints, see `Checkpointer`.
-        keep_checkpoints: how many stay.
-        trackers: see `MetricsLog`.
-        quiet, verbose: how much is shown.
-    """
-
-    task: str
-    folder: Path
-    all: Mapping[str, Any]
-    neutral: Collection[str]
-    inputs: Mapping[str, str | None]
-    seed: int
-    device: str
-    num_threads: int | None
-    matmul_precision: str | None
-    mixed_precision: str
-    overwrite: bool
-    resume: str
-    how_to_resume: str
-    checkpoint_path: str | None
-    checkpoint_minutes: float
-    checkpoint_steps: int
-    keep_checkpoints: int
-    trackers: Sequence[str]
-    quiet: bool
-    verbose: bool
-
-    @classmethod
-    def of(cls, run: RunSettings, **own: Any) -> "RunOptions":
-        """From a task's group, whose fields have these names; `own` are those that it calls otherwise or lacks."""
-        shared = {f.name: getattr(run, f.name) for f in fields(cls) if f.name not in own}
-        return cls(**shared, **own)
 
 
 class Run:
@@ -114,51 +65,46 @@ class Run:
         self.runtime: Runtime = start_runtime(
             options.seed, str(engine.device), options.num_threads, options.matmul_precision
         )
-        going_on = engine.on_main(self._open_folder)
-        self.folder = RunFolder(options.folder, None if going_on is None else Path(going_on))
+        self._origin = Origin.of(engine.on_main(self._find_origin))
+        self.folder = RunFolder(self._origin.folder, None if self._origin.is_elsewhere else self._origin.checkpoint)
         self.finished: dict[str, Any] | None = None
         self.same_options = True
         self._checkpoint: StateTree | None = None
         self._before = Made({}, {})
-        self._inputs = self._fingerprints()
-        if self.folder.is_complete and not options.overwrite:
+        self._inputs = engine.on_main(lambda: fingerprints(options.inputs))
+        if self._origin.complete:
             check_resumable(self._changes(read_config(self.folder.config)), self.folder.path, COMPLETE)
             self.finished = read_results(self.folder.results)
-            return
-        where = self.folder.checkpoint or (Path(options.checkpoint_path) if options.checkpoint_path else None)
-        if where is not None:
-            self._checkpoint = load_checkpoint(where)
-            self._before = Made.of(self._checkpoint.values.get("run"), where)
+        elif self._origin.checkpoint is not None:
+            self._checkpoint = load_checkpoint(self._origin.checkpoint)
+            self._before = Made.of(self._checkpoint.values.get("run"), self._origin.checkpoint)
             self._check_resumable()
-            if self.folder.checkpoint is not None:
-                check_events(self.folder.metrics, self._before.events)
-            logger.info("going on from %s", where)
+            if self._origin.run is not None:
+                check_events(self._origin.run.metrics, self._before.events)
+            logger.info("going on from %s", self._origin.checkpoint)
 
     def _check_resumable(self) -> None:
         if self._checkpoint is not None:
-            where = self.folder.checkpoint or Path(str(self.options.checkpoint_path))
+            assert self._origin.checkpoint is not None
             advice = None if self.options.resume == "changed" else " (allowed with resume=changed)"
-            self.same_options = check_resumable(self._changes(self._before), where, advice)
-
-    def _fingerprints(self) -> dict[str, Fingerprint]:
-        return self.engine.on_main(lambda: fingerprints(self.options.inputs))
+            self.same_options = check_resumable(self._changes(self._before), self._origin.checkpoint, advice)
 
     def _changes(self, before: Made) -> str:
         """What differs from an earlier run's options and inputs, in words."""
-        options = changed_options(before.options, self.options.all, self.options.neutral)
+        longer = {self.options.length} if self.options.extend and self._origin.is_elsewhere else set[str]()
+        options = changed_options(before.options, self.options.all, longer.union(self.options.neutral))
         inputs = changed_inputs(before.inputs, self._inputs)
         parts = [f"another content of {phrase}" for phrase in inputs] + (
             [f"other options: {options}"] if options else []
         )
         return ", ".join(parts)
 
-    def _open_folder(self) -> str | None:
-        """The checkpoint in the run's folder from which it goes on."""
-        if self.options.folder.is_dir():
+    def _find_origin(self) -> list[Any]:
+        """From where it starts, as plain data; its folder locked if there is one."""
+        if self.options.folder.is_dir() or is_being_replaced(self.options.folder):
             self._lock()
-        resume = self.options.resume != "none"
-        checkpoint = open_run_folder(self.options.folder, overwrite=self.options.overwrite, resume=resume).checkpoint
-        return None if checkpoint is None else str(checkpoint)
+            restore_folder(self.options.folder)
+        return find_origin(self.options).plain()
 
     def _lock(self) -> None:
         if not self._locked:
@@ -172,16 +118,20 @@ class Run:
             UserError: the folder cannot be written, another process writes it, or what was loaded is not what the
                 checkpoint was made from.
         """
-        earlier, self._inputs = self._inputs, self._fingerprints()
-        if self._inputs != earlier:  # such as what the hub has and was fetched only now
+        fetched = self.engine.on_main(lambda: fetched_inputs(self.options.inputs))
+        if self._inputs | fetched != self._inputs:  # what the hub has and was fetched only now
+            self._inputs |= fetched
             self._check_resumable()
 
         def prepare() -> None:
-            self.options.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._stack.enter_context(folders_made(self.options.folder.parent))
             self._lock()
-            if self.folder.checkpoint is not None:
-                truncate_after(self.folder.metrics, self._before.events)
+            self._stack.enter_context(start_undone(self.folder))
             self.folder.prepare()
+            if self._origin.is_elsewhere:
+                self._origin.take_over()
+            if self.folder.metrics.exists():
+                truncate_after(self.folder.metrics, self._before.events)
             self.folder.write_config(self.options.all, sys.argv, self._inputs)
 
         self.engine.on_main(prepare)
@@ -256,8 +206,11 @@ class Run:
             self._check_there()
             write_files()
             self.folder.write_results(results)
+            if self.options.extend:
+                replace_folder(self.folder.path, self.options.folder)
 
         self.engine.on_main(write)
+        self.folder = RunFolder(self.options.folder)
 
 
 @contextmanager
@@ -268,8 +221,9 @@ def open_run(options: RunOptions) -> Iterator[Run]:
         UserError: for what can be seen to be wrong before any model is loaded.
         Interrupted: SIGTERM or SIGINT came; what there is to go on from is on the disk.
     """
-    checkpoints = RunFolder(options.folder).checkpoints
-    with telling_how_to_go_on(checkpoints, options.how_to_resume), StopRequest() as stop, ExitStack() as stack:
+    folder = extension_folder(options.folder) if options.extend else options.folder
+    how = "the same command" if options.extend else options.how_to_resume
+    with telling_how_to_go_on(RunFolder(folder).checkpoints, how), StopRequest() as stop, ExitStack() as stack:
         engine = start_engine(options.device, options.mixed_precision)
         stack.callback(engine.end)
         yield Run(options, engine, stop, stack)

@@ -7,7 +7,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,39 @@ def open_run_folder(path: Path, *, overwrite: bool = False, resume: bool = False
             "go on with it (resume=auto), replace it (overwrite=true) or choose another folder"
         )
     return folder
+
+
+@contextmanager
+def folders_made(folder: Path) -> Iterator[None]:
+    """Make a folder with its parents; those of them that are empty at the end go again.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder '{folder}' cannot be written: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty, as it should be
+            for place in missing:
+                place.rmdir()
+
+
+@contextmanager
+def start_undone(folder: RunFolder) -> Iterator[None]:
+    """Remove the run's folder, made in this block, where the block ends in an error before anything was learnt."""
+    was_there = folder.path.exists()
+    try:
+        yield
+    except (UserError, OSError):
+        learnt = folder.checkpoints.exists() or (folder.metrics.exists() and folder.metrics.stat().st_size)
+        if not was_there and not learnt:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def _holds_run(folder: RunFolder) -> bool:

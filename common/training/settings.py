@@ -147,8 +147,8 @@ def _check_range(name: str, value: float, limits: Mapping[str, Any]) -> None:
 
 # The options of a run as such that may differ between it and its continuation: none of them changes a result.
 NEUTRAL = {
-    "overwrite", "resume", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints", "device", "num_threads",
-    "log_every", "report_to", "quiet", "verbose",
+    "overwrite", "resume", "extend", "checkpoint_path", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
+    "device", "num_threads", "log_every", "report_to", "quiet", "verbose",
 }  # fmt: skip
 
 
@@ -165,6 +165,8 @@ class RunSettings:
     mixed_precision: str = setting(choices=("no", "bf16", "fp16"))
     overwrite: bool = setting()
     resume: str = setting(choices=("none", "auto", "changed"))
+    extend: bool = setting()
+    checkpoint_path: str | None = setting()
     checkpoint_minutes: float = setting(minimum=0)
     checkpoint_steps: int = setting(minimum=0)
     keep_checkpoints: int = setting(minimum=1)
@@ -176,6 +178,8 @@ class RunSettings:
         """Refuse those that contradict each other."""
         if self.resume != "none" and self.overwrite:
             raise UserError(f"resume={self.resume} keeps the run there is and overwrite=true replaces it; set one")
+        if self.extend and (self.overwrite or self.checkpoint_path is not None):
+            raise UserError("extend goes on from the end of the run there is: set no overwrite and no checkpoint_path")
         if self.quiet and self.verbose:
             raise UserError("quiet and verbose contradict each other; set one")
 

@@ -24,7 +24,7 @@ from common.errors import UserError, run_command
 from common.training.console import Parser
 from prompt_task.few_shot_data import fill_template
 from prompt_task.prompt_scorer import PromptScorer
-from prompt_task.reward_trainer import RankedPrompts, draw_sets
+from prompt_task.ranked_prompts import RankedPrompts, draw_sets
 from prompt_task.settings import FewShotSettings
 from prompt_task.task_lm import make_task_lm
 from scripts.benchmarks import memory, models

@@ -102,10 +102,10 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
         batches = project.reward_batches() if case.step == "reward" else project.policy_batches()
         encoders = {"policy": lm.encoder, "reward model": reward_model.backbone.get_encoder()}
         if case.step == "reward":
-            run_all, at_once = project.reward_steps, project.reward_trainer.sampled_at_once
+            run_all, at_once = project.reward_steps, project.reward_trainer.ranker.at_once
         else:
             run = project.policy_step if case.step == "policy" else project.later_policy_step
-        ranked, name = project.reward_trainer, "preference"
+        ranked, name = project.reward_trainer.ranker, "preference"
     if run is not None:
         run_all = functools.partial(_one_by_one, run)
     chosen = _evenly(batches, case.count, setting)

@@ -19,14 +19,17 @@ from common.token_reward_model import TokenRewardConfig, TokenRewardModel
 from common.training.engine import start_engine
 from common.training.random_keys import Purpose
 from common.training.tracking import MetricsLog
-from sum_task.batching import TextFormat, TokenizedRows, shuffled_batches, tokenize
+from sum_task.batching import TokenizedRows, shuffled_batches
 from sum_task.command_line import read_command
 from sum_task.data import Row, load_splits
-from sum_task.models import SummaryPolicy, SummaryRewardModel
+from sum_task.policy import SummaryPolicy
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.preferences import Preference, make_preference
+from sum_task.reward_model import SummaryRewardModel
 from sum_task.reward_trainer import RewardTrainer
 from sum_task.settings import SummarizationSettings
+from sum_task.text_format import TextFormat
+from sum_task.tokenizing import tokenize
 
 # T5Config's own defaults are t5-small's.
 PUBLISHED_VOCABULARY = 32128
@@ -189,7 +192,7 @@ class SumProject:
 
     def later_policy_step(self, rows: list[int]) -> float:
         """The same in a later epoch, their token rewards known since an earlier one."""
-        known = self.policy_trainer.reference_rewards
+        known = self.policy_trainer.loss.reference_rewards
         assert known is not None
         for row in rows:
             known.put(row, torch.rand(len(self.setting.train.targets[row])))
@@ -198,8 +201,7 @@ class SumProject:
     def _policy_step(self, rows: list[int]) -> float:
         trainer = self.policy_trainer
         trainer._epoch_batches = (0, [rows])
-        figures, _ = trainer._step(1)
-        return figures["policy/loss"]
+        return trainer._step(1)["policy/loss"]
 
     def _batches(self, purpose: Purpose, *words: int) -> list[list[int]]:
         settings = self.setting.settings

@@ -32,7 +32,6 @@ from scripts.benchmarks.measuring import Clock, described, environment, finish, 
 from scripts.benchmarks.sum_measure import WAYS, Case, in_own_process
 from scripts.benchmarks.sum_models import SumProject, SumSetting
 from scripts.benchmarks.sum_straightforward import RewardLM, StraightforwardSummaries
-from sum_task.models import Summaries
 from sum_task.reward_trainer import RankedSummaries
 
 TOLERANCE = 1e-5
@@ -127,7 +126,7 @@ def compare(setting: SumSetting, seed: int, folder: Path) -> dict[str, float]:
     rows = [lengths.index(min(lengths)), lengths.index(max(lengths))]
     count = setting.settings.reward.reward_learning_samples
     repeated = [row for row in rows for _ in range(count)]
-    (ranked,) = project.reward_trainer.rank(setting.train, [rows], [(Purpose.REWARD_SAMPLES, seed)])
+    (ranked,) = project.reward_trainer.ranker.rank(setting.train, [rows], [(Purpose.REWARD_SAMPLES, seed)])
     assert ranked is not None
     samples = ranked.summaries
     references = [setting.train.rows[row].reference for row in repeated]
@@ -138,18 +137,18 @@ def compare(setting: SumSetting, seed: int, folder: Path) -> dict[str, float]:
     differences = {"METEOR": _largest(ranked.preferences - meteor)}
     theirs = plain.reward_loss(*sources, samples.tokens, samples.mask, preferences)
     untied = RankedSummaries(ranked.batch, samples, preferences, preferences.argsort(-1).argsort(-1))
-    ours = project.reward_trainer._loss(untied)[0]
+    ours = project.reward_trainer.loss(untied).tensors[0]
     differences["reward loss"] = _largest(ours - theirs)
     differences["reward gradient, relative"] = _gradients(
         (theirs, reward_lm.head, reward_lm.lm.encoder), (ours, reward_model.head, reward_model.backbone.encoder)
     )
 
     batch = project.policy_trainer.collate(setting.train, rows)
-    labels = Summaries(batch.target_ids, batch.target_mask)
+    labels = batch.targets
     expected = _policy_gradient(plain_lm, plain.policy_loss(
-        batch.source_ids, batch.source_mask.long(), labels.tokens, labels.mask.long()
+        batch.sources.tokens, batch.sources.mask.long(), labels.tokens, labels.mask.long()
     ))  # fmt: skip
-    found = _policy_gradient(lm, project.policy_trainer._loss(batch, None, rows)[0])
+    found = _policy_gradient(lm, project.policy_trainer.loss(batch, None, rows)[0])
     differences["policy loss"] = _largest(found[0] - expected[0])
     differences["policy gradient, relative"] = _relative(found[1], expected[1])
     for what, difference in differences.items():

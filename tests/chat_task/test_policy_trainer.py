@@ -22,8 +22,9 @@ from common.errors import Interrupted, UserError
 from common.reply_rewards import ReplyRewards, RewardReading
 from common.segments import GRANULARITIES, LocationNormalizer
 from common.token_reward_model import TokenRewardModel
-from common.training.run import RunOptions, open_run
-from common.training.tracking import read_metrics
+from common.training.run import open_run
+from common.training.run_options import RunOptions
+from common.training.tracking import MetricsLog, read_metrics
 from tests import tiny_models
 
 UNIT = LocationNormalizer(0, 0, 0, 1, 1)
@@ -54,6 +55,7 @@ def options(folder: Path, resume: str = "none") -> RunOptions:
     return RunOptions(
         task="chat", folder=folder, all={"seed": 5}, neutral=set(), inputs={}, seed=5, device="cpu",
         num_threads=1, matmul_precision=None, mixed_precision="no", overwrite=False, resume=resume,
+        extend=False, length="policy_steps",
         how_to_resume="--resume", checkpoint_path=None, checkpoint_minutes=0, checkpoint_steps=0, keep_checkpoints=1,
         trackers=(), quiet=True, verbose=False,
     )  # fmt: skip
@@ -102,6 +104,15 @@ def test_arms_share_their_first_samples_and_differ_behind(tmp_path):
     firsts = [(log[1]["policy/judge"], log[1]["policy/entropy"]) for log in logs]
     assert firsts[0] == firsts[1] == firsts[2]
     assert len({log[4]["policy/entropy"] for log in logs}) == 3
+
+
+def test_trackers_get_a_few_replies_before_and_after(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(MetricsLog, "texts", lambda log, step, rows: shown.append((step, rows)))
+    train(tmp_path / "run", replace(SETTINGS, policy_steps=2))
+    assert [(step, len(rows)) for step, rows in shown] == [(0, 3), (2, 3)]
+    assert [row["prompt"] for row in shown[0][1]] == PROMPTS[:3]
+    assert {*shown[0][1][0]} == {"prompt", "reply", "score"}
 
 
 def test_the_planted_reward_is_learnt_with_adapters(tmp_path):

@@ -17,6 +17,7 @@ from chat_task import run_chat, score_tokens
 from chat_task.command_line import COMMAND, DEFAULTS, read_command
 from chat_task.settings import ChatSettings
 from common.errors import Interrupted, UserError
+from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
 from common.token_reward_model import TokenRewardModel
 from common.training.command_line import ROOT
@@ -47,7 +48,7 @@ def results_of(words, folder, *more):
 
 
 @pytest.mark.parametrize("granularity", ["token", "segment", "sequence"])
-def test_a_run_leaves_what_it_promises(words, tmp_path, granularity):
+def test_a_run_leaves_what_it_promises(words, tmp_path, granularity, caplog):
     results = results_of(words, tmp_path / "run", f"--granularity={granularity}", "--segment_cut=2.9", "--eval_steps=6")
     folder = tmp_path / "run"
     assert json.loads((folder / "results.json").read_text()).keys() == results.keys()
@@ -75,6 +76,10 @@ def test_a_run_leaves_what_it_promises(words, tmp_path, granularity):
         assert item["tokens"] == here.tokens and item["offsets"] == [list(span) for span in here.offsets]
         assert item["rewards"] == pytest.approx(here.rewards, abs=1e-6)
         assert len(here.rewards) == len(here.tokens) == len(here.offsets)
+    assert "cut" not in caplog.text
+    [long] = model.score_texts(["town " * 100], sources=["the"])
+    assert len(long.tokens) == ReplyFormat.load(str(folder / "reward_model"), False).max_reply_length
+    assert "texts that were cut: 1 of 1" in caplog.text
 
 
 POLICY = ["--stage=all", "--policy_steps=4", "--prompts_per_step=2", "--samples_per_prompt=4", "--policy_batch_size=4",

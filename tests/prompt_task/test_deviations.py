@@ -55,7 +55,7 @@ from common.training.random_keys import Purpose
 from common.training.runtime import Runtime
 from prompt_task import policy_trainer, reward_trainer, run_fsc
 from prompt_task.command_line import read_command
-from prompt_task.reward_trainer import RankedPrompts
+from prompt_task.ranked_prompts import RankedPrompts
 from prompt_task.task_lm import TaskLM
 from tests.tiny_runs import make_run, noted
 

@@ -9,6 +9,7 @@ import pytest
 
 from common.data_files import unmarked_cell
 from common.errors import UserError, run_command
+from common.intervals import wilson
 from prompt_task import evaluate_prompts, run_fsc
 from prompt_task.evaluate_prompts import read_prompts
 from prompt_task.task_lm import TaskLM
@@ -163,6 +164,15 @@ def test_the_test_split_is_the_default_and_all_its_examples_count(evaluate):
     assert code == 0
     assert out.startswith("sst-2, test (6 examples), task LM")
     assert evaluate(prompts='["great"]', split="train")[1].startswith("sst-2, train (6 examples)")
+
+
+def test_an_accuracy_has_its_binomial_interval_on_the_screen_and_in_the_table(evaluate, tmp_path):
+    _, out, _ = evaluate(prompts=json.dumps(["great", "dull " * 300]), output_file=tmp_path / "s.csv")
+    good, bad = rows(tmp_path / "s.csv")
+    low, high = wilson(float(good["test_accuracy"]), 6)
+    assert (float(good["test_accuracy_low"]), float(good["test_accuracy_high"])) == pytest.approx((low, high))
+    assert f"{low:6.1%} to {high:6.1%}" in out
+    assert bad["test_accuracy_low"] == bad["test_accuracy_high"] == ""
 
 
 def test_equal_prompts_are_scored_once(evaluate, tmp_path):

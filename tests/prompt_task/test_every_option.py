@@ -89,9 +89,9 @@ def observe(world, tmp_path, monkeypatch) -> Observe:
                 return super().score(prompts, indices, on_pairs, standardize)
 
         class Table(CandidateTable):
-            def add(self, tokens):
+            def add(self, tokens, of_the_end=None):
                 seen.added.append(len(tokens))
-                super().add(tokens)
+                super().add(tokens, of_the_end)
 
         class RewardPlateau(Plateau):
             def __init__(self, *args):
@@ -240,6 +240,13 @@ def walk_checkpoint_path(observe, base, world, tmp_path, monkeypatch):
     assert len(base.weighed) == 6
     assert len(other.weighed) == 2
     assert other.prompts.equals(base.prompts)
+
+
+def walk_extend(observe, base, world, tmp_path, monkeypatch):
+    shutil.copytree(base.folder, tmp_path / "run")
+    longer = observe(output_folder=tmp_path / "run", extend=True, max_train_steps=8)
+    assert longer.results["policy_steps"] == 8
+    assert len(longer.weighed) == 2
 
 
 def walk_num_threads(observe, base, world, tmp_path, monkeypatch):
@@ -481,6 +488,7 @@ WALK: dict[str, Walk] = {
     "output_folder": walk_output_folder,
     "overwrite": walk_overwrite,
     "resume": walk_resume,
+    "extend": walk_extend,
     "checkpoint_path": walk_checkpoint_path,
     "checkpoint_minutes": becomes(
         {"checkpoint_minutes": 1e-9, "save_steps": 0}, lambda run: run.checkpoints,

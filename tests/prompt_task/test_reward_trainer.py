@@ -9,7 +9,8 @@ from common.training.checkpoint import StateTree
 from common.training.runtime import random_state, restore_random_state
 from prompt_task import reward_trainer
 from prompt_task.prompt_scorer import PromptScorer
-from prompt_task.reward_trainer import draw_sets, prompt_token_rewards
+from prompt_task.ranked_prompts import draw_sets
+from prompt_task.reward_trainer import prompt_token_rewards
 from tests.tiny_runs import DEV, TRAIN, SpyTaskLM, make_run, noted, same_weights, untimed, weights_of
 
 
@@ -132,7 +133,7 @@ def test_swap_accuracy_compares_the_token_rewards_with_the_preference_of_both_pr
     run = make_run(dropout=0.0)
     trainer = run.reward_trainer
     prompts = run.policy.sample(8, torch.Generator().manual_seed(3)).tokens
-    swaps = trainer._swaps(prompts)
+    swaps = trainer.ranker.swapped(trainer.dev_scorer, prompts)
     assert torch.equal(swaps.tokens[0], prompts)
     rows = torch.arange(8)
     assert (swaps.tokens[0] != swaps.tokens[1]).nonzero().tolist() == torch.stack([rows, swaps.places], 1).tolist()
@@ -225,7 +226,7 @@ def test_accumulated_gradients_are_those_of_the_mean_loss():
             current.optimizer.step = lambda: found.extend(p.grad.clone() for p in run.reward_model.parameters())
             loss = trainer._step(current)
             return found, loss
-        losses = [trainer._loss(trainer._ranked(run.train_scorer, None, 0.8))[0] for _ in range(2)]
+        losses = [trainer._loss(trainer.ranker.ranked(run.train_scorer, None, 0.8))[0] for _ in range(2)]
         mean = (losses[0] + losses[1]) / 2
         return torch.autograd.grad(mean, list(run.reward_model.parameters())), mean.item()
 

@@ -405,11 +405,7 @@ def test_resume_of_a_complete_run_repeats_its_result_and_does_nothing(world, fin
 
 def test_a_checkpoint_goes_on_in_another_folder(world, finished, tmp_path):
     start(world, tmp_path / "run", checkpoint_path=finished / "checkpoints" / "step-000017", **MIDDLE)
-    one, other = figures(finished), figures(tmp_path / "run")
-    assert other["prompts"] == one["prompts"]
-    assert other["policy"] == one["policy"]
-    assert other["results"] == one["results"]
-    assert [event["step"] for event in other["events"] if event["phase"] == "policy"] == [10, 11, 12]
+    assert figures(tmp_path / "run") == figures(finished)
     assert (finished / "results.json").exists()
 
 

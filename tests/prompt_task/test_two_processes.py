@@ -20,6 +20,7 @@ from prompt_task.command_line import CONFIGS
 from prompt_task.few_shot_data import Example
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.run_fsc import run
+from scripts.benchmarks import process_throughput
 from tests.tiny_runs import SpyTaskLM
 
 ROOT = CONFIGS.parent
@@ -134,3 +135,22 @@ def test_a_run_in_two_processes_is_that_of_one(world, tmp_path):
     for part in ("policy/adaptor", "reward_model/model"):
         a, b = (load_file(folder / f"{part}.safetensors") for folder in (one, two))
         assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a), part
+
+
+@pytest.mark.slow
+def test_the_throughput_of_processes_is_that_of_the_same_run(world, tmp_path, capsys):
+    output = tmp_path / "throughput.json"
+    process_throughput.main(["--turns=1", f"--output={output}", *world.words(max_train_steps=4)])
+    figures = json.loads(output.read_text())
+    assert set(figures["pairs_per_second"]) == {"1", "2"}
+    assert f"ratio {figures['ratio']:.2f}" in capsys.readouterr().out
+
+
+def test_runs_that_scored_other_prompts_are_not_compared():
+    def turn(prompt):
+        return {count: {"pairs": 8, "seconds": 4.0 / count, "prompts": ["a", prompt][:count]} for count in (1, 2)}
+
+    same = {count: {"pairs": 8, "seconds": 4.0 / count, "prompts": ["a"]} for count in (1, 2)}
+    assert process_throughput.compare([same], 2)["ratio"] == 2
+    with pytest.raises(UserError, match="not score the same prompts"):
+        process_throughput.compare([same, turn("b")], 2)

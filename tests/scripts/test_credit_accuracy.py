@@ -11,10 +11,10 @@ from common.errors import UserError
 from common.marked_tokens import area_under_curve, areas, marked
 from common.token_reward_model import TokenRewardModel
 from scripts.credit_accuracy import MarkedText, _load, main
-from sum_task.batching import TextFormat
 from sum_task.data import Row
-from sum_task.models import SummaryRewardModel
+from sum_task.reward_model import SummaryRewardModel
 from sum_task.score_tokens import text_rewards
+from sum_task.text_format import TextFormat
 from tests.sum_task.tiny import save_llama, save_t5, word_tokenizer
 
 

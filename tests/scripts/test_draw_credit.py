@@ -8,7 +8,7 @@ import torch
 from common.errors import UserError
 from scripts.credit_accuracy import MarkedText
 from scripts.draw_credit import lines_of, main
-from sum_task.models import load_policy, load_reward_model
+from sum_task.loading import load_policy, load_reward_model
 from tests.sum_task.tiny import TinyWorld
 
 

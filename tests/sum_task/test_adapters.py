@@ -13,7 +13,8 @@ pytest.importorskip("peft")
 @pytest.mark.parametrize("name", ["t5", "llama"])
 def test_adapters_are_trained_and_merged_into_the_saved_folders(tiny, tmp_path, name):
     from sum_task.generate import summarize
-    from sum_task.models import SummaryPolicy, SummaryRewardModel
+    from sum_task.policy import SummaryPolicy
+    from sum_task.reward_model import SummaryRewardModel
 
     model = getattr(tiny, name)
     out = tmp_path / "run"

@@ -5,11 +5,13 @@ import textwrap
 import pytest
 
 from common.errors import UserError
+from common.training.inputs import fingerprints
+from sum_task import evaluation_metrics
 from sum_task.evaluate_library import LibraryMetric, MetricSpec, load_metric, load_metrics
 from sum_task.meteor import Meteor, require_wordnet
 from sum_task.preferences import make_preference
 from sum_task.rouge import rouge_f1
-from sum_task.run_sum import run
+from sum_task.run_sum import run, run_options
 
 PREDICTIONS = ["the storm hit the town", "a flood", "two killed in the north"]
 REFERENCES = ["a storm hit the town", "the flood on monday", "fire in the south killed two"]
@@ -156,6 +158,17 @@ def test_a_run_ranks_and_is_tested_by_them(tiny, lists, corpus, tmp_path, withou
     )  # fmt: skip
     assert found["test_corpus"] == pytest.approx(found["test_length"] / 2)
     assert found["test_lists_letters"] > found["test_length"]
+
+
+def test_what_local_metrics_and_meteor_read_is_part_of_what_a_run_is_made_from(tiny, lists, corpus, monkeypatch):
+    monkeypatch.setattr(evaluation_metrics, "wordnet_path", lambda: str(lists))
+    settings = tiny.settings(
+        preference=f"evaluate:{lists}?key=words", eval_metrics=f"evaluate:{corpus},evaluate:no_such"
+    )
+    inputs = run_options(settings).inputs
+    assert {name for name in inputs if name.startswith("metric")} == {f"metric {lists}", f"metric {corpus}"}
+    found = fingerprints(inputs)
+    assert found["wordnet"] == found[f"metric {lists}"] != {}
 
 
 def theirs(text: str) -> LibraryMetric:

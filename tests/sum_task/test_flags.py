@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.language_models.attention import _Attention
 from common.training import progress
 from common.training.tracking import read_metrics
-from sum_task import batching, run_sum
+from sum_task import batching, run_sum, tokenizing
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.run_sum import run
 from sum_task.settings import SummarizationSettings
@@ -91,20 +91,22 @@ ELSEWHERE = {
     "text_column": "test_data",
     "summary_column": "test_data",
     "preference_column": "test_data",
-    "preprocessing_num_workers": "test_batching",
-    "separator": "test_batching",
-    "config_name": "test_models",
-    "tokenizer_name": "test_models",
-    "model_type": "test_models",
+    "preprocessing_num_workers": "test_tokenizing",
+    "separator": "test_text_format",
+    "config_name": "test_loading",
+    "tokenizer_name": "test_loading",
+    "model_type": "test_loading",
     "model_name_or_path": "test_run_sum",
     "rew_model_name_or_path": "test_run_sum",
-    "resize_position_embeddings": "test_models",
-    "rew_sampling_batches": "test_reward_trainer",
+    "resize_position_embeddings": "test_loading",
+    "rew_sampling_batches": "test_ranked_summaries",
     "expid": "here",
     "output_dir": "here",
     "use_slow_tokenizer": "here",
     "overwrite": "here",
     "resume": "test_run_sum",
+    "extend": "test_extension",
+    "checkpoint_path": "test_extension",
     "checkpoint_minutes": "here",
     "checkpoint_steps": "here",
     "keep_checkpoints": "here",
@@ -248,7 +250,7 @@ def test_pad_to_max_length(plain_run, monkeypatch):
 
     def collate(self, data, indices):
         batch = plain(self, data, indices)
-        shapes.add((batch.source_ids.shape[1], batch.target_ids.shape[1]))
+        shapes.add((batch.sources.tokens.shape[1], batch.targets.tokens.shape[1]))
         return batch
 
     monkeypatch.setattr(batching.Collator, "__call__", collate)
@@ -257,9 +259,9 @@ def test_pad_to_max_length(plain_run, monkeypatch):
 
 
 def test_overwrite_cache(plain_run, monkeypatch, tmp_path):
-    monkeypatch.setattr(batching, "CACHED_ROWS", 2)
+    monkeypatch.setattr(tokenizing, "CACHED_ROWS", 2)
     made = []
-    monkeypatch.setattr(batching, "_tokenized", spied(batching._tokenized, lambda *_: made.append(1)))
+    monkeypatch.setattr(tokenizing, "_tokenized", spied(tokenizing._tokenized, lambda *_: made.append(1)))
     monkeypatch.setattr(run_sum, "tokenize", partial(run_sum.tokenize, cache=tmp_path / "cache"))
     plain_run()
     plain_run()

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.token_reward_model import TokenRewardModel
 from sum_task import generate, score_tokens
 from sum_task.data import Row
-from sum_task.models import SummaryRewardModel
+from sum_task.reward_model import SummaryRewardModel
 from sum_task.run_sum import run
 
 

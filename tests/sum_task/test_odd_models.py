@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from common.errors import UserError
 from common.token_reward_model import TokenRewardModel
 from sum_task.batching import pad
-from sum_task.models import SummaryPolicy, load_policy, load_reward_model
-from tests.sum_task.test_models import ARTICLES, batch_of, encode, noise
-from tests.sum_task.tiny import WORDS, word_tokenizer
+from sum_task.loading import load_policy, load_reward_model
+from sum_task.policy import SummaryPolicy
+from tests.sum_task.tiny import ARTICLES, WORDS, batch_of, encode, noise, word_tokenizer
 
 DECODER: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1,
@@ -64,7 +64,7 @@ def check_policy(policy: SummaryPolicy):
     greedy = policy.sample(sources, 2, noise(6), 1, 1.0)
     with torch.no_grad():
         logits = policy.logits(sources, greedy)
-    best = policy._possible(logits.flatten(0, 1)).argmax(-1).view(greedy.tokens.shape)
+    best = policy.possible(logits.flatten(0, 1)).argmax(-1).view(greedy.tokens.shape)
     assert torch.equal(best[greedy.mask], greedy.tokens[greedy.mask])
     assert policy.search(sources, 6).lists() == greedy.lists()[::2]
     numbers = noise(3, seed=5)
@@ -73,9 +73,8 @@ def check_policy(policy: SummaryPolicy):
         alone = encode(policy, [article])
         assert policy.sample(alone, 1, numbers[row : row + 1], None, 1.0).lists() == together[row : row + 1]
         longest = greedy.lists()[2 * row]
-        tokens, mask = pad([longest, longest], policy.pad_id)
         with torch.no_grad():
-            said = policy.logits(alone, type(greedy)(tokens, mask))[0]
+            said = policy.logits(alone, pad([longest, longest], policy.pad_id))[0]
         torch.testing.assert_close(said, logits[2 * row, : len(longest)], atol=1e-4, rtol=1e-3)
 
 
@@ -169,7 +168,7 @@ def test_multilingual_tokenizers_are_told_the_languages(tiny, tmp_path, monkeypa
     made = TwoLanguages(tokenizer_object=plain._tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     config = hf.MBartConfig(vocab_size=26, decoder_start_token_id=1, **BART)
     name = saved(tmp_path / "nllb", config, plain)
-    monkeypatch.setattr("sum_task.models.load_tokenizer", lambda *_: made)
+    monkeypatch.setattr("sum_task.loading.load_tokenizer", lambda *_: made)
     with pytest.raises(UserError, match=r"^target_language: needed by the multilingual tokenizer of '.*nllb'"):
         tiny.policy(model_name_or_path=name)
     with pytest.raises(UserError, match=r"^target_language: .* knows no language 'xx'"):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from sum_task.batching import Padded
 from sum_task.data import Row
-from sum_task.models import Summaries, load_policy, load_reward_model
+from sum_task.loading import load_policy, load_reward_model
 from sum_task.report import compared_tokens
 from sum_task.score_tokens import batches_of, token_texts
 
@@ -19,11 +20,11 @@ def test_advantages_and_wrong_preferences(tiny, head):
     found = compared_tokens(reward, policy, rows, likeliest=2)
     marks = []
     with torch.no_grad():
-        [(batch, targets)] = batches_of(reward, rows)
-        tokens, mask = batch.target_ids, batch.target_mask
-        logits = policy.logits(policy.encode(batch.source_ids, batch.source_mask), Summaries(tokens, mask))
-        rewards, expected = reward.judge(batch, Summaries(tokens, mask), logits, 2)
-        for row, ids in enumerate(targets):
+        [batch] = batches_of(reward, rows)
+        tokens, mask = batch.targets.tokens, batch.targets.mask
+        logits = policy.logits(policy.encode(batch.sources), batch.targets)
+        rewards, expected = reward.judge(batch, batch.targets, logits, 2)
+        for row, ids in enumerate(batch.targets.lists()):
             advantages, preferred = found[row]
             assert advantages is not None and preferred is not None
             assert advantages == pytest.approx((rewards - expected)[row, : len(ids)].tolist())
@@ -33,7 +34,7 @@ def test_advantages_and_wrong_preferences(tiny, head):
                 other = int(order[0] if order[0] != tokens[row, place] else order[1])
                 replaced = tokens.clone()
                 replaced[row, place] = other
-                swapped = reward.policy_rewards(batch, Summaries(replaced, mask))[row, place]
+                swapped = reward.policy_rewards(batch, Padded(replaced, mask))[row, place]
                 text = token_texts(policy.tokenizer, [other])[0]
                 assert preferred[place] == (text if swapped > rewards[row, place] else None)
                 marks.append(preferred[place])

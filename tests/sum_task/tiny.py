@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,19 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from sum_task.batching import Batch, pad
 from sum_task.command_line import read_command
-from sum_task.models import SummaryPolicy, SummaryRewardModel, load_policy, load_reward_model
+from sum_task.data import Row
+from sum_task.loading import load_policy, load_reward_model
+from sum_task.policy import SummaryPolicy
+from sum_task.reading import Sources
+from sum_task.reward_model import SummaryRewardModel
 from sum_task.settings import SummarizationSettings
 
 SENTENCE = "the a storm flood fire hit town city river north south on in monday friday killed two ten summarize : ."
 WORDS = SENTENCE.split()
 SPECIAL = ["<pad>", "</s>", "<unk>"]
+ARTICLES = ["the storm hit the city on monday .", "a flood .", "two killed in town fire on friday"]
 SIZE: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 
 
@@ -97,6 +103,24 @@ def spied(function: Callable[..., Any], note: Callable[..., Any]) -> Callable[..
 def brevity(predictions: list[str], references: list[str], sources: list[str]) -> list[float]:
     """A preference for few words."""
     return [-float(len(prediction.split())) for prediction in predictions]
+
+
+def encode(policy: SummaryPolicy, articles: Sequence[str], extra_padding: int = 0) -> Sources:
+    """Articles as the policy has read them."""
+    lists = policy.format.sources(articles)
+    width = max(map(len, lists)) + extra_padding
+    return policy.encode(pad(lists, policy.pad_id, width, left=not policy.is_encoder_decoder))
+
+
+def batch_of(policy: SummaryPolicy, articles: Sequence[str]) -> Batch:
+    """A batch of articles; what stands for their references is not read."""
+    sources = pad(policy.format.sources(articles), policy.pad_id, left=not policy.is_encoder_decoder)
+    return Batch([Row(article, "") for article in articles], sources, sources, list(range(len(articles))))
+
+
+def noise(rows: int, length: int = 6, seed: int = 0) -> torch.Tensor:
+    """Numbers that decide samples."""
+    return torch.rand(rows, length, generator=torch.Generator().manual_seed(seed))
 
 
 class TinyWorld:

@@ -7,7 +7,10 @@ import torch
 import transformers as hf
 
 from common.errors import UserError
-from common.language_models.capabilities import capabilities, states_width
+from common.language_models.branches import can_branch
+from common.language_models.capabilities import capabilities, head_width, states_width
+from common.language_models.saved import few_numbers
+from common.language_models.shared_prompts import find_reader
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -33,6 +36,22 @@ def test_a_common_decoder_does_all():
     assert (found.source_positions, found.target_positions) == (64, 64)
     assert found.cache_by_rows and found.ignores_padding and found.left_to_right
     assert found.takes_positions and found.keeps_logits
+
+
+@pytest.mark.parametrize("ask", [capabilities, head_width, can_branch, find_reader, few_numbers])
+def test_ways_are_compared_in_float32_whatever_the_precision_of_the_run(ask):
+    # On a CPU with bfloat16 units, and on CUDA, `medium` and `high` would round by more than the ways may differ.
+    lm = made(hf.LlamaConfig(**SIZES))
+    seen = set()
+    lm.model.register_forward_pre_hook(lambda *_: seen.add(torch.get_float32_matmul_precision()))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        ask(lm if ask in (capabilities, head_width, few_numbers) else lm.model)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {"highest"}
 
 
 def test_width_is_that_of_the_states_whatever_the_configuration_calls_hidden_size():
@@ -91,3 +110,12 @@ def test_asking_leaves_the_model_as_it_was_and_what_cannot_read_is_one_line():
     lm.model.layers[0].mlp.up_proj = torch.nn.Linear(3, 3)
     with pytest.raises(UserError, match=r"^'broken' \(llama\) cannot read a few tokens: [^\n]*$"):
         capabilities(lm, "'broken'")
+
+
+def test_a_model_in_training_mode_can_do_what_it_can_without_dropout():
+    """As transformers makes a model of random weights."""
+    sizes: dict[str, Any] = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = hf.T5Config(**sizes | {"decoder_start_token_id": 0, "dropout_rate": 0.5})
+    lm = made(config).train()
+    assert capabilities(lm) == capabilities(made(config))
+    assert capabilities(lm).cache_by_rows and capabilities(lm).ignores_padding

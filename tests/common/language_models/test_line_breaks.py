@@ -4,8 +4,8 @@ from transformers import PreTrainedTokenizerFast
 
 from common.language_models.line_breaks import decode_lines, line_break
 from common.language_models.token_carry import token_spans
-from sum_task.batching import TextFormat
 from sum_task.evaluation_metrics import per_example
+from sum_task.text_format import TextFormat
 from tests.sum_task.tiny import byte_tokenizer, word_tokenizer
 
 

@@ -145,7 +145,17 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(kind, tmp_path):
 def test_an_optimizer_that_has_not_stepped_has_a_state_too():
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.Adam([parameter], lr=0.5)
+    optimizer.param_groups[0]["lr"] = 0.3
+    other = torch.optim.Adam([parameter], lr=0.5)
+    load_optimizer_state(other, *optimizer_state(optimizer))
+    assert other.param_groups[0]["lr"] == 0.3
+    assert not other.state
+
+
+def test_another_rate_is_lowered_as_far_as_the_first_one_was():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.Adam([parameter], lr=0.5)
+    optimizer.param_groups[0]["lr"] = 0.25
     other = torch.optim.Adam([parameter], lr=0.1)
     load_optimizer_state(other, *optimizer_state(optimizer))
-    assert other.param_groups[0]["lr"] == 0.5
-    assert not other.state
+    assert other.param_groups[0]["lr"] == pytest.approx(0.05)

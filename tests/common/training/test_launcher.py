@@ -9,6 +9,7 @@ from common.training.settings import TaskSettings, setting
 
 @dataclass(frozen=True)
 class Group:
+    device: str = setting()
     mixed_precision: str = setting()
     gradient_accumulation_steps: int = setting()
 
@@ -23,11 +24,11 @@ class Bare(TaskSettings):
     pass
 
 
-def settings(precision="no", steps=4):
-    return Settings(Group(precision, steps))
+def settings(precision="no", steps=4, device="auto"):
+    return Settings(Group(device, precision, steps))
 
 
-DEFAULTS = {"mixed_precision": "no", "gradient_accumulation_steps": 4}
+DEFAULTS = {"device": "auto", "mixed_precision": "no", "gradient_accumulation_steps": 4}
 PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 
 
@@ -39,6 +40,8 @@ PRECISION, STEPS = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATI
         ({PRECISION: "bf16"}, settings(), settings("bf16", 4)),
         ({PRECISION: "bf16"}, settings("bf16"), settings("bf16")),
         ({STEPS: "8"}, settings(), settings("no", 8)),
+        ({"ACCELERATE_USE_CPU": "True"}, settings(), settings(device="cpu")),
+        ({"ACCELERATE_USE_CPU": "False"}, settings(device="cuda"), settings(device="cuda")),
         ({"ACCELERATE_USE_FSDP": "false", PRECISION: "no"}, Bare(), Bare()),
     ],
 )
@@ -55,6 +58,7 @@ def test_what_accelerate_asks_for_takes_the_place_of_an_option_at_its_default(mo
         (PRECISION, "fp8", settings(), "mixed_precision=fp8 is not for this task"),
         (PRECISION, "bf16", Bare(), "mixed_precision=bf16 is not for this task"),
         (STEPS, "8", settings("no", 2), "gradient_accumulation_steps: 2 here and 8 for accelerate contradict"),
+        ("ACCELERATE_USE_CPU", "True", settings(device="cuda"), "device: cuda here and cpu for accelerate contradict"),
         (STEPS, "two", settings(), "gradient_accumulation_steps=two is not a whole number"),
         ("ACCELERATE_USE_FSDP", "true", settings(), "FSDP is not for this task"),
         ("ACCELERATE_USE_DEEPSPEED", "true", Bare(), "DeepSpeed is not for this task"),
@@ -66,3 +70,11 @@ def test_what_it_cannot_honour_or_what_contradicts_is_refused_in_a_line(monkeypa
     with pytest.raises(UserError, match=message) as caught:
         honour_launcher(own, DEFAULTS)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_what_wraps_a_model_is_left_to_a_plain_forward_pass(monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    assert honour_launcher(settings(), DEFAULTS, plain_forward=True) == settings()
+    with pytest.raises(UserError, match="turn it off"):
+        honour_launcher(settings(), DEFAULTS)
