@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS
+from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS, USE_SEQUENCE_SCORES
 from common.errors import UserError
 from common.own_pieces import check_guidance, is_own
 from common.token_reward_model import HEADS
@@ -226,9 +226,10 @@ class PolicySettings(SamplingSettings, ClipSettings):
             raise UserError("weight_shares: shares over a sequence cancel its weight; credit=sequence needs batch")
         kinds = [self.reference_credit] if self.mle_coeff > 0 else []
         kinds += [self.sample_credit] if self.reinforce_coeff > 0 else []
-        if self.sequence_score == "preference" and self.uses_rewards and not {*kinds} & {"sequence", "product"}:
+        if self.sequence_score == "preference" and self.uses_rewards and not {*kinds} & USE_SEQUENCE_SCORES:
             raise UserError(
-                "sequence_score: preference is for guidance=sequence, credit or reinforce_credit=sequence, product"
+                "sequence_score: preference is for guidance=sequence, credit or reinforce_credit=sequence, "
+                "product, shifted-product"
             )
         if self.mle_coeff == 0 and not self.uses_samples:
             raise UserError("mle_coeff: 0 leaves nothing to learn from; set reinforce_coeff")

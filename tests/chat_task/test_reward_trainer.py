@@ -61,9 +61,11 @@ def test_a_model_that_was_evaluated_is_still_prepared_for_training(tmp_path, mon
     trainer.evaluate()
     assert model._is_accelerate_prepared
     prepare, marked = trainer.accelerator.prepare_model, []
-    spy = lambda given, **options: (  # noqa: E731
-        marked.append(hasattr(given, "_is_accelerate_prepared")) or prepare(given, **options)
-    )
+
+    def spy(given, **options):
+        marked.append(hasattr(given, "_is_accelerate_prepared"))
+        return prepare(given, **options)
+
     monkeypatch.setattr(trainer.accelerator, "prepare_model", spy)
     trainer.train()
     assert marked == [False]

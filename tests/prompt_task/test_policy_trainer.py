@@ -268,7 +268,12 @@ def test_the_best_policy_is_restored_before_the_last_samples_and_no_update_follo
         return loss
 
     monkeypatch.setattr(run.trainer, "_step", spied)
-    note_calls(run.candidates, "add", monkeypatch, lambda tokens: at_last.append((len(tokens), weights_of(run.policy))))
+    note_calls(
+        run.candidates,
+        "add",
+        monkeypatch,
+        lambda tokens, *_, **__: at_last.append((len(tokens), weights_of(run.policy))),
+    )
     run.trainer.train()
     assert [count for count, _ in at_last] == [4]
     assert same_weights(at_last[0][1], after_step[6])
@@ -280,7 +285,9 @@ def test_the_best_policy_is_restored_before_the_last_samples_and_no_update_follo
 def candidate_steps_of(run, monkeypatch):
     """The policy steps after which a greedy prompt joins the candidates, and how many samples join at the end."""
     added = []
-    note_calls(run.candidates, "add", monkeypatch, lambda tokens: added.append((run.trainer.steps_done, len(tokens))))
+    note_calls(
+        run.candidates, "add", monkeypatch, lambda tokens, *_, **__: added.append((run.trainer.steps_done, len(tokens)))
+    )
     run.trainer.train()
     return [step for step, count in added if count == 1], added[-1]
 
@@ -314,8 +321,8 @@ def test_a_greedy_candidate_is_what_the_policy_writes_then(monkeypatch):
     without_reward_learning(run, monkeypatch)
     added: list[torch.Tensor] = []
     greedy: list[torch.Tensor] = []
-    note_calls(run.candidates, "add", monkeypatch, added.append)
-    note_calls(run.candidates, "add", monkeypatch, lambda _: greedy.append(run.policy.greedy()))
+    note_calls(run.candidates, "add", monkeypatch, lambda tokens, *_, **__: added.append(tokens))
+    note_calls(run.candidates, "add", monkeypatch, lambda *_, **__: greedy.append(run.policy.greedy()))
     run.trainer.train()
     assert [tokens.tolist() for tokens in added[:2]] == [[row.tolist()] for row in greedy[:2]]
 
