@@ -204,7 +204,7 @@ def test_generation_settings_of_a_checkpoint_are_said_and_can_be_set(tiny, tmp_p
     assert "min_length=56" in caplog.text and "no_repeat_ngram_size=2" in caplog.text
     assert "cannot end within 6" in caplog.text
     kept.lm.eval()
-    assert not (kept.search(encode(kept, ARTICLES), 6).tokens == 1).any()
+    assert not (search_summaries(kept, encode(kept, ARTICLES), 6).tokens == 1).any()
     caplog.clear()
     options = {"min_length": 2, "no_repeat_ngram_size": 0, "length_penalty": 0.5, "num_beams": 2}
     policy = tiny.policy(model_name_or_path=name, **options)
