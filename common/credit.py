@@ -177,6 +177,29 @@ def advantage_weights(advantage: Tensor, mask: Tensor, form: str = "softplus") -
     return weights.masked_fill(~real, 0)
 
 
+def moved_within_sequences(weights: Tensor, mask: Tensor) -> Tensor:
+    """The weights of each sequence at other tokens of it: a control of what it matters which token gets which.
+
+    The n real tokens of a sequence exchange their weights in a circle: each gets that of the token n // 2 further. All
+    else, such as sums and spread, stays as it was. A token alone keeps its own.
+
+    Args:
+        weights: (N, T).
+        mask: (N, T), 1 or True at real tokens.
+
+    Returns:
+        Weights, (N, T); 0 at masked positions.
+
+    Raises:
+        ValueError: naming the argument with a wrong shape, or a sequence without a real token.
+    """
+    real = real_tokens(mask, weights.shape)
+    lengths = real.sum(-1, keepdim=True)
+    from_place = (real.cumsum(-1) - 1 + lengths // 2) % lengths
+    columns = (~real).int().argsort(dim=-1, stable=True)  # of the real tokens first, in their order
+    return weights.gather(-1, columns.gather(-1, from_place)).masked_fill(~real, 0)
+
+
 def leave_one_out(scores: Tensor) -> Tensor:
     """Each sample's score less the mean score of the other samples of its source: (B, K) -> (B, K), detached.
 
@@ -280,6 +303,11 @@ def _product(judged: Judged) -> Tensor:
     return judged.sequence_weights * advantage_weights(judged.advantages, judged.mask)
 
 
+def _shifted_product(judged: Judged) -> Tensor:
+    token_part = advantage_weights(judged.advantages, judged.mask)
+    return judged.sequence_weights * moved_within_sequences(token_part, judged.mask)
+
+
 Weigh = Callable[[Judged], Tensor]
 
 # Weights of the tokens of references, >= 0.
@@ -290,6 +318,7 @@ CREDITS: dict[str, Weigh] = {
     "advantage": lambda judged: advantage_weights(judged.advantages, judged.mask),
     "exp-advantage": lambda judged: advantage_weights(judged.advantages, judged.mask, "exp"),
     "product": _product,
+    "shifted-product": _shifted_product,
 }
 
 # Weights of the tokens of samples, of either sign.
@@ -300,7 +329,8 @@ SAMPLE_CREDITS: dict[str, Weigh] = {
     "advantage": lambda judged: judged.advantages,
 }
 
-NEED_EXPECTATION = ("advantage", "exp-advantage", "product")
+USE_SEQUENCE_SCORES = {"sequence", "product", "shifted-product"}
+NEED_EXPECTATION = ("advantage", "exp-advantage", "product", "shifted-product")
 
 
 def reference_weights(kind: str, judged: Judged) -> Tensor:
@@ -313,6 +343,8 @@ def reference_weights(kind: str, judged: Judged) -> Tensor:
     advantage           ``softplus(1 + A_t / std A)``, see :func:`advantage_weights`
     exp-advantage       ``exp(A_t / std A)``
     product             that of ``sequence`` times that of ``advantage``
+    shifted-product     the control of ``product``: the second factor half a sequence further, see
+                        :func:`moved_within_sequences`
     ==================  ==============================================================================
 
     Raises:

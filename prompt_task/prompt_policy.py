@@ -173,11 +173,14 @@ class PromptPolicy(nn.Module):
 
         return self._write(count, draw, with_logits)
 
+    def with_source(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Prompts (N, T) behind the source text, (N, S + T)."""
+        return torch.cat([self.source_ids.expand(len(tokens), -1), tokens.to(self.device)], 1)
+
     @torch.no_grad()
     def logits_at(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """The policy's logits (N, V) where the token `places` (N,) of each prompt (N, T) stands, after those before."""
-        source = self.source_ids.expand(len(tokens), -1)
-        logits = self.logits(torch.cat([source, tokens.to(self.device)], 1)[:, :-1], last=tokens.shape[1])
+        logits = self.logits(self.with_source(tokens)[:, :-1], last=tokens.shape[1])
         return logits[torch.arange(len(logits)), places.cpu()]
 
     def greedy(self) -> torch.Tensor:

@@ -41,20 +41,31 @@ TITLES = {
 def candidate_token_rewards(
     candidates: list[Candidate], policy: PromptPolicy, reward_model: TokenRewardModel, kind: str = "candidate"
 ) -> list[TokenRewards]:
-    """Token texts and learned rewards of prompts that the policy wrote, captioned `kind` 1, 2, ..."""
+    """Token texts and learned rewards of prompts that the policy wrote, captioned `kind` 1, 2, ...
+
+    And, where the reward model tells, the advantage of each token over what the policy would write in its place.
+    """
     own = [c for c in candidates if c.token_ids]
     if not own:
         return []
     tokens = torch.tensor([c.token_ids for c in own])
     rewards = prompt_token_rewards(reward_model.eval(), policy.source_ids, tokens).tolist()
+    advantages: list[Any] = [None] * len(own)
+    if reward_model.tells_alternatives:
+        ids = policy.with_source(tokens)
+        logits = policy.logits(ids[:, :-1], last=tokens.shape[1])
+        begin = ids.shape[1] - tokens.shape[1]
+        given, expected = reward_model.rewards_and_expectations(logits, targets_from=begin, input_ids=ids)
+        advantages = (given - expected).tolist()
     return [
         TokenRewards(
             policy.token_texts(row),
             reward,
             caption=f"{kind} {rank}",
             columns={"dev score": c.dev_score, "dev accuracy": c.dev_accuracy, "test accuracy": c.test_accuracy},
+            advantages=advantage,
         )
-        for rank, (c, row, reward) in enumerate(zip(own, tokens, rewards, strict=True), start=1)
+        for rank, (c, row, reward, advantage) in enumerate(zip(own, tokens, rewards, advantages, strict=True), start=1)
     ]
 
 
@@ -91,7 +102,8 @@ def write_run_report(
         ],
         reward_range(reward_model.config.bound),
         note="Best by dev score first; below them, prompts that the policy wrote before training. A token's colour is "
-        "the reward that the last reward model gives it; the result is the mean test accuracy of the first "
+        "the reward that the last reward model gives it, or by choice that less what the policy would have got in its "
+        "place; the result is the mean test accuracy of the first "
         f"{len(results['reported_prompts'])}.",
     )
     rows = [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS
+from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS, USE_SEQUENCE_SCORES
 from common.errors import UserError
 from common.own_pieces import check_guidance, is_own
 from common.token_reward_model import HEADS
@@ -224,9 +224,10 @@ class PolicySettings(SamplingSettings, ClipSettings):
             raise UserError("exp_in_wmle: it is for credit=reward or reward-to-go with weight_shares=sequence")
         if self.guidance == "token" and self.credit == "sequence" and self.weight_shares == "sequence":
             raise UserError("weight_shares: shares over a sequence cancel its weight; credit=sequence needs batch")
-        if self.sequence_score == "preference" and self.uses_rewards and not self._kinds & {"sequence", "product"}:
+        if self.sequence_score == "preference" and self.uses_rewards and not self._kinds & USE_SEQUENCE_SCORES:
             raise UserError(
-                "sequence_score: preference is for guidance=sequence, credit or reinforce_credit=sequence, product"
+                "sequence_score: preference is for guidance=sequence, credit or reinforce_credit=sequence, "
+                "product, shifted-product"
             )
         if self.mle_coeff == 0 and not self.uses_samples:
             raise UserError("mle_coeff: 0 leaves nothing to learn from; set reinforce_coeff")

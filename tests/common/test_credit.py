@@ -17,6 +17,7 @@ from common.credit import (
     expected_rewards,
     leave_one_out,
     leave_one_out_by_position,
+    moved_within_sequences,
     reference_weights,
     sample_weights,
     sequence_scores,
@@ -164,6 +165,19 @@ def test_sample_weights_by_hand():
     assert sample_weights("sequence", judged).tolist() == [[1.5, 1.5], [3, 0]]
     assert sample_weights("sequence", judged, 2).tolist() == [[-1.5, -1.5], [1.5, 0]]
     assert sample_weights("advantage", judged).tolist() == [[0, 1], [2, 0]]
+
+
+def test_weights_that_are_moved_within_sequences_by_hand():
+    weights = torch.tensor([[1.0, 2.0, 3.0, 9.0], [9.0, 4.0, 5.0, 9.0], [9.0, 9.0, 9.0, 6.0]])
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]])
+    assert moved_within_sequences(weights, mask).tolist() == [[2, 3, 1, 0], [0, 5, 4, 0], [0, 0, 0, 6]]
+
+
+def test_the_control_of_the_product_has_its_weights_at_other_tokens():
+    token_part = moved_within_sequences(reference_weights("advantage", JUDGED), MASK)
+    expected = reference_weights("sequence", JUDGED) * token_part
+    torch.testing.assert_close(reference_weights("shifted-product", JUDGED), expected)
+    assert not torch.allclose(reference_weights("product", JUDGED), expected)
 
 
 EVERY = [(reference_weights, kind) for kind in CREDITS] + [(sample_weights, kind) for kind in SAMPLE_CREDITS]

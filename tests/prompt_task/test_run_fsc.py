@@ -172,6 +172,7 @@ def test_the_report_shows_prompts_and_curves(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "Few-shot prompts for sst-2" in page
     assert "candidate 1" in page
+    assert "reward less what the policy expects in its place" in page
     assert "<svg" in page
     assert "Score of sampled prompts on dev" in page
 
