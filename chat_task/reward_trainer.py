@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
-from chat_task.evaluation import FIELDS, MISSING, ranking_figures
+from chat_task.evaluation import FIELDS, MISSING, pairs_of, ranking_figures
 from chat_task.ranked_sets import EncodedSets, collate, encode_sets
 from chat_task.ranking_rows import Columns, RankingSet, ranking_set
 from common.aggregation import aggregate_token_rewards
@@ -96,7 +96,7 @@ class TokenRewardTrainer(Trainer):
         self.reply_format, self.reading, self.entropy_model = reply_format, reading or RewardReading(), entropy_model
         self.agg_func, self.agg_temperature = agg_func, agg_temperature
         self._columns = columns or Columns()
-        self._since_log = np.zeros((0, 0, len(FIELDS)))
+        self._since_log = np.zeros((0, 0, len(FIELDS)), dtype=np.float32)
         options = {"data_collator": collate, "compute_metrics": _metrics} | options
         super().__init__(
             model, args, train_dataset=self._encoded(train_dataset), eval_dataset=self._encoded(eval_dataset), **options
@@ -104,6 +104,15 @@ class TokenRewardTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step's weight below
         self.can_return_loss = True
         self.label_names = ["preferences"]
+
+    def train(self, *given: Any, **options: Any) -> Any:
+        """See there. A model that was evaluated before is wrapped all the same.
+
+        accelerate marks as prepared what it was given for evaluation, and would not wrap it again: each of several
+        processes would train a model of its own.
+        """
+        vars(self.model).pop("_is_accelerate_prepared", None)
+        return super().train(*given, **options)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -144,10 +153,17 @@ class TokenRewardTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """The Trainer's figures, with the rank accuracy of the batches since the last time beside a training loss."""
-        if "loss" in logs and len(self._since_log):
-            logs["rank_accuracy"] = ranking_figures(self._since_log)["rank_accuracy"]
+        if "loss" in logs:
+            logs["rank_accuracy"] = float(np.mean(pairs_of(self._of_all_processes(self._since_log)).right))
             self._since_log = self._since_log[:0]
         super().log(logs, *args, **options)
+
+    def _of_all_processes(self, table: np.ndarray) -> np.ndarray:
+        """The rows of every process."""
+        rows = torch.from_numpy(table).to(self.args.device)
+        for dim in (0, 1):
+            rows = self.accelerator.pad_across_processes(rows, dim=dim, pad_index=MISSING)
+        return np.asarray(self.accelerator.gather(rows).cpu())
 
     def save_reward_model(self, folder: str | Path, reading: RewardReading | None = None) -> None:
         """Write the reward model, adapters merged into it, with tokenizer, format and reading beside it."""

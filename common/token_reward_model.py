@@ -44,7 +44,7 @@ from common.language_models.capabilities import (
 )
 from common.language_models.masks import Masks
 from common.language_models.pretrained import check_index, load_pretrained
-from common.language_models.shared_prompts import can_share_prompts, read_replies
+from common.language_models.shared_prompts import Reader, find_reader, read_from_cache
 from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
 from common.transfers import upload
 
@@ -234,6 +234,7 @@ class TokenRewardModel(PreTrainedModel):
         self._shares_sources = share_sources(self.backbone)
         self._masks = Masks(self.backbone)
         self._shares_prompts: bool | None = None
+        self._reader: Reader | None = None
         self._can_branch: bool | None = None
         self.head: nn.Module
         if config.head == "likelihood":
@@ -464,7 +465,7 @@ class TokenRewardModel(PreTrainedModel):
                 attention_mask=prompt_mask, decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask,
                 encoder_outputs=states, targets_from=1,
             )[:, 1:]  # fmt: skip
-        elif self.shares_prompts and not (self.training and self.backbone.is_activation_checkpointing):
+        elif self.shares_prompts and not (self._reader is read_from_cache and self._computes_again):
             rewards = self._rewards_behind(prompt_ids, prompt_mask, ids, mask, owners)
         else:
             whole = torch.cat([prompt_ids[owners], ids], 1)
@@ -487,27 +488,28 @@ class TokenRewardModel(PreTrainedModel):
     def shares_prompts(self) -> bool:
         """Whether a prompt is read once for all its replies: asked of the backbone the first time it matters."""
         if self._shares_prompts is None:
-            self._shares_prompts = self.is_encoder_decoder or can_share_prompts(self.backbone)
+            self._reader = None if self.is_encoder_decoder else find_reader(self.backbone)
+            self._shares_prompts = self.is_encoder_decoder or self._reader is not None
         return self._shares_prompts
+
+    @property
+    def _computes_again(self) -> bool:
+        """Whether activations are computed again in the backward pass, which a cache does not survive."""
+        return self.training and bool(self.backbone.is_activation_checkpointing)
 
     def _rewards_behind(
         self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor, owners: Tensor
     ) -> Tensor:
-        """Rewards (N, R) of replies that go on from the keys and values of their prompts."""
-        packed_ids, real, _ = _pack(prompt_ids, prompt_mask, "prompt_ids", "prompt_mask")
-        # To the right end of their columns, so that a reply follows its prompt without a gap.
-        places = torch.arange(packed_ids.shape[1], device=real.device) - (~real).sum(-1, keepdim=True)  # (B, P')
-        packed_ids = packed_ids.gather(1, places.clamp(min=0))
-        at_prompt, at_reply = read_replies(
-            self.backbone, packed_ids, places >= 0, reply_ids.masked_fill(~reply_mask, 0), owners
-        )
+        """Rewards (N, R) of replies to prompts that are read once."""
+        assert self._reader is not None  # see `shares_prompts`
+        real = real_tokens(prompt_mask, prompt_ids.shape, "prompt_mask")
+        said = self._reader(self.backbone, prompt_ids, real, reply_ids, reply_mask, owners)  # of the real tokens alone
         if isinstance(self.head, LikelihoodHead):
-            first = chosen_log_probabilities(at_prompt[owners].unsqueeze(1), reply_ids[:, :1])
-            following = F.pad(reply_ids.masked_fill(~reply_mask, 0)[:, 1:], (0, 1))  # of the last: nothing, dropped
-            raw = self.head(torch.cat([first, chosen_log_probabilities(at_reply, following)[:, :-1]], 1))
+            raw = self.head(chosen_log_probabilities(said, reply_ids[reply_mask]))
         else:
-            raw = self._raw_of_states(at_reply)
-        return bound_rewards(raw, self.config.bound).masked_fill(~reply_mask, 0)
+            raw = self._raw_of_states(said)
+        rewards = bound_rewards(raw, self.config.bound)
+        return rewards.new_zeros(reply_ids.shape).masked_scatter(reply_mask, rewards)
 
     @torch.no_grad()
     def rewards_of_all(self, targets_from: int = 0, **inputs: Any) -> Tensor:

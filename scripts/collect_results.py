@@ -83,7 +83,7 @@ SUMMARIES = TaskTable(
 )
 REPLIES = TaskTable(
     name="chat",
-    title="Rewards of replies",
+    title="Rewards of replies, and policies by them",
     dataset="dataset_name",
     seeds=("seed",),
     ignored=frozenset(chat_settings.NEUTRAL | {"expid"}),
@@ -92,12 +92,19 @@ REPLIES = TaskTable(
         Metric("length alone", "reward_length_only_accuracy", 100.0),
         Metric("swap accuracy", "reward_swap_accuracy", 100.0),
         Metric("errors, area under the curve", "span_auc", 100.0),
+        Metric("true score", "policy_judge_after"),
+        Metric("true score before", "policy_judge_before"),
+        Metric("learned score", "policy_score_after"),
+        Metric("learned score before", "policy_score_before"),
+        Metric("reply tokens", "policy_reply_length_after"),
+        Metric("reply tokens before", "policy_reply_length_before"),
+        Metric("rollouts", "rollouts"),
     ),
 )
 TASKS = (PROMPTS, SUMMARIES, REPLIES)
 CURVES = {
     "prompt": ("eval/dev_accuracy", "eval/dev_score", "reward/dev_rank_accuracy", "reward/dev_swap_accuracy"),
-    "chat": ("reward/dev_rank_accuracy", "reward/rank_accuracy", "reward/loss"),
+    "chat": ("reward/dev_rank_accuracy", "reward/rank_accuracy", "reward/loss", "policy/judge", "policy/score"),
     "summarization": ("eval/rougeL", "eval/meteor", "reward/dev_rank_accuracy", "reward/dev_swap_accuracy"),
 }
 PUBLISHED = Path(__file__).with_name("published_results.yaml")
@@ -261,7 +268,10 @@ def markdown(rows: Sequence[Row], comparisons: Sequence[Paired], problems: Seque
     for task in TASKS:
         own = [record for record in records if record["task"] == task.name]
         if own:
-            parts += [f"## {task.title}: percent, mean (std) over seeds", markdown_table(shown_records(task, own))]
+            parts += [
+                f"## {task.title}: mean (std) over seeds, shares in percent",
+                markdown_table(shown_records(task, own)),
+            ]
             if any(name.endswith("published mean") for record in own for name in record):
                 parts.append(f"Published: {published_source(task)}. Not ours.")
     parts += [f"* {markdown_text(remark)}" for remark in remarks(rows)]
@@ -389,7 +399,7 @@ def latex(records: Sequence[dict[str, Any]]) -> str:
             shown = shown.map(lambda cell: printable_text(cell).replace(NO_VALUE, "--"))
             tables.append(
                 shown.to_latex(
-                    index=False, escape=True, caption=f"{task.title}: percent, mean (std) over seeds",
+                    index=False, escape=True, caption=f"{task.title}: mean (std) over seeds, shares in percent",
                     label=f"tab:{task.name}",
                 )
             )  # fmt: skip
@@ -462,7 +472,7 @@ def page(
     for task in TASKS:
         own = [record for record in records if record["task"] == task.name]
         if own:
-            note = "In percent: mean (sample deviation) over n seeds." + (
+            note = "Mean (sample deviation) over n seeds, shares in percent." + (
                 f" Published, not ours: {published_source(task)}."
                 if any(name.endswith("published mean") for record in own for name in record)
                 else ""

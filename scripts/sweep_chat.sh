@@ -3,6 +3,7 @@
 #
 #     bash scripts/sweep_chat.sh train_file=prefs.jsonl --seeds 0-2 granularity=token,segment,sequence
 #     bash scripts/sweep_chat.sh --seeds 0,1,2 --config=configs/chat_builtin.yaml agg_func=avg,sum
+#     bash scripts/sweep_chat.sh --seeds 0-4 --config=configs/chat_builtin.yaml stage=all granularity=token,segment,sequence
 #     bash scripts/sweep_chat.sh --launcher slurm --datasets trl-lib/ultrafeedback_binarized hydra.launcher.partition=gpu
 #
 # Runs that are complete are skipped, those that were cut off go on, so that the same command can be typed again. A run
@@ -24,6 +25,6 @@
 #                     +hydra.launcher.ray.remote.num_gpus=1 for ray
 # --dry_run           show what would be run, and run nothing
 #
-# Afterwards: python scripts/collect_results.py DIR
+# Afterwards: python scripts/collect_results.py DIR, and python scripts/draw_policy_curves.py DIR --output curves.png
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/start_sweep.sh" chat "$@"

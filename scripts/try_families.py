@@ -45,6 +45,8 @@ from sum_task.batching import pad
 from sum_task.command_line import read_command
 from sum_task.loading import load_policy
 from sum_task.policy import SummaryPolicy
+from sum_task.sampling import sample_summaries
+from sum_task.search import search_summaries
 
 TEXT = """
 a the in on storm hit town flood fire city river north south monday friday killed two ten great terrible film dull
@@ -237,13 +239,14 @@ def try_summary_policy(folder: str, scratch: Path) -> str:
     policy.lm.eval()
     policy.lm.generation_config.forced_eos_token_id = None  # BART's last token of a search
     together = _encoded(policy, ARTICLES)
-    greedy = policy.sample(together, 2, torch.rand(6, 6), 1, 1.0)
+    greedy = sample_summaries(policy, together, 2, torch.rand(6, 6), 1, 1.0)
     with torch.no_grad():
         logits = policy.logits(together, greedy)
     best = policy.possible(logits.flatten(0, 1)).argmax(-1).view(greedy.tokens.shape)
     _require(bool((best == greedy.tokens)[greedy.mask].all()), "greedy samples are not the most probable tokens")
     _require(
-        policy.search(together, 6).lists() == greedy.lists()[::2], "search finds other summaries than greedy samples"
+        search_summaries(policy, together, 6).lists() == greedy.lists()[::2],
+        "search finds other summaries than greedy samples",
     )
     for row, article in enumerate(ARTICLES):
         part = greedy.rows([2 * row])

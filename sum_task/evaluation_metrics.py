@@ -32,22 +32,6 @@ def check_available(*, meteor: bool = True, bertscore: bool = False) -> None:
         raise UserError("BERTScore needs the package bert-score; install it with: python -m pip install bert-score")
 
 
-def score_summaries(
-    predictions: Sequence[str],
-    references: Sequence[str],
-    sources: Sequence[str],
-    meteor: bool = True,
-    bertscore: bool = False,
-) -> dict[str, float]:
-    """The mean of every figure of `per_example` over a set of summaries.
-
-    Raises:
-        ValueError: no summaries, or the three arguments differ in length.
-        UserError: see `check_available`.
-    """
-    return mean_scores(per_example(predictions, references, sources, meteor, bertscore))
-
-
 def per_example(
     predictions: Sequence[str],
     references: Sequence[str],

@@ -19,6 +19,7 @@ from common.training.runtime import choose_device
 from sum_task.batching import pad
 from sum_task.data import article_column
 from sum_task.policy import SummaryPolicy
+from sum_task.search import write_texts
 
 
 def summarize(
@@ -38,7 +39,8 @@ def summarize(
     summaries = [""] * len(articles)
     for rows in progress([order[i : i + batch_size] for i in range(0, len(order), batch_size)], "summarizing", "batch"):
         padded = pad([sources[i] for i in rows], policy.pad_id, left=not policy.is_encoder_decoder)
-        for i, text in zip(rows, policy.write(padded.to(policy.device), max_length, num_beams), strict=True):
+        texts = write_texts(policy, padded.to(policy.device), max_length, num_beams)
+        for i, text in zip(rows, texts, strict=True):
             summaries[i] = text
     return summaries
 

@@ -85,7 +85,9 @@ def load_reward_model(models: ModelSettings, text: TextSettings, policy: Summary
             )
     languages: tuple[str | None, ...] = (policy.format.source_language, policy.format.target_language)
     if tokenizer is not policy.tokenizer:
-        languages = set_languages(tokenizer, *_known_languages(tokenizer, text), str(name))
+        asked = {"src_lang": text.source_language, "tgt_lang": text.target_language}
+        source, target = (code if hasattr(tokenizer, known) else None for known, code in asked.items())
+        languages = set_languages(tokenizer, source, target, str(name))
     text_format = _fitted(model.backbone, tokenizer, languages, text)
     model.config.backbone = model.backbone.config.to_diff_dict()  # with what was fitted
     return SummaryRewardModel(model, text_format, policy.format)
@@ -144,14 +146,6 @@ def _fit_positions(model: PreTrainedModel, text_format: TextFormat, text: TextSe
         raise UserError(f"{problem}, and its position embeddings cannot be lengthened")
     if text.resize_position_embeddings is None:
         logger.warning("position embeddings are lengthened from %d to %d, the new ones are untrained", limit, tokens)
-
-
-def _known_languages(tokenizer: Any, text: TextSettings) -> tuple[str | None, str | None]:
-    """The languages asked for, where a tokenizer tells them apart."""
-    return (
-        text.source_language if hasattr(tokenizer, "src_lang") else None,
-        text.target_language if hasattr(tokenizer, "tgt_lang") else None,
-    )
 
 
 # What a run sets itself, whatever comes with a model.

@@ -21,11 +21,11 @@ from common.policy_losses import (
 from common.training.engine import Engine
 from common.transfers import upload
 from sum_task.batching import Batch, Padded
-from sum_task.policy import SummaryPolicy
+from sum_task.policy import Sources, SummaryPolicy
 from sum_task.preferences import Preference
-from sum_task.reading import Sources
 from sum_task.reference_rewards import ReferenceRewards
 from sum_task.reward_model import SummaryRewardModel
+from sum_task.sampling import sample_summaries
 from sum_task.settings import PolicySettings
 from sum_task.step_weights import WeighedBatch, weigh_together
 
@@ -64,17 +64,6 @@ class PolicyLoss:
         judged_anew = settings.reference_credit in NEED_EXPECTATION or settings.mle_coeff == 0
         remembers = settings.uses_rewards and settings.ignore_pad_token_for_loss and not judged_anew
         self.reference_rewards = ReferenceRewards(lengths) if remembers else None
-
-    @property
-    def figure_names(self) -> list[str]:
-        """Names of the figures of a batch."""
-        settings = self.settings
-        names = ["policy/loss"]
-        if settings.mle_coeff > 0:
-            names += ["policy/mle_loss", *(["policy/token_reward"] if settings.uses_rewards else [])]
-        names += ["policy/reinforce_loss", "policy/sample_reward"] if settings.reinforce_coeff > 0 else []
-        names += ["policy/entropy"] if settings.max_entropy_coeff > 0 else []
-        return names + (["policy/sample_length"] if settings.uses_samples else [])
 
     def __call__(
         self,
@@ -169,9 +158,10 @@ class PolicyLoss:
         """REINFORCE and entropy terms on samples, drawn without gradient from the sources as they are encoded."""
         settings = self.settings
         with self.engine.autocast():
-            samples = self.policy.sample(
-                sources, noise.shape[1], noise.flatten(0, 1), settings.sampling_top_k, settings.sampling_temperature
-            )
+            samples = sample_summaries(
+                self.policy, sources, noise.shape[1], noise.flatten(0, 1),
+                settings.sampling_top_k, settings.sampling_temperature,
+            )  # fmt: skip
             logits = self.policy.logits(sources, samples)
         share = samples.count / self.engine.total(float(samples.count))[0]
         row_share = len(batch.rows) / rows_in_batch

@@ -184,13 +184,12 @@ class PolicyTrainer:
         norm, fetched = self.stepper.step(*values, *new_rewards)
         if known is not None and learns_rewards:
             known.keep(fetched[len(values) :], self.engine)
-        sums = dict.fromkeys(self.loss.figure_names, 0.0)
+        sums = {"tokens": float(sum(batch.sources.count + batch.targets.count for batch in own if batch is not None))}
         named = ((share, name) for share, figures in found for name in figures)
         for (share, name), value in zip(named, fetched, strict=False):
-            sums[name] += value.item() * share
-        tokens = sum(batch.sources.count + batch.targets.count for batch in own if batch is not None)
-        totals = self.engine.total(*sums.values(), float(tokens))
-        sums = dict(zip([*sums, "tokens"], totals, strict=True))
+            sums[name] = sums.get(name, 0.0) + value.item() * share
+        everyone = self.engine.gather(sums)  # the first process has a row of every batch
+        sums = {name: sum(part.get(name, 0.0) for part in everyone) for name in everyone[0]}
         if not math.isfinite(sums["policy/loss"]):
             raise UserError(f"policy step {step}: the loss is {sums['policy/loss']}; a lower learning_rate may help")
         return sums | {"policy/gradient_norm": norm}

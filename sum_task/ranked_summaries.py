@@ -18,6 +18,7 @@ from common.transfers import upload
 from sum_task.batching import Batch, Padded, TokenizedRows, sorted_batches
 from sum_task.policy import SummaryPolicy
 from sum_task.preferences import Preference
+from sum_task.sampling import sample_summaries
 from sum_task.settings import RewardSettings
 
 _SAMPLED_AT_ONCE = 4  # batches; a decoder-only policy would need memory for K times as many articles
@@ -119,10 +120,10 @@ class SummaryRanker:
             return [None] * len(batches)
         with evaluation_mode(self.policy.lm), self.engine.autocast():
             sources = self.policy.join([self.policy.encode(batch.sources) for batch in own])
-            summaries = self.policy.sample(
-                sources, per_source, torch.cat(noises).flatten(0, 1),
-                settings.sampling_top_k, settings.sampling_temperature,
-            )  # fmt: skip
+            noise = torch.cat(noises).flatten(0, 1)
+            summaries = sample_summaries(
+                self.policy, sources, per_source, noise, settings.sampling_top_k, settings.sampling_temperature
+            )
         written = [row for batch in own for row in batch.rows for _ in range(per_source)]
         preferences = self.preference.of_rows(self.policy.texts(summaries), written).view(-1, per_source)
         ranks = break_ties(preferences, torch.cat(tie_noises))

@@ -160,9 +160,8 @@ class RewardTrainer:
             logger.warning(
                 "reward learning, round %d, step %d: in no ranking set were two preferences different (the policy "
                 "writes one summary an article, or the preference gives equal scores), so there was nothing to learn",
-                self.rounds_done,
-                current.steps,
-            )
+                self.rounds_done, current.steps,
+            )  # fmt: skip
         return values | {
             "reward/gradient_norm": norm,
             "reward/skipped_steps": self.stepper.skipped,
@@ -176,12 +175,9 @@ class RewardTrainer:
         found = self._validate(validation)
         logger.info(
             "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-            self.rounds_done,
-            current.steps,
-            found["reward/dev_loss"],
-            found["reward/dev_rank_accuracy"],
+            self.rounds_done, current.steps, found["reward/dev_loss"], found["reward/dev_rank_accuracy"],
             found.get("reward/dev_swap_accuracy", math.nan),
-        )
+        )  # fmt: skip
         if current.plateau.update(found["reward/dev_loss"], current.steps):
             current.chosen = found
         return found

@@ -8,7 +8,7 @@ from common.language_models.growing_cache import let_grow
 from common.language_models.sampling import draw_tokens
 from common.transfers import upload
 from sum_task.batching import Padded
-from sum_task.reading import Reader, Sources
+from sum_task.policy import Sources, SummaryPolicy
 
 # A sample that has ended is still computed until so small a share of the rows is left.
 COMPACT_BELOW = 0.75
@@ -19,12 +19,12 @@ TOKENS_BETWEEN_LOOKS_ELSEWHERE = 8
 
 @torch.no_grad()
 def sample_summaries(
-    reader: Reader, sources: Sources, per_source: int, noise: Tensor, top_k: int | None, temperature: float
+    policy: SummaryPolicy, sources: Sources, per_source: int, noise: Tensor, top_k: int | None, temperature: float
 ) -> Padded:
     """Sample summaries without gradient, dropout off.
 
     Args:
-        reader: the language model.
+        policy: what writes.
         sources: B of them.
         per_source: K, summaries of each.
         noise: (B * K, L) uniform numbers in [0, 1), on the CPU: number (n, t) decides token t of summary n, so that
@@ -35,37 +35,37 @@ def sample_summaries(
     Returns:
         N = B * K summaries, the K of a source one after the other.
     """
-    with evaluation_mode(reader.lm):
-        return _sample(reader, sources.detach(), per_source, noise, top_k, temperature)
+    with evaluation_mode(policy.lm):
+        return _sample(policy, sources.detach(), per_source, noise, top_k, temperature)
 
 
 def _sample(
-    reader: Reader, sources: Sources, per_source: int, noise: Tensor, top_k: int | None, temperature: float
+    policy: SummaryPolicy, sources: Sources, per_source: int, noise: Tensor, top_k: int | None, temperature: float
 ) -> Padded:
     count, length = noise.shape
-    tokens = torch.full((count, length), reader.pad_id, device=reader.device)
-    mask = torch.zeros(count, length, dtype=torch.bool, device=reader.device)
-    noise = upload(noise.float(), reader.device)
-    between = TOKENS_BETWEEN_LOOKS.get(reader.device.type, TOKENS_BETWEEN_LOOKS_ELSEWHERE)
-    alive = torch.arange(count, device=reader.device)  # the summary of each row that is still computed
-    ended = torch.zeros(count, dtype=torch.bool, device=reader.device)
-    written = torch.empty(count, 0, dtype=torch.long, device=reader.device)  # of the rows still computed
-    logits, cache = reader.read_start(sources)  # once a source: its K summaries begin alike
-    source_of = torch.arange(len(sources.ids), device=reader.device).repeat_interleave(per_source)
+    tokens = torch.full((count, length), policy.pad_id, device=policy.device)
+    mask = torch.zeros(count, length, dtype=torch.bool, device=policy.device)
+    noise = upload(noise.float(), policy.device)
+    between = TOKENS_BETWEEN_LOOKS.get(policy.device.type, TOKENS_BETWEEN_LOOKS_ELSEWHERE)
+    alive = torch.arange(count, device=policy.device)  # the summary of each row that is still computed
+    ended = torch.zeros(count, dtype=torch.bool, device=policy.device)
+    written = torch.empty(count, 0, dtype=torch.long, device=policy.device)  # of the rows still computed
+    logits, cache = policy.read_start(sources)  # once a source: its K summaries begin alike
+    source_of = torch.arange(len(sources.ids), device=policy.device).repeat_interleave(per_source)
     logits = logits[source_of]
-    if reader.shares_sources and cache is not None:
+    if policy.shares_sources and cache is not None:
         cache.self_attention_cache.batch_select_indices(source_of)
-    elif not reader.shares_sources:
-        reader.select(cache, source_of, source_of)
-        sources, source_of = sources.rows(source_of), torch.arange(count, device=reader.device)
+    elif not policy.shares_sources:
+        policy.select(cache, source_of, source_of)
+        sources, source_of = sources.rows(source_of), torch.arange(count, device=policy.device)
     if cache is not None:
-        let_grow(cache.self_attention_cache if reader.is_encoder_decoder else cache)
+        let_grow(cache.self_attention_cache if policy.is_encoder_decoder else cache)
     for position in range(length):
-        drawn = draw_tokens(reader.possible(logits), noise[alive, position], top_k, temperature=temperature)
-        tokens[alive, position] = drawn.masked_fill(ended, reader.pad_id)
+        drawn = draw_tokens(policy.possible(logits), noise[alive, position], top_k, temperature=temperature)
+        tokens[alive, position] = drawn.masked_fill(ended, policy.pad_id)
         mask[alive, position] = ~ended
         written = torch.cat([written, drawn.unsqueeze(1)], 1)
-        ended = ended | (drawn == reader.end_id)
+        ended = ended | (drawn == policy.end_id)
         if position + 1 == length:
             break
         if (position + 1) % between == 0:
@@ -73,9 +73,9 @@ def _sample(
             if len(going_on) == 0:
                 break
             if len(going_on) < COMPACT_BELOW * len(alive):
-                kept = upload(going_on, reader.device)
-                reader.select(cache, kept, source_of[kept])
-                sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=reader.device)
+                kept = upload(going_on, policy.device)
+                policy.select(cache, kept, source_of[kept])
+                sources, source_of = sources.rows(source_of[kept]), torch.arange(len(kept), device=policy.device)
                 alive, written, ended = alive[kept], written[kept], ended[kept]
-        logits = reader.read_on(sources, written, cache)
+        logits = policy.read_on(sources, written, cache)
     return Padded(tokens, mask).rows(slice(count))

@@ -224,9 +224,7 @@ class PolicySettings(SamplingSettings, ClipSettings):
             raise UserError("exp_in_wmle: it is for credit=reward or reward-to-go with weight_shares=sequence")
         if self.guidance == "token" and self.credit == "sequence" and self.weight_shares == "sequence":
             raise UserError("weight_shares: shares over a sequence cancel its weight; credit=sequence needs batch")
-        kinds = [self.reference_credit] if self.mle_coeff > 0 else []
-        kinds += [self.sample_credit] if self.reinforce_coeff > 0 else []
-        if self.sequence_score == "preference" and self.uses_rewards and not {*kinds} & USE_SEQUENCE_SCORES:
+        if self.sequence_score == "preference" and self.uses_rewards and not self._kinds & USE_SEQUENCE_SCORES:
             raise UserError(
                 "sequence_score: preference is for guidance=sequence, credit or reinforce_credit=sequence, "
                 "product, shifted-product"

@@ -11,6 +11,7 @@ from sum_task.evaluate_library import LibraryMetric
 from sum_task.evaluation_metrics import mean_scores, per_example
 from sum_task.policy import SummaryPolicy
 from sum_task.preferences import Preference
+from sum_task.search import write_texts
 from sum_task.sentences import lead
 from sum_task.settings import EvaluationSettings
 
@@ -85,7 +86,7 @@ def write_summaries(
         if mine:
             sources = collate(data, mine).sources.to(policy.device)
             with engine.autocast():
-                texts = policy.write(sources, settings.eval_target_length, settings.num_beams or 1)
+                texts = write_texts(policy, sources, settings.eval_target_length, settings.num_beams or 1)
             written += zip(mine, texts, strict=True)
     by_row = dict(pair for part in engine.gather(written) for pair in part)
     return [by_row[i] for i in range(len(data))]

@@ -16,6 +16,7 @@ from common.language_models.pretrained import load_tokenizer
 from common.language_models.replies import PLACE, ReplyFormat
 
 FORMAT_FILE = "summarization.json"
+_SAVED = ("source_prefix", "separator", "max_source_length", "source_language", "target_language")
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,7 @@ class TextFormat:
 
     def describe(self) -> dict[str, Any]:
         """The plain settings."""
-        return {
-            "source_prefix": self.source_prefix,
-            "separator": self.separator,
-            "max_source_length": self.max_source_length,
-            "source_language": self.source_language,
-            "target_language": self.target_language,
-        }
+        return {name: getattr(self, name) for name in _SAVED}
 
     def _marked(self, texts: Sequence[str]) -> list[str]:
         return list(texts) if self.line_break is None else [self.line_break.mark(text) for text in texts]
@@ -130,10 +125,9 @@ def read_settings(folder: str, kind: str) -> dict[str, Any]:
         UserError: it is not such a folder.
     """
     try:
-        fields = json.loads((Path(folder) / FORMAT_FILE).read_text(encoding="utf-8"))
-        languages = {name: fields.get(name) for name in ("source_language", "target_language")}
-        return {name: fields[name] for name in ("source_prefix", "separator", "max_source_length")} | languages
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((Path(folder) / FORMAT_FILE).read_text(encoding="utf-8"))
+        return {name: found.get(name) if name.endswith("_language") else found[name] for name in _SAVED}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"'{folder}' is not the {kind} folder of a summarization run: no {FORMAT_FILE} in it") from None
 
 

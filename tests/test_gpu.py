@@ -9,6 +9,7 @@ from common.checks import check_values
 from prompt_task.run_fsc import run as run_prompts
 from sum_task.data import load_splits
 from sum_task.run_sum import run as run_summaries
+from sum_task.sampling import sample_summaries
 from sum_task.tokenizing import tokenize
 from tests.sum_task.conftest import stand_in_for_wordnet
 from tests.sum_task.tiny import TinyWorld
@@ -54,7 +55,7 @@ def test_samples_are_those_of_a_cpu_and_are_not_waited_for_at_each_token(tiny, k
         policy.to(torch.device(device))
         batch = policy.collator()(tokenize(rows, policy.format, 7), [0, 1, 2]).to(policy.device)
         noise = torch.rand(9, 7, generator=torch.Generator().manual_seed(1))
-        return policy.sample(policy.encode(batch.sources), 3, noise, None, 1.0).lists()
+        return sample_summaries(policy, policy.encode(batch.sources), 3, noise, None, 1.0).lists()
 
     assert sampled("cuda") == sampled("cpu")
 

@@ -18,6 +18,7 @@ from common.errors import UserError
 from common.language_models.attention import SHARED_SOURCE
 from common.language_models.capabilities import agree, exactly, probe_ids, takes, without_cache
 from common.language_models.evaluation_mode import evaluation_mode
+from common.language_models.shared_prompts import SHARED_PROMPTS
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def read_branches(
     visible[:, length:] = False
     visible.fill_diagonal_(True)
     mask = visible.expand(len(ids), 1, -1, -1)
-    if body.config._attn_implementation not in ("sdpa", SHARED_SOURCE):  # the others add their masks
+    if body.config._attn_implementation not in ("sdpa", SHARED_SOURCE, SHARED_PROMPTS):  # the others add their masks
         mask = torch.zeros_like(mask, dtype=body.dtype).masked_fill_(~mask, torch.finfo(body.dtype).min)
     given = {**inputs, name: everything, mask_name: mask}
     if takes(body, "position_ids"):

@@ -73,14 +73,16 @@ class Masks:
         inputs = {"input_ids": ids} | ({} if self._causal else {"decoder_input_ids": ids})
         if self._causal and takes(model, "position_ids"):
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        kept = mask.unsqueeze(-1) if self._causal else torch.ones_like(mask).unsqueeze(-1)
+
+        def read(given: Tensor | None) -> Tensor:
+            said: Tensor = model(**inputs, attention_mask=given, **without_cache(model))[0]
+            return said * kept
+
         try:
             with evaluation_mode(model), torch.autocast(ids.device.type, enabled=False):
-                usual, ready = (
-                    model(**inputs, attention_mask=given, **without_cache(model))[0]
-                    for given in (mask, self._prepared(mask, ids.shape[1]))
-                )
+                alike = agree(read(self._prepared(mask, ids.shape[1])), read(mask))
+                return alike and (self._causal or agree(read(None), read(torch.ones_like(mask))))
         except Exception as error:  # a model that takes no such mask may raise anything
             logger.debug("asked a model: %s: %s", type(error).__name__, error)
             return False
-        kept = mask.unsqueeze(-1) if self._causal else torch.ones_like(mask).unsqueeze(-1)
-        return agree(ready * kept, usual * kept)

@@ -1,22 +1,42 @@
 """Several replies to one prompt, of which the prompt is read once.
 
-A decoder-only model reads the prompts, keeps their keys and values, and each reply goes on from those of its own
-prompt. Nothing is approximated: a reply's tokens attend to what they would attend to in a sequence of their own, and
-gradients reach the prompt through its keys and values. The work grows linearly in the tokens of the replies.
+All real tokens of prompts and replies stand in one row without padding, so that every matrix product has all of them
+and nothing else; attention alone knows what belongs together: a prompt's tokens see those before them, a reply's see
+their own prompt and what stands before them in the reply. Models whose attention cannot be put in place that way go on
+from the keys and values that the prompts left, one pass for the prompts and one for the replies.
+
+Nothing is approximated, and gradients reach the prompt through all its replies. The work grows linearly in the tokens
+of the replies.
 """
 
+import functools
 import inspect
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from common.language_models.capabilities import exactly
 from common.language_models.evaluation_mode import evaluation_mode
 
 logger = logging.getLogger(__name__)
+
+SHARED_PROMPTS = "shared_prompts"
+
+Reader = Callable[[PreTrainedModel, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(backbone, prompt_ids, prompt_mask, reply_ids, reply_mask, owners) -> what the backbone says of the M real tokens of
+the replies: of a model with an LM head the logits of each, (M, V), else the hidden states that have read it, (M, d).
+
+Prompts and their mask are (B, P), padded on either side; replies (N, R), padded on the right; ``owners`` (N,) names the
+prompt of each."""
 
 _PROBE_PROMPTS = ((1, 2, 3), (3, 1, 4, 1, 5, 9, 2))
 _PROBE_REPLIES = ((2, 7, 1, 8), (6, 5), (1, 6, 1))
@@ -24,23 +44,201 @@ _PROBE_OWNERS = (0, 1, 1)
 _PROBE_TOLERANCE = 1e-4  # of the largest number, in float32
 
 
-def read_replies(
-    backbone: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, owners: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What a decoder-only model says behind the last token of each prompt and at each token of the replies.
+def read_in_one_row(
+    backbone: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    reply_ids: Tensor,
+    reply_mask: Tensor,
+    owners: Tensor,
+) -> Tensor:
+    """See `Reader`; all tokens in one row."""
+    layout = Layout(prompt_mask.sum(-1), reply_mask.sum(-1), owners)
+    ids = torch.cat([prompt_ids[prompt_mask], reply_ids[reply_mask]]).unsqueeze(0)
+    wanted = layout.before if _has_lm_head(backbone) else layout.of_replies
+    fewer = _has_lm_head(backbone) and "logits_to_keep" in inspect.signature(backbone.forward).parameters
+    outputs = backbone(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),  # else transformers makes a mask of the sequences that it guesses
+        position_ids=layout.positions.unsqueeze(0),
+        use_cache=False,
+        shared_prompts=layout,
+        **({"logits_to_keep": wanted} if fewer else {}),
+    )
+    output = _output(outputs)[0]
+    return output if fewer else output[wanted]
+
+
+@dataclass
+class Layout:
+    """Where the tokens of prompts and replies stand in the one row: all prompts, then all replies.
+
+    Attributes:
+        prompts: (B,) tokens of each prompt.
+        replies: (N,) tokens of each reply.
+        owners: (N,) the prompt of each reply.
+    """
+
+    prompts: Tensor
+    replies: Tensor
+    owners: Tensor
+
+    def __post_init__(self) -> None:
+        self.longest_prompt, self.longest_reply = int(self.prompts.max()), int(self.replies.max())
+        self.prompt_tokens = int(self.prompts.sum())
+        lengths = torch.cat([self.prompts, self.replies])
+        self.starts = lengths.cumsum(0) - lengths  # (B + N,)
+        # Places of the padded tables (B, P) and (N, R) in the row, and which of them are real.
+        self.prompt_real, self.prompt_places = self._table(self.prompts, self.starts[: len(self.prompts)])
+        self.reply_real, self.reply_places = self._table(self.replies, self.starts[len(self.prompts) :])
+        self._masks: dict[int | None, Tensor] = {}
+        self.is_even = bool(self.prompt_real.all()) and bool(self.reply_real.all())
+
+    @staticmethod
+    def _table(lengths: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        columns = torch.arange(int(lengths.max()), device=lengths.device)
+        real = columns < lengths.unsqueeze(1)
+        return real, (starts.unsqueeze(1) + columns).masked_fill(~real, 0)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(L,) of each token in its own sequence of prompt and reply."""
+        of_prompts = torch.arange(self.longest_prompt, device=self.prompts.device).expand_as(self.prompt_real)
+        of_replies = torch.arange(self.longest_reply, device=self.prompts.device) + self.prompts[self.owners, None]
+        return torch.cat([of_prompts[self.prompt_real], of_replies[self.reply_real]])
+
+    @cached_property
+    def of_replies(self) -> Tensor:
+        """(M,) places of the replies' tokens."""
+        return self.reply_places[self.reply_real]
+
+    @cached_property
+    def before(self) -> Tensor:
+        """(M,) places of the tokens before them: of the first of a reply, the last of its prompt."""
+        last = (self.starts[: len(self.prompts)] + self.prompts - 1)[self.owners]
+        return torch.cat([last.unsqueeze(1), self.reply_places[:, :-1]], 1)[self.reply_real]
+
+    @cached_property
+    def back(self) -> Tensor:
+        """(L,) of each token of the row, its place in both tables one behind the other."""
+        real = torch.cat([self.prompt_real.flatten(), self.reply_real.flatten()])
+        return real.nonzero().squeeze(1)
+
+    def prompt_mask(self, window: int | None) -> Tensor | None:
+        """(P, P), True where a query of a prompt sees a key; None: everywhere it is causal."""
+        if window is None or window >= self.longest_prompt:
+            return None
+        places = torch.arange(self.longest_prompt, device=self.prompts.device)
+        gap = places.unsqueeze(1) - places
+        return (gap >= 0) & (gap < window)
+
+    def reply_mask(self, window: int | None) -> Tensor:
+        """(N or 1, 1, R, P + R), True where a query of a reply sees a key of its prompt or of itself."""
+        if window not in self._masks:
+            self._masks[window] = self._reply_mask(window)
+        return self._masks[window]
+
+    def _reply_mask(self, window: int | None) -> Tensor:
+        lengths = self.prompts[self.owners] if not self.is_even else self.prompts[:1]
+        in_prompt = torch.arange(self.longest_prompt, device=lengths.device).expand(len(lengths), -1)
+        in_reply = torch.arange(self.longest_reply, device=lengths.device)
+        keys = torch.cat([in_prompt, lengths.unsqueeze(1) + in_reply], 1).unsqueeze(1)  # positions, (N, 1, P + R)
+        queries = (lengths.unsqueeze(1) + in_reply).unsqueeze(2)  # (N, R, 1)
+        padding = in_prompt >= lengths.unsqueeze(1)  # behind a prompt that is shorter than others
+        seen = (keys <= queries) & ~F.pad(padding, (0, self.longest_reply)).unsqueeze(1)
+        if window is not None:
+            seen &= queries - keys < window
+        return seen.unsqueeze(1)
+
+
+def shared_prompt_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    shared_prompts: Layout | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls for each attention layer; without a layout its own attention.
 
     Args:
-        backbone: with or without its LM head.
-        prompt_ids, prompt_mask: (B, P), padded on the left; True at real tokens.
-        reply_ids: (N, R), padded on the right; nothing real sees the padding.
-        owners: (N,) the prompt of each reply.
+        module: the attention layer.
+        query: (1, H, L, d) of the one row.
+        key, value: (1, H or fewer, L, d).
+        attention_mask: not read where there is a layout.
+        dropout, scaling: of the weights, and factor of the scores.
+        shared_prompts: what belongs together.
+        options: of the family; a window of keys is honoured.
 
     Returns:
-        Logits (or last hidden states, of a model without an LM head) at the prompts' last tokens, (B, V or d), and at
-        the replies', (N, R, V or d).
+        (1, L, H, d), and no attention weights.
+
+    Raises:
+        NotImplementedError: the family asks for something else.
     """
+    if shared_prompts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
+    asked = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if asked:
+        raise NotImplementedError(f"attention with {asked[0]}")
+    layout, window = shared_prompts, options.get("sliding_window")
+    groups = query.shape[1] // key.shape[1]
+    rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # (L, H, d)
+    of_prompts, of_replies = zip(*(_tables(states, layout) for states in rows), strict=True)
+    attend: Any = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    mask = layout.prompt_mask(window)
+    prompt_query, *prompt_states = of_prompts
+    own = [_repeated(states, groups) for states in prompt_states]
+    prompts = attend(prompt_query, *own, attn_mask=mask, is_causal=mask is None)
+    reply_query, *reply_states = of_replies
+    both = [
+        _repeated(torch.cat([before.index_select(0, layout.owners), states], 2), groups)
+        for before, states in zip(prompt_states, reply_states, strict=True)
+    ]
+    replies = attend(reply_query, *both, attn_mask=layout.reply_mask(window))
+    flat = torch.cat([states.transpose(1, 2).flatten(0, 1) for states in (prompts, replies)])
+    return (flat if layout.is_even else flat.index_select(0, layout.back)).unsqueeze(0), None
+
+
+def _tables(states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """States (L, H, d) of the row as those of prompts (B, H, P, d) and of replies (N, H, R, d)."""
+    if layout.is_even:
+        parts = states.split([layout.prompt_tokens, len(states) - layout.prompt_tokens])
+        of_prompts, of_replies = (
+            part.unflatten(0, (-1, length))
+            for part, length in zip(parts, (layout.longest_prompt, layout.longest_reply), strict=True)
+        )
+    else:
+        of_prompts, of_replies = (
+            states.index_select(0, places.flatten()).unflatten(0, places.shape)
+            for places in (layout.prompt_places, layout.reply_places)
+        )
+    return of_prompts.transpose(1, 2), of_replies.transpose(1, 2)
+
+
+def _repeated(states: Tensor, groups: int) -> Tensor:
+    """Keys or values for each head of the queries."""
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+
+
+def read_from_cache(
+    backbone: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    reply_ids: Tensor,
+    reply_mask: Tensor,
+    owners: Tensor,
+) -> Tensor:
+    """See `Reader`; the prompts, and then the replies from the prompts' keys and values."""
     parameters = inspect.signature(backbone.forward).parameters
     lengths = prompt_mask.long().sum(-1)  # (B,)
+    # To the right end of their columns, so that a reply follows its prompt without a gap.
+    order = prompt_mask.to(torch.uint8).argsort(dim=-1, stable=True)[:, prompt_mask.shape[1] - int(lengths.max()) :]
+    prompt_ids, prompt_mask = prompt_ids.masked_fill(~prompt_mask, 0).gather(1, order), prompt_mask.gather(1, order)
+    reply_ids = reply_ids.masked_fill(~reply_mask, 0)
     positions = (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
     last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
     prompts = backbone(
@@ -60,46 +258,67 @@ def read_replies(
         use_cache=True,
         **({"position_ids": positions} if "position_ids" in parameters else {}),
     )
-    return _output(prompts)[:, -1], _output(replies)
+    states = _output(replies)
+    if _has_lm_head(backbone):
+        states = torch.cat([_output(prompts)[owners, -1:], states[:, :-1]], 1)
+    return states[reply_mask]
 
 
 @exactly()
-def can_share_prompts(backbone: PreTrainedModel) -> bool:
-    """Whether :func:`read_replies` gives what reading each reply behind its prompt gives: tried once, on a few tokens.
+def find_reader(backbone: PreTrainedModel) -> Reader | None:
+    """How a decoder-only model reads prompts once for all their replies; None: it does not.
 
-    Models whose memory is no cache of keys and values, or that do not take positions, fail it.
+    Each way is tried once, on a few tokens: it has to give what reading each reply behind its prompt gives. Models
+    whose memory is no cache of keys and values, or that do not take positions, have none.
     """
-    device = next(backbone.parameters()).device
+    before = backbone.config._attn_implementation
+    if before == "sdpa":
+        backbone.set_attn_implementation(SHARED_PROMPTS)
+        if _agrees(read_in_one_row, backbone):
+            return read_in_one_row
+        backbone.set_attn_implementation(before)
+    return read_from_cache if _agrees(read_from_cache, backbone) else None
+
+
+def _agrees(reader: Reader, backbone: PreTrainedModel) -> bool:
+    """Whether a way gives the right numbers."""
+    device, kind = next(backbone.parameters()).device, backbone.config.model_type
     longest, widest = max(map(len, _PROBE_PROMPTS)), max(map(len, _PROBE_REPLIES))
     prompt_ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in _PROBE_PROMPTS], device=device)
     prompt_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in _PROBE_PROMPTS], device=device)
     reply_ids = torch.tensor([[*ids, *[0] * (widest - len(ids))] for ids in _PROBE_REPLIES], device=device)
+    reply_mask = torch.tensor([[1] * len(ids) + [0] * (widest - len(ids)) for ids in _PROBE_REPLIES], device=device)
     owners = torch.tensor(_PROBE_OWNERS, device=device)
+    expected = []
     try:
         with evaluation_mode(backbone):
-            last, shared = read_replies(backbone, prompt_ids, prompt_mask.bool(), reply_ids, owners)
-            for number, (ids, owner) in enumerate(zip(_PROBE_REPLIES, _PROBE_OWNERS, strict=True)):
+            found = reader(backbone, prompt_ids, prompt_mask.bool(), reply_ids, reply_mask.bool(), owners)
+            for ids, owner in zip(_PROBE_REPLIES, _PROBE_OWNERS, strict=True):
                 whole = torch.tensor([[*_PROBE_PROMPTS[owner], *ids]], device=device)
                 alone = _output(backbone(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False))[0]
-                tolerance = _PROBE_TOLERANCE if alone.dtype == torch.float32 else 0.02
-                found = torch.cat([last[owner][None], shared[number, : len(ids)]])
-                expected = alone[-len(ids) - 1 :]
-                if not bool(((found - expected).abs().max() <= tolerance * expected.abs().max()).item()):
-                    logger.info(
-                        "prompts are read once a reply: read once a set, a %s differs", backbone.config.model_type
-                    )
-                    return False
+                first = len(whole[0]) - len(ids) - _has_lm_head(backbone)
+                expected.append(alone[first : first + len(ids)])
+        wanted = torch.cat(expected)
+        tolerance = _PROBE_TOLERANCE if wanted.dtype == torch.float32 else 0.02
+        if bool(((found - wanted).abs().max() <= tolerance * wanted.abs().max()).item()):
+            return True
+        logger.info("%s: a %s gives other numbers", reader.__name__, kind)
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        # Any of these is how a family says that it has no such cache, positions or mask.
+        # Any of these is how a family says that it has no such attention, cache, positions or mask.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.info(
-            "prompts are read once a reply: a %s cannot go on from a cache (%s)", backbone.config.model_type, reason
-        )
-        return False
-    return True
+        logger.info("%s: a %s cannot (%s)", reader.__name__, kind, reason)
+    return False
+
+
+def _has_lm_head(backbone: PreTrainedModel) -> bool:
+    return backbone.get_output_embeddings() is not None
 
 
 def _output(outputs: Any) -> Tensor:
     logits = getattr(outputs, "logits", None)
     output: Tensor = outputs.last_hidden_state if logits is None else logits
     return output
+
+
+AttentionInterface.register(SHARED_PROMPTS, shared_prompt_attention)
+AttentionMaskInterface.register(SHARED_PROMPTS, sdpa_mask)

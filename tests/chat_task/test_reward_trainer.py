@@ -54,6 +54,23 @@ def test_a_step_is_the_same_however_its_sets_are_split(tmp_path, split):
         torch.testing.assert_close(value, found[1][1][name], rtol=1e-4, atol=1e-6)
 
 
+def test_a_model_that_was_evaluated_is_still_prepared_for_training(tmp_path, monkeypatch):
+    # accelerate passes over what it has prepared, if only for evaluation: each process would train a model of its own.
+    model = reward_model()
+    trainer = trainer_of(tmp_path, model, ranking_sets(8), max_steps=1, eval_dataset=ranking_sets(4, seed=1))
+    trainer.evaluate()
+    assert model._is_accelerate_prepared
+    prepare, marked = trainer.accelerator.prepare_model, []
+
+    def spy(given, **options):
+        marked.append(hasattr(given, "_is_accelerate_prepared"))
+        return prepare(given, **options)
+
+    monkeypatch.setattr(trainer.accelerator, "prepare_model", spy)
+    trainer.train()
+    assert marked == [False]
+
+
 @pytest.mark.parametrize(("kind", "head", "bound"), [("llama", "after", "softplus"), ("t5", "linear", "none")])
 def test_it_learns_which_words_are_bad(tmp_path, kind, head, bound):
     model = reward_model(kind, head=head, bound=bound)

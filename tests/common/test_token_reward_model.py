@@ -143,13 +143,14 @@ class TestReplies:
             found = rewards[b, k, : reply.shape[1]]
             torch.testing.assert_close(found, alone[0], rtol=1e-5, atol=1e-6)
 
-    def test_gradients_of_shared_prompts_are_those_of_repeated_ones(self, model):
+    def test_gradients_of_shared_prompts_are_those_of_repeated_ones(self, model, monkeypatch):
         if model.is_encoder_decoder:
             pytest.skip("encodes each source once in any case")
         prompt_ids, reply_ids = token_ids(2, 5, seed=1), token_ids(6, 4, seed=2).view(2, 3, 4)
         gradients = []
         for shared in (True, False):
-            model._shares_prompts = shared
+            assert model.shares_prompts
+            monkeypatch.setattr(model, "_shares_prompts", shared)
             model.zero_grad()
             rewards = model.reply_rewards(prompt_ids, prompt_ids.ge(0), reply_ids, reply_ids.ge(0))
             (rewards.square() * torch.arange(4)).sum().backward()

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.language_models.attention import _Attention
 from common.training import progress
 from common.training.tracking import read_metrics
-from sum_task import batching, run_sum, tokenizing
+from sum_task import batching, run_sum, search, tokenizing
 from sum_task.policy_trainer import PolicyTrainer
 from sum_task.run_sum import run
 from sum_task.settings import SummarizationSettings
@@ -189,9 +189,10 @@ def test_evaluation_flags(plain_run, monkeypatch):
     plain = run_sum.evaluate
 
     def evaluate(policy, *rest, **named):
-        note = lambda sources, length, beams: shapes.append((len(sources.ids), length, beams))  # noqa: E731
-        policy.search = spied(policy.search, note)
-        return plain(policy, *rest, **named)
+        note = lambda policy, sources, length, beams: shapes.append((len(sources.ids), length, beams))  # noqa: E731
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "search_summaries", spied(search.search_summaries, note))
+            return plain(policy, *rest, **named)
 
     monkeypatch.setattr(run_sum, "evaluate", evaluate)
     plain_run(num_train_epochs=0, per_device_eval_batch_size=3, val_max_target_length=5, num_beams=2)

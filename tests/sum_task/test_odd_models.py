@@ -14,6 +14,8 @@ from common.token_reward_model import TokenRewardModel
 from sum_task.batching import pad
 from sum_task.loading import load_policy, load_reward_model
 from sum_task.policy import SummaryPolicy
+from sum_task.sampling import sample_summaries
+from sum_task.search import search_summaries
 from tests.sum_task.tiny import ARTICLES, WORDS, batch_of, encode, noise, word_tokenizer
 
 DECODER: dict[str, Any] = {
@@ -61,17 +63,17 @@ def check_policy(policy: SummaryPolicy):
     """Samples are those of the teacher-forced distribution, alone and beside others; search finds the same."""
     policy.lm.eval()
     sources = encode(policy, ARTICLES, extra_padding=2)
-    greedy = policy.sample(sources, 2, noise(6), 1, 1.0)
+    greedy = sample_summaries(policy, sources, 2, noise(6), 1, 1.0)
     with torch.no_grad():
         logits = policy.logits(sources, greedy)
     best = policy.possible(logits.flatten(0, 1)).argmax(-1).view(greedy.tokens.shape)
     assert torch.equal(best[greedy.mask], greedy.tokens[greedy.mask])
-    assert policy.search(sources, 6).lists() == greedy.lists()[::2]
+    assert search_summaries(policy, sources, 6).lists() == greedy.lists()[::2]
     numbers = noise(3, seed=5)
-    together = policy.sample(sources, 1, numbers, None, 1.0).lists()
+    together = sample_summaries(policy, sources, 1, numbers, None, 1.0).lists()
     for row, article in enumerate(ARTICLES):
         alone = encode(policy, [article])
-        assert policy.sample(alone, 1, numbers[row : row + 1], None, 1.0).lists() == together[row : row + 1]
+        assert sample_summaries(policy, alone, 1, numbers[row : row + 1], None, 1.0).lists() == together[row : row + 1]
         longest = greedy.lists()[2 * row]
         with torch.no_grad():
             said = policy.logits(alone, pad([longest, longest], policy.pad_id))[0]
@@ -100,7 +102,7 @@ def test_other_memories_widths_and_encoder_outputs(tiny, tmp_path, config):
     policy = load_policy(settings.models, settings.text, settings.evaluation)
     check_policy(policy)
     reward = load_reward_model(settings.models, settings.text, policy)
-    samples = policy.sample(encode(policy, ARTICLES), 2, noise(6), None, 1.0)
+    samples = sample_summaries(policy, encode(policy, ARTICLES), 2, noise(6), None, 1.0)
     rewards = reward.policy_rewards(batch_of(policy, ARTICLES), samples)
     rewards.sum().backward()
     reward.save_pretrained(tmp_path / "reward")
@@ -184,7 +186,7 @@ def test_ids_beyond_the_number_of_tokens_can_be_drawn_and_rows_without_a_token_n
     config = hf.T5Config(vocab_size=60, **T5 | {"eos_token_id": 40})
     policy = tiny.policy(model_name_or_path=saved(tmp_path / "holes", config, tokenizer_of(words)))
     policy.lm.eval()
-    drawn = policy.sample(encode(policy, ARTICLES), 300, noise(900), None, 3.0)
+    drawn = sample_summaries(policy, encode(policy, ARTICLES), 300, noise(900), None, 3.0)
     found = set(drawn.tokens[drawn.mask].tolist())
     assert 40 in found
     assert found <= set(words.values())
@@ -202,13 +204,13 @@ def test_generation_settings_of_a_checkpoint_are_said_and_can_be_set(tiny, tmp_p
     assert "min_length=56" in caplog.text and "no_repeat_ngram_size=2" in caplog.text
     assert "cannot end within 6" in caplog.text
     kept.lm.eval()
-    assert not (kept.search(encode(kept, ARTICLES), 6).tokens == 1).any()
+    assert not (search_summaries(kept, encode(kept, ARTICLES), 6).tokens == 1).any()
     caplog.clear()
     options = {"min_length": 2, "no_repeat_ngram_size": 0, "length_penalty": 0.5, "num_beams": 2}
     policy = tiny.policy(model_name_or_path=name, **options)
     assert "come with the model" not in caplog.text
     policy.lm.eval()
-    assert {len(ids) for ids in policy.search(encode(policy, ARTICLES), 6).lists()} <= {1, 3, 4, 5, 6}
+    assert {len(ids) for ids in search_summaries(policy, encode(policy, ARTICLES), 6).lists()} <= {1, 3, 4, 5, 6}
     policy.save_pretrained(tmp_path / "policy")
     written = json.loads((tmp_path / "policy" / "generation_config.json").read_text())
     assert (written["min_new_tokens"], written["length_penalty"]) == (2, 0.5)

@@ -5,6 +5,8 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from sum_task.batching import Padded, pad
+from sum_task.sampling import sample_summaries
+from sum_task.search import search_summaries
 from tests.sum_task.tiny import ARTICLES, encode, noise, save_t5, word_tokenizer
 
 
@@ -46,16 +48,16 @@ def test_joined_sources_give_the_samples_of_each(tiny, tmp_path, save):
     policy = tiny.policy(model_name_or_path=save(tmp_path / "model", word_tokenizer()), separator=" : ")
     policy.lm.eval()
     parts, numbers = [encode(policy, ARTICLES[:1]), encode(policy, ARTICLES[1:])], noise(6)
-    joined = policy.sample(policy.join(parts), 2, numbers, None, 1.0)
+    joined = sample_summaries(policy, policy.join(parts), 2, numbers, None, 1.0)
     for part, rows in ((parts[0], slice(0, 2)), (parts[1], slice(2, 6))):
-        alone = policy.sample(part, 2, numbers[rows], None, 1.0)
+        alone = sample_summaries(policy, part, 2, numbers[rows], None, 1.0)
         assert joined.rows(rows).lists() == alone.lists()
         assert joined.rows(rows).tokens.shape == alone.tokens.shape
 
 
 def test_samples_follow_the_policy_own_distribution(policy):
     sources = encode(policy, ARTICLES[:1])
-    samples = policy.sample(sources, 4000, noise(4000, 1), None, 1.0)
+    samples = sample_summaries(policy, sources, 4000, noise(4000, 1), None, 1.0)
     with torch.no_grad():
         logits = policy.logits(sources, Padded(torch.tensor([[3]]), torch.ones(1, 1, dtype=torch.bool)))
     expected = logits[0, 0, : len(policy.tokenizer)].softmax(-1)
@@ -66,7 +68,7 @@ def test_samples_follow_the_policy_own_distribution(policy):
 def test_greedy_samples_are_the_most_probable_tokens_of_one_teacher_forced_pass(policy):
     """With top_k 1 each token must be the argmax that logits() gives for the prefix: caches, positions, masks agree."""
     sources = encode(policy, ARTICLES)
-    samples = policy.sample(sources, 2, noise(6), 1, 1.0)
+    samples = sample_summaries(policy, sources, 2, noise(6), 1, 1.0)
     with torch.no_grad():
         logits = policy.logits(sources, samples)[..., : len(policy.tokenizer)]
     assert torch.equal(logits.argmax(-1)[samples.mask], samples.tokens[samples.mask])
@@ -75,10 +77,12 @@ def test_greedy_samples_are_the_most_probable_tokens_of_one_teacher_forced_pass(
 
 def test_sample_does_not_depend_on_batch_padding_or_ended_rows(policy):
     numbers = noise(9, seed=1)
-    together = policy.sample(encode(policy, ARTICLES, extra_padding=3), 3, numbers, None, 1.0).lists()
+    together = sample_summaries(policy, encode(policy, ARTICLES, extra_padding=3), 3, numbers, None, 1.0).lists()
     for row, article in enumerate(ARTICLES):
         rows = slice(3 * row, 3 * row + 3)
-        assert policy.sample(encode(policy, [article]), 3, numbers[rows], None, 1.0).lists() == together[rows]
+        assert (
+            sample_summaries(policy, encode(policy, [article]), 3, numbers[rows], None, 1.0).lists() == together[rows]
+        )
     assert len({len(ids) for ids in together}) > 1  # some ended before others
 
 
@@ -98,9 +102,9 @@ def test_sampling_keeps_dropout_off_and_the_mode_as_it_was(tiny, tmp_path):
     policy = tiny.policy(model_name_or_path=name)
     policy.lm.eval()
     sources = encode(policy, ARTICLES)
-    calm = policy.sample(sources, 2, noise(6), None, 1.0)
+    calm = sample_summaries(policy, sources, 2, noise(6), None, 1.0)
     policy.lm.train()
-    assert policy.sample(sources, 2, noise(6), None, 1.0).lists() == calm.lists()
+    assert sample_summaries(policy, sources, 2, noise(6), None, 1.0).lists() == calm.lists()
     assert policy.lm.training
 
 
@@ -109,18 +113,18 @@ def test_padding_token_within_a_sample_is_a_real_token(tiny):
     with torch.no_grad():
         policy.lm.get_output_embeddings().weight[1] = 0  # the end token has a logit of 0, as have all ...
         policy.lm.get_output_embeddings().weight[2:] = 0
-    samples = policy.sample(encode(policy, ARTICLES), 20, noise(60, 8), None, 1.0)
+    samples = sample_summaries(policy, encode(policy, ARTICLES), 20, noise(60, 8), None, 1.0)
     inner = [ids[:-1] for ids in samples.lists()]
     assert any(policy.tokenizer.pad_token_id in ids for ids in inner)
     assert int(samples.mask.sum()) == sum(map(len, samples.lists()))
 
 
 def test_search_ends_at_the_end_token(policy):
-    found = policy.search(encode(policy, ARTICLES), 5)
+    found = search_summaries(policy, encode(policy, ARTICLES), 5)
     for ids in found.lists():
         assert policy.end_id not in ids[:-1]
         assert 1 <= len(ids) <= 5
-    assert len(policy.search(encode(policy, ARTICLES), 5, num_beams=2).lists()) == 3
+    assert len(search_summaries(policy, encode(policy, ARTICLES), 5, num_beams=2).lists()) == 3
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
@@ -130,6 +134,6 @@ def test_greedy_search_writes_the_most_probable_tokens(tiny, name):
         head = policy.lm.get_output_embeddings().weight
         head[len(policy.tokenizer) :] = 0
     policy.lm.eval()
-    sampled = policy.sample(encode(policy, ARTICLES), 1, noise(3), 1, 1.0)
-    searched = policy.search(encode(policy, ARTICLES), 6)
+    sampled = sample_summaries(policy, encode(policy, ARTICLES), 1, noise(3), 1, 1.0)
+    searched = search_summaries(policy, encode(policy, ARTICLES), 6)
     assert policy.texts(sampled) == policy.texts(searched)

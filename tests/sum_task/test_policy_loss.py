@@ -6,7 +6,9 @@ from torch.nn import functional as F
 
 from common.policy_losses import reward_weighted_mle_loss
 from common.token_reward_model import bound_rewards
+from sum_task import policy_loss
 from sum_task.batching import Padded
+from sum_task.sampling import sample_summaries
 from tests.sum_task.trainers import count_rewarded, make_policy_trainer, whole_batch
 
 
@@ -142,7 +144,7 @@ def test_leave_one_out_compares_the_samples_of_an_article(tiny, tmp_path):
     batch = whole_batch(trainer)
     sources = trainer.policy.encode(batch.sources)
     noise = torch.rand(36, 6, generator=torch.Generator().manual_seed(0))
-    samples = trainer.policy.sample(sources, 3, noise, None, 1.0)
+    samples = sample_summaries(trainer.policy, sources, 3, noise, None, 1.0)
     weights, rewards = trainer.loss._sample_weights(batch, samples, trainer.policy.logits(sources, samples))
     scores = ((rewards * samples.mask).sum(-1) / samples.mask.sum(-1)).view(12, 3)
     others = (scores.sum(-1, keepdim=True) - scores) / 2
@@ -163,30 +165,24 @@ def test_reward_model_is_in_evaluation_mode_and_gets_no_gradient(tiny, tmp_path)
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_reinforce_term_raises_what_is_rewarded(tiny, tmp_path):
+def test_reinforce_term_raises_what_is_rewarded(tiny, tmp_path, monkeypatch):
     """With rewards of one for a single token, REINFORCE alone makes the policy write it more often."""
     trainer = make_policy_trainer(tiny, tmp_path, reinforce_coeff=1.0, learning_rate=1e-2, num_reinforce_samples=4)
     wanted = 6
     trainer.loss.rewards = lambda batch, summaries: (summaries.tokens == wanted).float() * summaries.mask
     shares = []
-    plain = trainer.policy.sample
+    plain = policy_loss.sample_summaries
 
     def sample(*args):
         found = plain(*args)
         shares.append((found.tokens[found.mask] == wanted).float().mean().item())
         return found
 
-    trainer.policy.sample = sample
+    monkeypatch.setattr(policy_loss, "sample_summaries", sample)
     trainer._batches = lambda step: [list(range(12))]
-    from sum_task import policy_loss
-
-    original = policy_loss.reward_weighted_mle_loss
-    policy_loss.reward_weighted_mle_loss = lambda logits, *_: logits.sum() * 0
-    try:
-        for step in range(1, 31):
-            trainer._step(step)
-    finally:
-        policy_loss.reward_weighted_mle_loss = original
+    monkeypatch.setattr(policy_loss, "reward_weighted_mle_loss", lambda logits, *_: logits.sum() * 0)
+    for step in range(1, 31):
+        trainer._step(step)
     assert sum(shares[-5:]) / 5 > sum(shares[:5]) / 5 + 0.2
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from common.training.engine import Engine, start_engine
+from sum_task import ranked_summaries
 from sum_task.ranked_summaries import break_ties
+from sum_task.sampling import sample_summaries
 from tests.sum_task.tiny import spied
 from tests.sum_task.trainers import make_reward_trainer
 
@@ -16,7 +18,7 @@ def test_ties_are_broken_by_noise_and_nothing_else():
 
 
 @pytest.mark.parametrize("model", ["t5", "llama"])
-def test_summaries_of_several_batches_are_sampled_at_once_and_are_the_same(tiny, tmp_path, model):
+def test_summaries_of_several_batches_are_sampled_at_once_and_are_the_same(tiny, tmp_path, monkeypatch, model):
     found = {}
     for at_once in (1, 2, 4):
         folder = tmp_path / str(at_once)
@@ -24,9 +26,8 @@ def test_summaries_of_several_batches_are_sampled_at_once_and_are_the_same(tiny,
         name = getattr(tiny, model)
         trainer = make_reward_trainer(tiny, folder, rew_sampling_batches=at_once, model_name_or_path=name)
         counts = []
-        trainer.ranker.policy.sample = spied(
-            trainer.ranker.policy.sample, lambda sources, *_, c=counts: c.append(len(sources.ids))
-        )
+        sample = spied(sample_summaries, lambda policy, sources, *_, c=counts: c.append(len(sources.ids)))
+        monkeypatch.setattr(ranked_summaries, "sample_summaries", sample)
         batches = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
         found[at_once] = list(trainer.ranked_from(batches, 0))
         assert counts == {1: [4, 4, 3], 2: [8, 3], 4: [11]}[at_once]

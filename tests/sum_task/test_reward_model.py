@@ -6,6 +6,7 @@ import torch
 from common.token_reward_model import bound_rewards
 from sum_task.batching import Padded, pad
 from sum_task.loading import load_policy, load_reward_model
+from sum_task.sampling import sample_summaries
 from tests.sum_task.tiny import ARTICLES, batch_of, noise
 
 
@@ -73,6 +74,6 @@ def test_encoder_runs_once_for_all_samples_of_a_batch(tiny):
             lambda m, a, k, o: rows.append(k["input_ids"].shape[0]), with_kwargs=True
         )
     batch = batch_of(policy, ARTICLES)
-    samples = policy.sample(policy.encode(batch.sources), 4, noise(12), None, 1.0)
+    samples = sample_summaries(policy, policy.encode(batch.sources), 4, noise(12), None, 1.0)
     reward.own_rewards(batch, samples)
     assert rows == [3, 3]

@@ -9,6 +9,7 @@ from common.training.random_keys import Purpose
 from common.training.ranking_figures import RankingFigures
 from common.training.stepper import Stepper
 from common.training.tracking import read_metrics
+from sum_task import ranked_summaries
 from sum_task.batching import Padded
 from sum_task.preferences import Preference
 from sum_task.reward_loss import RewardLoss
@@ -60,14 +61,15 @@ def test_policy_stands_still_and_its_dropout_stays_off(tiny, tmp_path):
     assert all(p.grad is None for p in trainer.ranker.policy.lm.parameters())
 
 
-def samples_that_depend_on_the_article(sources, per_source, *_):
+def samples_that_depend_on_the_article(policy, sources, per_source, *_):
     tokens = sources.ids[:, 2:5].repeat_interleave(per_source, 0)  # (N, 3), behind the prefix
     tokens = 3 + (tokens + torch.arange(len(tokens)).unsqueeze(1) % per_source) % 15
     return Padded(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 
-def test_one_batch_of_twelve_is_three_of_four(tiny, tmp_path):
+def test_one_batch_of_twelve_is_three_of_four(tiny, tmp_path, monkeypatch):
     """Accumulation changes nothing where the articles are the same: here all of them, in one step."""
+    monkeypatch.setattr(ranked_summaries, "sample_summaries", samples_that_depend_on_the_article)
     ends = []
     for batch, accumulate in ((12, 1), (4, 3)):
         folder = tmp_path / str(batch)
@@ -75,7 +77,6 @@ def test_one_batch_of_twelve_is_three_of_four(tiny, tmp_path):
         trainer = make_reward_trainer(
             tiny, folder, reward_learning_batch_size=batch, rew_gradient_accumulation_steps=accumulate
         )
-        trainer.ranker.policy.sample = samples_that_depend_on_the_article
         trainer.ranker.preference = Preference("place", lambda p, r, s: [float(i % 3) for i in range(len(p))])
         trainer.run_round()
         ends.append(trainer.reward.model.state_dict())

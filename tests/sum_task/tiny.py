@@ -20,8 +20,7 @@ from sum_task.batching import Batch, pad
 from sum_task.command_line import read_command
 from sum_task.data import Row
 from sum_task.loading import load_policy, load_reward_model
-from sum_task.policy import SummaryPolicy
-from sum_task.reading import Sources
+from sum_task.policy import Sources, SummaryPolicy
 from sum_task.reward_model import SummaryRewardModel
 from sum_task.settings import SummarizationSettings
 

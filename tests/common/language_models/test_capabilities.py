@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.language_models.branches import can_branch
 from common.language_models.capabilities import capabilities, head_width, states_width
 from common.language_models.saved import few_numbers
-from common.language_models.shared_prompts import can_share_prompts
+from common.language_models.shared_prompts import find_reader
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -38,7 +38,7 @@ def test_a_common_decoder_does_all():
     assert found.takes_positions and found.keeps_logits
 
 
-@pytest.mark.parametrize("ask", [capabilities, head_width, can_branch, can_share_prompts, few_numbers])
+@pytest.mark.parametrize("ask", [capabilities, head_width, can_branch, find_reader, few_numbers])
 def test_ways_are_compared_in_float32_whatever_the_precision_of_the_run(ask):
     # On a CPU with bfloat16 units, and on CUDA, `medium` and `high` would round by more than the ways may differ.
     lm = made(hf.LlamaConfig(**SIZES))
