@@ -4,6 +4,8 @@
 ``--help`` prints is the command that exists where it is read.
 """
 
+from common.program import run_command
+
 import argparse
 import os
 import runpy
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from common.errors import UserError, nearest, run_command
+from common.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "token-guidance"
