@@ -6,6 +6,8 @@ python chat_task/run_chat.py --stage=all --config=configs/chat_builtin.yaml
 accelerate launch --num_processes=2 chat_task/run_chat.py --train_file=prefs.jsonl
 """
 
+from common.program import run_command
+
 import functools
 import importlib.util
 import logging
@@ -28,7 +30,7 @@ from chat_task.results import final_results, print_summary
 from chat_task.reward_stage import RewardStage, training_arguments
 from chat_task.settings import NEUTRAL, ChatSettings
 from common.builtin.planted_errors import KnownErrors, known_errors
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.intervals import interval_figures, interval_results
 from common.kept_entropies import KeptEntropies
 from common.language_models.adapters import check_adapters
@@ -37,6 +39,7 @@ from common.language_models.saved import check_saved, few_numbers
 from common.reply_rewards import ReplyRewards
 from common.text_scores import load_lm
 from common.token_reward_model import TokenRewardModel
+from common.training.capacity import check_memory
 from common.training.command_line import read_yaml
 from common.training.files import write_folder_atomic
 from common.training.launcher import honour_launcher
@@ -85,6 +88,8 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     preferences = load_preferences(columns=settings.columns.names, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
     policy = None if settings.run.stage == "reward" else load_policy(settings)
+    if policy is not None:
+        check_memory(settings.policy.tables(policy[0].config.vocab_size), run.runtime.device)
     learned: dict[str, Any] = {}
     if settings.run.stage != "policy":
         if run.goes_on_in("policy"):

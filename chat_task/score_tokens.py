@@ -5,6 +5,8 @@ python chat_task/score_tokens.py --model RUN/reward_model --input FILE --limit 5
 python chat_task/score_tokens.py --model RUN/reward_model --input FILE --html tokens.html
 """
 
+from common.program import run_command
+
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from chat_task.ranking_rows import text_or_messages
 from common.data_files import FILE_TYPES, read_rows, shown_columns
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.language_models.replies import Text
 from common.reporting.report import Report, TokenRewards
 from common.reporting.terminal import coloured

@@ -103,8 +103,8 @@ class ModelSettings(AdapterSettings):
 class RewardSettings(ScoreSettings):
     """How the rewards are learnt; most are the Trainer's own."""
 
-    per_device_train_batch_size: int = setting(minimum=1)
-    per_device_eval_batch_size: int = setting(minimum=1)
+    per_device_train_batch_size: int = setting(minimum=1, maximum=10**5)
+    per_device_eval_batch_size: int = setting(minimum=1, maximum=10**5)
     gradient_accumulation_steps: int = setting(minimum=1)
     num_train_epochs: float = setting(above=0, maximum=1e4)
     learning_rate: float = setting(above=0, maximum=1e3)
@@ -131,16 +131,24 @@ class PolicySettings:
     samples_per_prompt: int = setting(minimum=2)
     policy_batch_size: int = setting(minimum=1)
     max_reply_length: int = setting(minimum=1)
-    policy_learning_rate: float = setting(above=0)
+    policy_learning_rate: float = setting(above=0, maximum=1e3)
     policy_warmup_share: float = setting(minimum=0, maximum=1)
     baseline: str = setting(choices=BASELINES)
     advantage_scale: str = setting(choices=SCALES)
     policy_loss: str = setting(choices=LOSSES)
-    kl_coeff: float = setting(minimum=0)
-    temperature: float = setting(above=0)
+    kl_coeff: float = setting(minimum=0, maximum=1e6)
+    temperature: float = setting(minimum=1e-3, maximum=1e3)
     policy_lora_rank: int = setting(minimum=0)
     policy_lora_alpha: int = setting(minimum=1)
     gradient_checkpointing: bool = setting()
+
+    def tables(self, vocabulary: int) -> dict[str, int]:
+        """For `check_memory`: the largest tables, of a policy with so many tokens."""
+        samples = self.prompts_per_step * self.samples_per_prompt
+        return {
+            "policy_batch_size x max_reply_length": self.policy_batch_size * self.max_reply_length * vocabulary,
+            "prompts_per_step x samples_per_prompt x max_reply_length": samples * self.max_reply_length,
+        }
 
     def accumulation(self, processes: int) -> int:
         """Backward passes of a step.

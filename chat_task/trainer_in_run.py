@@ -1,5 +1,6 @@
 """What the Trainer of transformers is within a run: its steps are the run's, its checkpoints hold no code."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from common.errors import UserError
 from common.training.checkpoint import (
     StateTree,
     load_checkpoint,
@@ -114,8 +116,24 @@ class TrainerStage:
 
         Raises:
             Interrupted: a signal came; the checkpoint is written.
+            UserError: what was learnt is no numbers.
         """
         self.trainer.add_callback(callback)
+        try:
+            self._take_steps()
+        except RuntimeError:  # such as of samples that are to be drawn from no numbers
+            self._check_weights()
+            raise
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if not all(bool(weights.isfinite().all()) for weights in self.trainer.model.parameters()):
+            raise UserError(
+                f"{self._name} learning: weights are not finite after {self.steps_done} steps; a lower learning rate "
+                "may help"
+            )
+
+    def _take_steps(self) -> None:
         if self._resume_from is None:
             self.trainer.train()
             return
@@ -175,5 +193,11 @@ class RunCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         found = {name: logs[theirs] for name, theirs in self._logged.items() if logs and logs.get(theirs) is not None}
+        norm = found.get(f"{self._phase}/gradient_norm", 0.0)
+        is_scaled = self._run.options.mixed_precision == "fp16"  # the scale is found by steps that overflow
+        if not math.isfinite(norm) and not is_scaled:
+            raise UserError(
+                f"{self._phase} step {state.global_step}: the gradient is not finite; a lower learning rate may help"
+            )
         if found:
             self._run.log.log(self._phase, 0, state.global_step, **found)

@@ -2,11 +2,11 @@
 
 import difflib
 import errno
-import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 DISK_ERRORS = (
@@ -67,41 +67,17 @@ def printable_text(text: object) -> str:
 
 def exit_with(error: UserError) -> NoReturn:
     """Print the error on one line of standard error (each of several on its own) and leave with exit code 2."""
-    for message in error.messages if isinstance(error, UserErrors) else [str(error)]:
-        print(f"error: {printable_text(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # whoever read it is gone
+        for message in error.messages if isinstance(error, UserErrors) else [str(error)]:
+            print(f"error: {printable_text(' '.join(message.split()))}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
 def exit_interrupted(interrupted: Interrupted) -> NoReturn:
     """Say on one line of standard error what a signal ended, and leave with 128 + its number."""
-    print(interrupted, file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):
+        print(interrupted, file=sys.stderr, flush=True)
     raise SystemExit(interrupted.exit_code)
-
-
-def run_command(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's `main` and leave with its exit code.
-
-    A `UserError`, and what the machine refuses (memory, disk), become one line on standard error and exit code 2, a
-    signal 130 or 143; a reader of standard output that is gone, such as ``head``, ends the command silently with 141.
-    """
-    try:
-        code = main()
-        sys.stdout.flush()
-    except UserError as error:
-        exit_with(error)
-    except Interrupted as interrupted:
-        exit_interrupted(interrupted)
-    except KeyboardInterrupt:
-        exit_interrupted(Interrupted(signal.SIGINT))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter fails to flush it
-        raise SystemExit(128 + signal.SIGPIPE) from None
-    except (MemoryError, OverflowError, RuntimeError, OSError) as error:
-        refusal = machine_refusal(error)
-        if refusal is None:
-            raise
-        exit_with(UserError(refusal))
-    raise SystemExit(code or 0)
 
 
 def machine_refusal(error: Exception) -> str | None:

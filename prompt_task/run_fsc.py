@@ -5,6 +5,8 @@ For example:
     python prompt_task/run_fsc.py --config-name=builtin
 """
 
+from common.program import run_command
+
 import logging
 import sys
 from dataclasses import replace
@@ -15,8 +17,9 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from transformers.utils import logging as transformers_logging
 
-from common.errors import Interrupted, UserError, exit_interrupted, exit_with, run_command
+from common.errors import Interrupted, UserError, exit_interrupted, exit_with
 from common.token_reward_model import TokenRewardModel
+from common.training.capacity import check_memory
 from common.training.console import as_typed
 from common.training.launcher import honour_launcher
 from common.training.random_keys import Purpose, seed_global
@@ -81,6 +84,7 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         hidden_size=settings.models.hidden_size,
         residual=settings.models.adaptor_residual,
     ).to(device)
+    check_memory(settings.tables(policy.lm.config.vocab_size, policy.lm.config.hidden_size), device)
     generator = run.runtime.generator(Purpose.PROMPTS_BEFORE_TRAINING)
     with run.engine.autocast():
         start = policy.sample(NUM_START_PROMPTS, generator, settings.policy.top_k, settings.policy.top_p).tokens

@@ -79,10 +79,10 @@ class RewardSettings(LearningSettings):
     reward_learning_batch_size: int = setting(minimum=1)
     reward_example_share: float = setting(above=0, maximum=1)
     reward_pool_size: int = setting(minimum=0)
-    rew_gradient_accumulation_steps: int = setting(minimum=1)
+    rew_gradient_accumulation_steps: int = setting(minimum=1, maximum=10**5)
     rew_num_train_epochs: int = setting(minimum=1)
     rew_max_train_steps: int = setting(minimum=1)
-    rew_validation_batches: int = setting(minimum=1)
+    rew_validation_batches: int = setting(minimum=1, maximum=10**5)
     rew_learning_rate: float = setting(above=0, maximum=1e3)
     random_seed: int = setting(minimum=0, maximum=2**32 - 1)
 
@@ -103,7 +103,7 @@ class PolicySettings(LearningSettings):
     reward_retrain_period: int = setting(minimum=1)
     eval_steps: int = setting(minimum=1)
     candidate_steps: int = setting(minimum=1)
-    prompt_infer_batch_size: int = setting(minimum=1)
+    prompt_infer_batch_size: int = setting(minimum=1, maximum=10**4)
     num_final_prompts: int = setting(minimum=1)
     save_steps: int = setting(minimum=0)
     log_every: int = setting(minimum=1)
@@ -150,6 +150,20 @@ class FewShotSettings(TaskSettings):
     policy: PolicySettings
     evaluation: EvaluationSettings
     run: FewShotRunSettings
+
+    def tables(self, vocabulary: int, width: int) -> dict[str, int]:
+        """For `check_memory`: the largest tables, of a policy with so many tokens and so wide."""
+        models, reward, policy = self.models, self.reward, self.policy
+        sets = reward.reward_learning_batch_size * reward.reward_learning_samples
+        return {
+            "num_reinforce_samples x prompt_length": policy.num_reinforce_samples * models.prompt_length * vocabulary,
+            "num_validation_prompts x prompt_train_batch_size": (
+                policy.num_validation_prompts * policy.prompt_train_batch_size * vocabulary
+            ),
+            "reward_learning_batch_size x reward_learning_samples": sets * models.prompt_length * width,
+            "reward_pool_size": reward.reward_pool_size * vocabulary,
+            "num_final_prompts": policy.num_final_prompts * vocabulary,
+        }
 
     def check(self) -> None:
         """Refuse options that contradict each other."""

@@ -9,6 +9,8 @@ same type. The figures of each part are printed and written to models.json. Wher
 written and the command ends with exit code 1.
 """
 
+from common.program import run_command
+
 import dataclasses
 import json
 import math
@@ -53,7 +55,6 @@ from common.builtin.review_grammar import (
     write_review,
     write_verdict,
 )
-from common.errors import run_command
 from common.training.console import Parser
 from common.training.files import write_folder_atomic, write_json_atomic, write_jsonl_atomic, write_text_atomic
 

@@ -5,6 +5,8 @@ python scripts/check_model.py gpt2 --as reward_model
 python scripts/check_model.py roberta-large --as task_lm --verbalizers " bad" " good"
 """
 
+from common.program import run_command
+
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.language_models.capabilities import (
     DECODER_ONLY,
     ENCODER_DECODER,

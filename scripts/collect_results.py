@@ -17,6 +17,8 @@ Written to --output: table.md, table.csv, table.tex, runs.csv (every run), compa
 point) and report.html, one page of all this with curves, and the prompts or summaries that improved most and least.
 """
 
+from common.program import run_command
+
 import argparse
 import io
 import itertools
@@ -34,7 +36,7 @@ from matplotlib.figure import Figure
 
 from chat_task import settings as chat_settings
 from common.data_files import marked_cell
-from common.errors import UserError, printable_text, run_command
+from common.errors import UserError, printable_text
 from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, spread, wrapped
 from common.reporting.run_table import (
     FEWEST_SEEDS,
@@ -77,6 +79,7 @@ SUMMARIES = TaskTable(
         Metric("ROUGE-Lsum", "test_rougeLsum"),
         Metric("METEOR", "test_meteor"),
         Metric("BERTScore", "test_bertscore"),
+        Metric("preference x 100", "test_preference", 100.0),  # that was trained for, on a scale of its own
     ),
 )
 REPLIES = TaskTable(

@@ -12,6 +12,8 @@ The table, mean (std) of the test accuracy over splits and seeds, is printed and
 table.json. Everything after the flags is an option of run_fsc.py, common to all runs.
 """
 
+from common.program import run_command
+
 import json
 import logging
 import statistics
@@ -25,7 +27,7 @@ import pandas as pd
 import torch
 from transformers.utils import logging as transformers_logging
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.progress import Progress, set_quiet

@@ -15,6 +15,8 @@ the reward of the first token that differs higher for the right words than for t
 Writes table.md, table.json and credit.png.
 """
 
+from common.program import run_command
+
 import argparse
 import json
 from collections.abc import Callable, Sequence
@@ -27,7 +29,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.marked_tokens import Table, areas, marked
 from common.token_reward_model import TokenRewardModel

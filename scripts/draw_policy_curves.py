@@ -8,6 +8,8 @@ granularity, are one line: the mean over its seeds, and a band of one sample dev
 A point is a mean over several steps; a curve ends where the shortest of its runs does.
 """
 
+from common.program import run_command
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from common.errors import UserError, printable_text, run_command
+from common.errors import UserError, printable_text
 from common.reporting.run_table import Row, Run, collect
 from common.training.console import Parser
 from common.training.files import check_output

@@ -8,6 +8,8 @@ reached, from Debian's and Ubuntu's package `wordnet-base`: the installed one, o
 installed, which needs no administrator if the package lists are there. Both hold WordNet 3.0.
 """
 
+from common.program import run_command
+
 import io
 import shutil
 import socket
@@ -21,7 +23,7 @@ from pathlib import Path
 import nltk.data
 from nltk.downloader import Downloader
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.console import Parser
 from common.training.files import write_folder_atomic
 

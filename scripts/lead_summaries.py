@@ -8,10 +8,12 @@ rows (ROUGE, METEOR, length, novelty) as table.md and table.json. Everything but
 of run_sum.py and says which rows are tested, so that the figures stand beside those of a run with the same options.
 """
 
+from common.program import run_command
+
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from sum_task.command_line import read_command

@@ -21,6 +21,8 @@ one, for scripts/credit_accuracy.py. --rankings writes for chat_task the clean s
 others with wrong facts, ranked by how many, and those words in the column wrong.
 """
 
+from common.program import run_command
+
 import random
 import re
 from collections import Counter
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.builtin.report_grammar import FACTS, STORIES
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.console import Parser
 from common.training.files import write_jsonl_atomic
 from sum_task.data import Row, load_rows

@@ -8,6 +8,8 @@ files. They write {base_path}/16-shot/{dataset}/16-{100,13,21,42,87}/{train,dev,
 where run_fsc.py looks for them.
 """
 
+from common.program import run_command
+
 import argparse
 import random
 import re
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data_files import FILE_TYPES, TSV_QUOTING, is_table, read_rows, tsv_text
-from common.errors import UserError, nearest, run_command
+from common.errors import UserError, nearest
 from common.training.console import Parser
 from common.training.files import write_folder_atomic, write_text_atomic
 from prompt_task.few_shot_data import SPLIT_NAMES, DatasetSpec, Example, split_folder

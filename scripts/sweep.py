@@ -11,6 +11,8 @@ node that went down for example. A run is therefore judged by what it wrote besi
 returns.
 """
 
+from common.program import run_command
+
 import argparse
 import importlib.util
 import itertools
@@ -37,7 +39,7 @@ from omegaconf import DictConfig
 
 from chat_task import run_chat
 from chat_task import settings as chat_settings
-from common.errors import Interrupted, UserError, nearest, printable_text, run_command
+from common.errors import Interrupted, UserError, nearest, printable_text
 from common.training.checkpoint import latest_checkpoint
 from common.training.console import Parser, as_typed
 from common.training.interruption import SIGNALS

@@ -9,6 +9,8 @@ step, is saved and loaded again; a reward model gives rewards to tokens and take
 LM is held against the plain model. What a family cannot do is one line; anything else is a defect and exit code 1.
 """
 
+from common.program import run_command
+
 import contextlib
 import datetime
 import functools
@@ -30,7 +32,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.utils import logging as transformers_logging
 
-from common.errors import UserError, nearest, run_command
+from common.errors import UserError, nearest
 from common.grounding_loss import list_mle_loss
 from common.language_models.capabilities import agree, without_cache
 from common.policy_losses import reinforce_loss, reward_weighted_mle_loss

@@ -5,6 +5,8 @@ python sum_task/run_sum.py --config=configs/sum_builtin.yaml --seed=1
 accelerate launch --num_processes=2 sum_task/run_sum.py --dataset_name=xsum
 """
 
+from common.program import run_command
+
 import logging
 import sys
 from collections.abc import Sequence
@@ -14,9 +16,9 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from common.cpu import use_kernels
-from common.errors import run_command
 from common.language_models.adapters import add_adapters, check_adapters
 from common.language_models.pretrained import enable_checkpointing
+from common.training.capacity import check_memory
 from common.training.command_line import read_yaml
 from common.training.engine import Engine
 from common.training.launcher import honour_launcher
@@ -97,6 +99,8 @@ def _train_and_test(run: Run, settings: SummarizationSettings) -> dict[str, Any]
         add_adapters(model, settings.models.lora_rank, settings.models.lora_alpha)
         if settings.models.gradient_checkpointing:
             enable_checkpointing(model)
+    rows = max(len(splits.train), len(splits.validation), len(splits.test))
+    check_memory(settings.tables(policy.lm.config.vocab_size, rows), run.runtime.device)
     policy.to(run.runtime.device)
     describe("policy", policy.lm)
     if reward is not None:

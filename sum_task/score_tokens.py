@@ -5,6 +5,8 @@ python sum_task/score_tokens.py --model RUN/reward_model --article article.txt -
 python sum_task/score_tokens.py --model RUN/reward_model --input pairs.jsonl --html tokens.html
 """
 
+from common.program import run_command
+
 import argparse
 import itertools
 import sys
@@ -14,7 +16,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.language_models.line_breaks import line_break
 from common.language_models.token_carry import token_spans
 from common.reporting.report import Report, TokenRewards

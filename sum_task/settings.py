@@ -73,7 +73,7 @@ class TextSettings(LengthSettings):
     source_prefix: str = setting()
     separator: str = setting()
     resize_position_embeddings: bool | None = setting()
-    preprocessing_num_workers: int | None = setting(minimum=1)
+    preprocessing_num_workers: int | None = setting(minimum=1, maximum=1024)
     overwrite_cache: bool = setting()
 
 
@@ -279,6 +279,27 @@ class SummarizationSettings(TaskSettings):
     policy: PolicySettings
     evaluation: EvaluationSettings
     run: SumRunSettings
+
+    def tables(self, vocabulary: int, rows: int) -> dict[str, int]:
+        """For `check_memory`: the largest tables, of a policy with so many tokens, with so many articles at most."""
+        reward, policy, evaluation = self.reward, self.policy, self.evaluation
+        length, trained = policy.max_target_length, min(policy.per_device_train_batch_size, rows)
+        found = {
+            "per_device_eval_batch_size x num_beams": (
+                min(evaluation.per_device_eval_batch_size, rows) * (evaluation.num_beams or 1) * vocabulary
+            )
+        }
+        if policy.pad_to_max_length:
+            found["max_source_length x per_device_train_batch_size"] = trained * policy.max_source_length
+            found["max_target_length x per_device_train_batch_size"] = trained * length * vocabulary
+        if policy.uses_samples:
+            found["num_reinforce_samples x max_target_length"] = (
+                trained * policy.num_reinforce_samples * length * vocabulary
+            )
+        if policy.uses_rewards:
+            samples = min(reward.reward_learning_batch_size, rows) * reward.reward_learning_samples
+            found["reward_learning_samples x max_target_length"] = samples * max(length, vocabulary)
+        return found
 
     def check(self) -> None:
         """Refuse options that contradict each other."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -42,7 +43,7 @@ def tokenize(
         rows: the texts.
         text_format: of the policy.
         max_target_length: tokens of a summary.
-        workers: processes that share the work; None: this one alone.
+        workers: processes that share the work, as many as there are CPUs at most; None: this one alone.
         overwrite_cache: make the tokens of a large split anew, even if they are there.
         cache: where those of splits of at least `CACHED_ROWS` rows are kept.
     """
@@ -81,7 +82,8 @@ def _tokenized(
     rows: Sequence[Row], text_format: TextFormat, max_target_length: int, workers: int | None
 ) -> tuple[Sequences, Sequences]:
     work = partial(_tokenize_part, text_format, max_target_length)
-    if workers is None or workers == 1 or len(rows) < 2:
+    workers = min(workers or 1, os.cpu_count() or 1)
+    if workers == 1 or len(rows) < 2:
         return work(rows)
     size = -(-len(rows) // workers)
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]

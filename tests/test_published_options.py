@@ -1,11 +1,13 @@
 """Every published option with its published default and another valid value, through the readers of real commands."""
 
+from common.program import run_command
+
 from functools import cache
 
 import pytest
 import yaml
 
-from common.errors import UserErrors, run_command
+from common.errors import UserErrors
 from prompt_task import command_line as prompt_command
 from sum_task import command_line as sum_command
 

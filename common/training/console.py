@@ -4,6 +4,8 @@
 ``--help`` prints is the command that exists where it is read.
 """
 
+from common.program import run_command
+
 import argparse
 import os
 import runpy
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from common.errors import UserError, nearest, run_command
+from common.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "token-guidance"
@@ -36,6 +38,7 @@ PROGRAMS = {
     "lead": ("scripts/lead_summaries.py", "the baseline of the first sentences"),
     "credit": ("scripts/credit_accuracy.py", "do token rewards point at what is wrong?"),
     "draw-credit": ("scripts/draw_credit.py", "one text with wrong words, coloured by token rewards"),
+    "draw-policies": ("scripts/draw_policy_curves.py", "how policies are judged while they learn, over seeds"),
 }
 
 

@@ -147,7 +147,7 @@ def start_undone(folder: RunFolder) -> Iterator[None]:
     was_there = folder.path.exists()
     try:
         yield
-    except (UserError, OSError):
+    except Exception:
         learnt = folder.checkpoints.exists() or (folder.metrics.exists() and folder.metrics.stat().st_size)
         if not was_there and not learnt:
             shutil.rmtree(folder.path, ignore_errors=True)

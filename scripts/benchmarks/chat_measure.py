@@ -5,6 +5,8 @@ each, padded to the longest, and the same loss; ``pairs``: each pair of a set, t
 RewardTrainer on those pairs, with a score a sequence.
 """
 
+from common.program import run_command
+
 import argparse
 import itertools
 import json
@@ -35,7 +37,6 @@ from transformers import (
 from chat_task.ranked_sets import EncodedSet, EncodedSets
 from chat_task.ranking_rows import RankingSet
 from chat_task.reward_trainer import TokenRewardTrainer
-from common.errors import run_command
 from common.grounding_loss import list_mle_loss
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.token_reward_model import TokenRewardModel, bound_rewards

@@ -10,6 +10,8 @@ measurement has a process of its own, with one thread by default. TRL's trainer,
 score a sequence in place of token rewards.
 """
 
+from common.program import run_command
+
 import argparse
 import dataclasses
 import json
@@ -24,7 +26,7 @@ import torch
 
 from chat_task.ranked_sets import collate
 from chat_task.reward_trainer import set_scores
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.grounding_loss import partial_order_losses
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser

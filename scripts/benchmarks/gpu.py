@@ -9,6 +9,8 @@ step is done once before it is timed. fp32 and TF32 are `matmul_precision=highes
 peak of memory is measured.
 """
 
+from common.program import run_command
+
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,6 @@ import torch
 from transformers import AutoConfig
 
 from common.builtin import resolve
-from common.errors import run_command
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.runtime import DTYPES, choose_device, hardware

@@ -10,6 +10,8 @@ the first call reads the sentences too; the others, as all of a run but the firs
 16-shot/sst-2 and 16-shot/agnews.
 """
 
+from common.program import run_command
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.training.console import Parser
 from prompt_task.prompt_policy import PromptPolicy

@@ -1,5 +1,7 @@
 """Peak memory of one way of doing things, measured in a process of its own. Started by prompt_task_speed.py."""
 
+from common.program import run_command
+
 import argparse
 import json
 import subprocess
@@ -10,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from common.errors import run_command
 from common.training.console import Parser
 from prompt_task.task_lm import make_task_lm
 from scripts.benchmarks import models

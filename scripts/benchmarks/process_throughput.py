@@ -8,6 +8,8 @@ the first step to the last file. Both must find the same prompts. Everything but
 run_fsc.py; the number of processes should not be more than the machine has cores.
 """
 
+from common.program import run_command
+
 import csv
 import json
 import os
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.command_line import ROOT
 from common.training.console import Parser
 from scripts.benchmarks.measuring import environment, finish, number, table

@@ -8,6 +8,8 @@ scripts/benchmarks/straightforward.py. Both ways take turns in one process, with
 the same numbers. Memory is that of one process for each way. DATA holds 16-shot/sst-2.
 """
 
+from common.program import run_command
+
 import argparse
 import copy
 import statistics
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.console import Parser
 from prompt_task.few_shot_data import fill_template
 from prompt_task.prompt_scorer import PromptScorer

@@ -10,6 +10,8 @@ straightforward way; `--seeds` without numbers leaves the runs out. Words of the
 run_fsc.py, for all runs.
 """
 
+from common.program import run_command
+
 import json
 import statistics
 import sys
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.console import Parser
 from prompt_task.command_line import read_command
 from prompt_task.run_fsc import run

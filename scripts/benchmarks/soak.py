@@ -10,6 +10,8 @@ the run is, in multiples of the built-in configuration; it has to last for those
 memory.csv, the latter also of runs that failed; the exit code is 1 where one of the three does not hold.
 """
 
+from common.program import run_command
+
 import json
 import math
 import os
@@ -28,7 +30,6 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from common.errors import run_command
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.progress import Progress

@@ -1,5 +1,7 @@
 """Time, memory or profile of one kind of step done one way, in a process of its own. Started by sum_task_speed.py."""
 
+from common.program import run_command
+
 import argparse
 import functools
 import json
@@ -16,7 +18,6 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from common.errors import run_command
 from common.training.console import Parser
 from scripts.benchmarks import models, sum_models
 from scripts.benchmarks.measuring import Clock, peak_mib, reset_peak, resident_mib

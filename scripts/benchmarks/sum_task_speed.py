@@ -11,6 +11,8 @@ At 1024 tokens it needs more than most machines have: its memory is measured for
 a straight line to eight, and the report says so.
 """
 
+from common.program import run_command
+
 import argparse
 import copy
 import dataclasses
@@ -24,7 +26,7 @@ from typing import Any
 
 import torch
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.console import Parser
 from common.training.random_keys import Purpose
 from scripts.benchmarks import models, sum_models

@@ -7,6 +7,8 @@ Throughput that does not depend on the number of prompts means that a progress b
 be planned from one figure. DATA holds 16-shot/sst-2.
 """
 
+from common.program import run_command
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.training.console import Parser
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.task_lm import make_task_lm

@@ -205,3 +205,10 @@ def test_two_processes_go_on_to_the_bit(tmp_path):
     assert events(tmp_path / "cut") == events(tmp_path / "whole")
     saved = [load_file(tmp_path / name / "policy" / "model.safetensors") for name in ("whole", "cut")]
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+
+
+def test_what_overflows_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"policy learning: weights are not finite after 1 steps; a lower"):
+        train(tmp_path / "last", replace(SETTINGS, policy_steps=1, policy_warmup_share=0, policy_learning_rate=1e39))
+    with pytest.raises(UserError, match=r"policy learning: weights are not finite after 1 steps; a lower"):
+        train(tmp_path / "run", replace(SETTINGS, policy_warmup_share=0, policy_learning_rate=1e39))

@@ -1,3 +1,5 @@
+from common.program import run_command
+
 import csv
 import json
 import os
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.data_files import unmarked_cell
-from common.errors import UserError, run_command
+from common.errors import UserError
 from common.intervals import wilson
 from prompt_task import evaluate_prompts, run_fsc
 from prompt_task.evaluate_prompts import read_prompts

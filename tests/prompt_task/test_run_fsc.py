@@ -1,3 +1,5 @@
+from common.program import run_command
+
 import csv
 import errno
 import json
@@ -18,7 +20,7 @@ import yaml
 from safetensors.torch import load_file
 
 from common.data_files import unmarked_cell
-from common.errors import Interrupted, UserError, run_command
+from common.errors import Interrupted, UserError
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
 from common.training import random_keys

@@ -1,3 +1,5 @@
+from common.program import run_command
+
 import csv
 import json
 import re
@@ -6,7 +8,6 @@ from html.parser import HTMLParser
 
 import pytest
 
-from common.errors import run_command
 from common.reporting.report import NO_VALUE
 from scripts import collect_results
 from tests.written_runs import prompt_run, summary_run

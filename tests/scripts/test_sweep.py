@@ -1,3 +1,5 @@
+from common.program import run_command
+
 import fcntl
 import json
 import os
@@ -19,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from common.errors import Interrupted, UserError, run_command
+from common.errors import Interrupted, UserError
 from common.training.sweep_run import Outcome, Plan, PlannedRun, carry_out
 from common.training.tracking import read_metrics
 from prompt_task.command_line import read_command
@@ -435,7 +437,7 @@ def test_an_option_that_the_launcher_does_not_have_is_one_line(tmp_path):
     done = subprocess.run(
         [
             sys.executable, "-c",
-            "import sys; from common.errors import run_command; from pathlib import Path; "
+            "import sys; from common.program import run_command; from pathlib import Path; "
             "from common.training.sweep_run import Plan; from scripts import sweep; "
             "run_command(lambda: sweep.launch(Plan.read(Path(sys.argv[1])), 'serial', "
             "1, ['hydra.launcher.partition=gpu']))", str(plan.folder),
