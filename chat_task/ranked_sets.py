@@ -7,20 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from chat_task.ranking_rows import RankingSet
 from common.errors import UserError
+from common.kept_entropies import KeptEntropies
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading, padded
-from common.reply_surprise import reply_entropies
 from common.segments import segment_ends
 from common.training.progress import progress
 
 logger = logging.getLogger(__name__)
 
 LONG_ROWS = ("cut", "drop")
-_READ_AT_ONCE = 4  # replies of which the frozen LM computes entropies
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def encode_sets(
     sets: Sequence[RankingSet],
     reply_format: ReplyFormat,
     reading: RewardReading,
-    entropy_model: PreTrainedModel | None = None,
+    entropies: KeptEntropies | None = None,
     long_rows: str = "cut",
 ) -> EncodedSets:
     """Ranking sets as token ids.
@@ -72,7 +70,7 @@ def encode_sets(
         sets: the texts.
         reply_format: of the reward model.
         reading: where rewards are read.
-        entropy_model: of ``segment``: the frozen LM. Its entropies are computed here, once.
+        entropies: of ``segment``: those of the frozen LM.
         long_rows: ``cut``: prompts from the left, replies from the right; ``drop``: such sets are left out.
 
     Raises:
@@ -100,7 +98,9 @@ def encode_sets(
             logger.warning("%s: %d of %d sets", name.replace("_", " "), count, len(sets))
     encoded = []
     for item, prompt_ids, ids, has_end in progress(kept, "where rewards are read", "set"):
-        encoded.append(EncodedSet(item, prompt_ids, ids, _ends(prompt_ids, ids, has_end, reading, entropy_model)))
+        encoded.append(EncodedSet(item, prompt_ids, ids, _ends(prompt_ids, ids, has_end, reading, entropies)))
+    if entropies is not None:
+        entropies.write()
     return EncodedSets(encoded, counts)
 
 
@@ -109,17 +109,13 @@ def _ends(
     replies: list[list[int]],
     has_end: list[bool],
     reading: RewardReading,
-    entropy_model: PreTrainedModel | None,
+    entropies: KeptEntropies | None,
 ) -> list[list[int]]:
-    device = "cpu" if entropy_model is None else entropy_model.device
-    ids, mask = padded(replies, device)
-    last = torch.tensor([len(row) - 1 if end else -1 for row, end in zip(replies, has_end, strict=True)], device=device)
-    is_end = torch.arange(ids.shape[1], device=device) == last.unsqueeze(1)
-    entropies = None
-    if entropy_model is not None:
-        prompts, prompt_mask = padded([prompt_ids] * len(replies), device)
-        entropies = reply_entropies(entropy_model, prompts, ids, (prompt_mask, mask), _READ_AT_ONCE)
-    ends = segment_ends(reading.granularity, mask, is_end, entropies, reading.cut)
+    ids, mask = padded(replies)
+    last = torch.tensor([len(row) - 1 if end else -1 for row, end in zip(replies, has_end, strict=True)])
+    is_end = torch.arange(ids.shape[1]) == last.unsqueeze(1)
+    found = None if entropies is None else entropies.of(prompt_ids, replies)
+    ends = segment_ends(reading.granularity, mask, is_end, found, reading.cut)
     return [row.nonzero().flatten().tolist() for row in ends]
 
 

@@ -27,6 +27,7 @@ from chat_task.ranking_rows import Columns, RankingSet, ranking_set
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
 from common.grounding_loss import partial_order_losses
+from common.kept_entropies import KeptEntropies
 from common.language_models.adapters import merged_state_dict
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
@@ -187,7 +188,10 @@ class TokenRewardTrainer(Trainer):
             row if isinstance(row, RankingSet) else ranking_set(_mapping(row), self._columns, f"row {number}")
             for number, row in enumerate(dataset, start=1)
         ]
-        return encode_sets(sets, self.reply_format, self.reading, self.entropy_model)
+        lm = self.entropy_model
+        return encode_sets(
+            sets, self.reply_format, self.reading, None if lm is None else KeptEntropies(lambda: lm)
+        )  # fmt: skip
 
 
 def _mapping(row: Any) -> Mapping[str, Any]:

@@ -32,11 +32,12 @@ from chat_task.settings import NEUTRAL, ChatSettings
 from common.builtin.planted_errors import KnownErrors, known_errors
 from common.errors import UserError
 from common.intervals import interval_figures, interval_results
+from common.kept_entropies import KeptEntropies
 from common.language_models.adapters import check_adapters
 from common.language_models.replies import PLACE, ReplyFormat, Text
 from common.language_models.saved import check_saved, few_numbers
 from common.reply_rewards import ReplyRewards
-from common.text_scores import load_entropy_model, load_lm
+from common.text_scores import load_lm
 from common.token_reward_model import TokenRewardModel
 from common.training.capacity import check_memory
 from common.training.command_line import read_yaml
@@ -113,12 +114,14 @@ def _learn_rewards(
     device: Any = run.runtime.device
     model.to(device)
     describe("reward model", model)
-    entropy_model = load_entropy_model(reading, model.is_encoder_decoder, run.runtime.device)
+    frozen = settings.models.reference_model
+    load_frozen = functools.partial(load_lm, frozen, model.is_encoder_decoder, run.runtime.device)
+    entropies = KeptEntropies(load_frozen, frozen) if settings.models.granularity == "segment" else None
     train, validation = (
-        encode_sets(sets, reply_format, reading, entropy_model, settings.text.long_rows)
+        encode_sets(sets, reply_format, reading, entropies, settings.text.long_rows)
         for sets in (preferences.train, preferences.validation)
     )
-    del entropy_model
+    del entropies
     check_head(model, validation[:SETS_TO_TRY])
 
     run.begin()
@@ -135,7 +138,7 @@ def _learn_rewards(
     with_swaps = settings.run.swap_test and settings.models.granularity == "token"
     if with_swaps or "span_auc" in found.figures:
         try:
-            lm = load_lm(settings.models.reference_model, model.is_encoder_decoder, run.runtime.device)
+            lm = load_frozen()
             found.figures.update(stage.span_figures(found.rewards, lm))
             if with_swaps:
                 answers = stage.swap_answers(lm)

@@ -228,6 +228,7 @@ def pretended_device() -> Iterator[PretendedDevice]:
         mock.patch.object(torch.cuda, "is_available", lambda: True),
         mock.patch.object(torch.cuda, "device_count", lambda: 1),
         mock.patch.object(torch.cuda, "get_device_name", lambda device=None: "a pretended GPU"),
+        mock.patch.object(torch.cuda, "get_device_properties", lambda device=None: mock.Mock(total_memory=2**36)),
         mock.patch.object(torch.cuda, "max_memory_allocated", lambda device=None: 0),
         mock.patch.object(torch.cuda, "get_rng_state_all", list),
         mock.patch.object(torch.cuda, "manual_seed_all", lambda seed: None),

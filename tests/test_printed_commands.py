@@ -300,6 +300,7 @@ PROGRAMS: dict[str, Program] = {
     "scripts/draw_credit.py": Program(
         flags_of("scripts.draw_credit"), lambda words: ["--runs", "RUN", "--row", "0", "--output", "credit.png"]
     ),
+    "scripts/draw_policy_curves.py": Program(flags_of("scripts.draw_policy_curves"), not_run="it has tests"),
     "scripts/prepare_fsc_data.py": Program(
         flags_of("scripts.prepare_fsc_data"),
         lambda words: [
@@ -325,6 +326,10 @@ PROGRAMS: dict[str, Program] = {
     "accelerate launch": Program(read_launched, small_summary_run),
     **benchmark("prompt_task_speed", "--tiny"),
     **benchmark("memory", "--tiny"),
+    **benchmark(
+        "chat_task_speed", "--model", "builtin/report-lm", "--prompt_length", "8", "--reply_length", "4", "--replies",
+        "2", "--steps", "1", "--output", "chat_speed.json",
+    ),
     **benchmark("throughput_curve", "--tiny", "--prompts", "2", "4"),
     **benchmark(
         "reward_pool", "--pool_sizes", "4", "--seeds", "0", "--output", "pool.json", *PROMPT_RUN,

@@ -38,6 +38,7 @@ PROGRAMS = {
     "lead": ("scripts/lead_summaries.py", "the baseline of the first sentences"),
     "credit": ("scripts/credit_accuracy.py", "do token rewards point at what is wrong?"),
     "draw-credit": ("scripts/draw_credit.py", "one text with wrong words, coloured by token rewards"),
+    "draw-policies": ("scripts/draw_policy_curves.py", "how policies are judged while they learn, over seeds"),
 }
 
 

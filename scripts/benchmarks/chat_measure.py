@@ -162,7 +162,9 @@ def measure(case: Case, model_name: str | None, seed: int, folder: Path) -> dict
         return _timed(_trl(backbone, tokenizer, sets, folder), case.steps)
     model = TokenRewardModel.from_backbone(backbone, head_hidden_size=HEAD_WIDTH, head_init_gain=1.0, head=case.head)
     if case.way != "project":
-        return _plain(case, PlainRewards(model, backbone), sets)
+        plain = PlainRewards(model, backbone)
+        del model  # whose backbone would count as memory of the plain way
+        return _plain(case, plain, sets)
     arguments = TrainingArguments(**_arguments(folder, 1, 1))
     return _timed(TokenRewardTrainer(model, arguments, train_dataset=sets, agg_func="mean"), case.steps)
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from chat_task.ranked_sets import collate, encode_sets
 from chat_task.reward_trainer import TokenRewardTrainer, set_scores
 from common.errors import UserError
+from common.kept_entropies import KeptEntropies
 from common.marked_tokens import area_under_curve
 from common.reply_rewards import RewardReading
 from common.token_reward_model import TokenRewardModel
@@ -125,8 +126,8 @@ def test_where_rewards_are_read():
     sets, formats = ranking_sets(6), reply_format(model)
     tokens = encode_sets(sets, formats, RewardReading("token"))
     sequence = encode_sets(sets, formats, RewardReading("sequence"))
-    whole = encode_sets(sets, formats, RewardReading("segment", cut=99.0), lm())
-    some = encode_sets(sets, formats, RewardReading("segment", cut=2.9), lm())
+    whole = encode_sets(sets, formats, RewardReading("segment", cut=99.0), KeptEntropies(lm))
+    some = encode_sets(sets, formats, RewardReading("segment", cut=2.9), KeptEntropies(lm))
     for rows in zip(tokens, sequence, whole, some, strict=True):
         for ids, *places in zip(rows[0].reply_ids, *(row.ends for row in rows), strict=True):
             last = len(ids) - 1  # the end token

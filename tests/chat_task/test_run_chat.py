@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from chat_task import run_chat, score_tokens
 from chat_task.command_line import COMMAND, DEFAULTS, read_command
 from chat_task.settings import ChatSettings
+from common import kept_entropies
 from common.errors import Interrupted, UserError
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
@@ -45,6 +46,19 @@ def words(tmp_path_factory):
 
 def results_of(words, folder, *more):
     return run_chat.run(read_command([*words, f"--output_dir={folder}", *more]))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Nothing of a test is kept for later ones."""
+    monkeypatch.setattr(kept_entropies, "FOLDER", tmp_path / "entropies")
+
+
+def test_a_second_run_by_segments_computes_no_entropy_again(words, tmp_path, monkeypatch):
+    more = ["--granularity=segment", "--num_train_epochs=0.2"]
+    results_of(words, tmp_path / "one", *more, "--segment_cut=2.9")
+    monkeypatch.setattr(kept_entropies, "reply_entropies", lambda *_: pytest.fail("computed again"))
+    results_of(words, tmp_path / "two", *more, "--segment_cut=2.8", "--agg_func=mean", "--seed=3")
 
 
 @pytest.mark.parametrize("granularity", ["token", "segment", "sequence"])
