@@ -18,6 +18,14 @@ PROGRAMS = sorted(
 SLOW_TO_IMPORT = ("torch", "transformers", "numpy", "pandas", "hydra", "yaml", "omegaconf", "nltk", "huggingface_hub")
 
 
+@pytest.fixture(autouse=True)
+def _usual_signals():
+    """Those of a shell in the foreground: programs inherit what this process, or an earlier test, has put aside."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_program_is_ready_for_signals_before_it_imports_anything_else(program):
     first = next(node for node in ast.parse(program.read_text(encoding="utf-8")).body[1:])
