@@ -79,7 +79,7 @@ make_environment() {
         )"
     say "making the virtual environment $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
-    touch "$ours"
+    printf '%s\n' "$root" >"$ours"
 }
 
 install_all() {
@@ -88,8 +88,24 @@ install_all() {
             --no-deps --no-build-isolation --editable .
 }
 
+# The checkout that an environment was made for, where it lies outside of it.
+owner() {
+    local first
+    if [[ -s "$ours" ]]; then
+        head -n 1 "$ours"
+    elif [[ -f "$stamp" ]]; then
+        first="$(head -n 1 "$stamp")"
+        first="${first#checkout }"
+        printf '%s\n' "${first%, environment *}"
+    fi
+}
+
 if up_to_date; then
     exit 0
+fi
+other="$(owner)"
+if [[ "$venv" != "$root/.venv" && -n "$other" && "$other" != "$root" && -e "$other/install_packages.sh" ]]; then
+    fail "$venv is the environment of the checkout $other; choose another VENV"
 fi
 
 mkdir -p "$(dirname "$venv")"

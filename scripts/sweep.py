@@ -122,7 +122,7 @@ TASKS = {
         program=ROOT / "prompt_task" / "run_fsc.py",
         dataset="dataset",
         seeds={"dataset_seed": "split", "random_seed": "seed"},
-        own=("output_folder", "overwrite", "resume", "checkpoint_path"),
+        own=("output_folder", "overwrite", "resume", "extend", "checkpoint_path"),
         neutral=fsc_settings.NEUTRAL,
         word=lambda name, value: f"{name}={hydra_word(value)}",
         options=lambda words: run_fsc.read_command(words).options,
@@ -133,7 +133,7 @@ TASKS = {
         program=ROOT / "sum_task" / "run_sum.py",
         dataset="dataset_name",
         seeds={"seed": "seed"},
-        own=("output_dir", "overwrite", "resume"),
+        own=("output_dir", "overwrite", "resume", "extend", "checkpoint_path"),
         neutral=sum_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
         options=lambda words: run_sum.read_command(words).options(),
@@ -144,7 +144,7 @@ TASKS = {
         program=ROOT / "chat_task" / "run_chat.py",
         dataset="dataset_name",
         seeds={"seed": "seed"},
-        own=("output_dir", "overwrite", "resume"),
+        own=("output_dir", "overwrite", "resume", "extend", "checkpoint_path"),
         neutral=chat_settings.NEUTRAL,
         word=lambda name, value: f"--{name}={plain_word(value)}",
         options=lambda words: run_chat.read_command(words).options(),
@@ -171,7 +171,9 @@ def main() -> int:
     check_launcher(flags.launcher)
     found = combinations(task, flags, [word for word in rest if word not in to_launcher])
     output = Path(flags.output or Path("outputs", "sweep", task.name)).absolute()
-    states = [state_of(output / name, options, task) for name, _, options in found]
+    alone = ",".join(word for word in rest if "," not in word and word not in to_launcher)
+    advice = f"--output={shlex.quote(f'{output}-{safe_name(alone)}' if alone else f'{output}-2')}"
+    states = [state_of(output / name, options, task, advice) for name, _, options in found]
     print_overview(output, [name for name, _, _ in found], states)
     open_runs = [
         PlannedRun(name, command(task, words, output / name))
@@ -410,8 +412,12 @@ class State(NamedTuple):
     text: str
 
 
-def state_of(folder: Path, options: dict[str, Any], task: Task) -> State:
-    """Look at a run's folder, and whether what it holds is the run that is asked for."""
+def state_of(folder: Path, options: dict[str, Any], task: Task, advice: str) -> State:
+    """Look at a run's folder, and whether what it holds is the run that is asked for.
+
+    Folders are named by what a sweep varies: where another one had another value of something else, `advice` names a
+    place for this one.
+    """
     try:
         whole = is_complete(folder)
         config = RunFolder(folder).config
@@ -420,7 +426,7 @@ def state_of(folder: Path, options: dict[str, Any], task: Task) -> State:
         elif whole:
             raise UserError(f"'{folder}' holds results of no run; it has no config.yaml")
     except (UserError, OSError) as error:
-        return State(False, True, f"{' '.join(str(error).split())} (--output gives a sweep a folder of its own)")
+        return State(False, True, f"{' '.join(str(error).split())}; a sweep of its own lies elsewhere: {advice}")
     if whole:
         return State(False, False, "complete")
     return State(True, False, "goes on" if latest_checkpoint(folder / "checkpoints") else "starts")

@@ -1,5 +1,7 @@
 import ast
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
@@ -122,3 +124,26 @@ def test_shell_scripts_are_well_formed_and_stop_at_errors(script):
     path = ROOT / script if (ROOT / script).exists() else ROOT / "scripts" / script
     subprocess.run(["bash", "-n", str(path)], check=True)
     assert "\nset -euo pipefail\n" in path.read_text()
+
+
+@pytest.mark.parametrize("mark", ["token-guidance-made-this.txt", "token-guidance-installed.txt"])
+def test_the_environment_of_another_checkout_is_left_as_it_is(tmp_path, mark):
+    mine, other, venv = tmp_path / "mine", tmp_path / "other", tmp_path / "venv"
+    for checkout in (mine, other):
+        (checkout / "scripts").mkdir(parents=True)
+        for name in ("install_packages.sh", "scripts/help.sh", "requirements.txt", "setup.py", "pyproject.toml"):
+            shutil.copyfile(ROOT / name, checkout / name)
+    venv.mkdir()
+    place = str(other) if mark.endswith("this.txt") else f"checkout {other}, environment {venv}"
+    (venv / mark).write_text(f"{place}\n")
+    (venv / "theirs").write_text("x")
+    command = ["bash", str(mine / "install_packages.sh")]
+    # No package index and no Python: were it to go on, it would fail otherwise.
+    environment = os.environ | {"VENV": str(venv), "PYTHON": str(tmp_path / "none"), "PIP_NO_INDEX": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    expected = f"install: error: {venv} is the environment of the checkout {other}; choose another VENV\n"
+    assert (done.returncode, done.stderr) == (1, expected)
+    assert sorted(path.name for path in venv.iterdir()) == sorted([mark, "theirs"])
+    shutil.rmtree(other)  # nobody's any more
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "is the environment of the checkout" not in done.stderr

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from common.errors import Interrupted, UserError
+from common.training.run_folder import RunFolder
 from common.training.sweep_run import Outcome, Plan, PlannedRun, carry_out
 from common.training.tracking import read_metrics
 from prompt_task.command_line import read_command
@@ -30,6 +31,9 @@ from sum_task.meteor import require_wordnet
 from tests.tiny_runs import TINY, as_typed
 
 ROOT = Path(sweep.__file__).resolve().parent.parent
+
+
+ADVICE = "--output=elsewhere"
 
 
 def call(monkeypatch, capsys, *words):
@@ -224,25 +228,41 @@ class TestStates:
         (tmp_path / "far" / "checkpoints" / "step-000003").mkdir(parents=True)
         (tmp_path / "far" / "checkpoints" / "step-000003" / "state.json").write_text("{}")
         texts = {
-            name: sweep.state_of(tmp_path / name, self.options(), self.TASK).text
+            name: sweep.state_of(tmp_path / name, self.options(), self.TASK, ADVICE).text
             for name in ("whole", "begun", "far", "new")
         }
         assert texts == {"whole": "complete", "begun": "starts", "far": "goes on", "new": "starts"}
 
     def test_what_changes_no_result_may_differ(self, tmp_path):
         self.write(tmp_path, True)
-        assert sweep.state_of(tmp_path, self.options("device=cuda", "save_steps=7"), self.TASK).text == "complete"
+        options = self.options("device=cuda", "save_steps=7")
+        assert sweep.state_of(tmp_path, options, self.TASK, ADVICE).text == "complete"
 
     def test_a_run_with_other_options_is_neither_complete_nor_overwritten(self, tmp_path):
         self.write(tmp_path, True)
-        state = sweep.state_of(tmp_path, self.options("learning_rate=0.5"), self.TASK)
+        state = sweep.state_of(tmp_path, self.options("learning_rate=0.5"), self.TASK, ADVICE)
         assert (state.to_run, state.is_wrong) == (False, True)
         assert "learning_rate was 5e-05, is 0.5" in state.text
 
     def test_damaged_results_are_named(self, tmp_path):
         self.write(tmp_path, False)
         (tmp_path / "results.json").write_text("{")
-        assert sweep.state_of(tmp_path, self.options(), self.TASK).is_wrong
+        assert sweep.state_of(tmp_path, self.options(), self.TASK, ADVICE).is_wrong
+
+
+def test_a_sweep_that_differs_in_one_value_alone_is_told_where_to_lie(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "s"
+    command = ["fsc", "--seeds=0", f"--output={output}", "agg_func=max"]
+    folder = output / "sst-2" / "agg_func=max" / "seed-0"
+    options = read_command(["agg_func=max", "random_seed=0", "dataset_seed=0"]).options
+    folder.mkdir(parents=True)
+    RunFolder(folder).write_config(options, [])
+    code, out, _ = call(monkeypatch, capsys, *command, "learning_rate=0.5", "--dry-run")
+    assert "learning_rate was 5e-05, is 0.5" in out
+    place = f"{output}-agg_func=max,learning_rate=0.5"
+    assert f"; a sweep of its own lies elsewhere: --output={place}" in out
+    code, out, _ = call(monkeypatch, capsys, *command, "learning_rate=0.5", "--dry-run", f"--output={place}")
+    assert code == 0 and "seed-0: starts" in out
 
 
 def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path, monkeypatch, capsys):
