@@ -213,7 +213,7 @@ def token_rewards(
         inputs = {
             name: batch[name].to(model.device) for name in ("prompt_ids", "prompt_mask", "reply_ids", "reply_mask")
         }
-        found = model.reply_rewards(**inputs).float().cpu()
+        found = model(replies=inputs).float().cpu()
         for b, k in batch["reply_mask"].any(-1).nonzero().tolist():
             length = int(batch["reply_mask"][b, k].sum())
             rewards.append(found[b, k, :length])

@@ -42,7 +42,7 @@ from common.token_reward_model import TokenRewardModel
 from common.training.capacity import check_memory
 from common.training.command_line import read_yaml
 from common.training.files import write_folder_atomic
-from common.training.launcher import honour_launcher
+from common.training.launcher import check_wrapped, honour_launcher
 from common.training.run import Run, open_run
 from common.training.run_options import RunOptions
 from common.training.runtime import describe
@@ -84,6 +84,7 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
         )  # fmt: skip
     if settings.run.stage != "reward":
         settings.policy.accumulation(run.engine.count)
+    check_wrapped(run.engine.accelerator)
     arguments = training_arguments(settings.reward, run)
     preferences = load_preferences(columns=settings.columns.names, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))

@@ -100,11 +100,10 @@ class PolicyTrainer:
         with Progress(settings.max_train_steps, "policy learning", initial=self.steps_done) as bar:
             while not self._is_over:
                 if self._reward_is_due():
-                    with bar.paused():
+                    with bar.paused(), self._rate.paused():
                         self.reward_trainer.run_round(after_step, lambda: checkpointer.stop_requested)
                     self._round_at = self.steps_done
                     after_step(due=checkpointer.periodic)
-                    self._rate = Rate(self.steps_done)
                 step = self.steps_done + 1
                 loss = self._step(step)
                 self.steps_done = step
@@ -161,8 +160,9 @@ class PolicyTrainer:
         weights = token_weights(rewards, mask, settings.token_guidance)
         if settings.reinforce_baseline:
             weights = leave_one_out_by_position(weights, mask, len(weights))
-        policy_loss = reinforce_loss(rollout.logits, tokens, weights, mask)
-        entropy_loss = negative_entropy(rollout.logits, mask)
+        known = torch.ones(tokens.shape, dtype=torch.bool)  # on the CPU, which then waits for no device to know it
+        policy_loss = reinforce_loss(rollout.logits, tokens, weights, known)
+        entropy_loss = negative_entropy(rollout.logits, known)
         loss = policy_loss + settings.max_entropy_coeff * entropy_loss
         self.stepper.backward(loss)
         norm, values = self.stepper.step(loss, policy_loss, -entropy_loss, rewards.mean())

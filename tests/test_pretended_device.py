@@ -186,7 +186,7 @@ def test_prompts(world, tmp_path, waits, kind, reward_step):
     )  # fmt: skip
     assert "pretended GPU" in run_prompts(command)["hardware"]
     del waits.counts["PolicyTrainer._step"][0]  # it writes a log line
-    held = {"PolicyTrainer._step": 5, "RewardTrainer._step": reward_step, "PromptPolicy.sample": 1}
+    held = {"PolicyTrainer._step": 3, "RewardTrainer._step": reward_step, "PromptPolicy.sample": 1}
     assert waits.most() == held, waits.mode.waits
 
 

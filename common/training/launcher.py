@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from accelerate import Accelerator
+
 from common.errors import UserError
 from common.training.settings import TaskSettings
 
@@ -63,6 +65,21 @@ def honour_launcher(settings: S, defaults: Mapping[str, Any], plain_forward: boo
                 f"{name}: {own[name]} here and {value} for accelerate contradict each other; set one of them"
             )
     return settings.replaced(**asked) if asked else settings
+
+
+def check_wrapped(accelerator: Accelerator) -> None:
+    """Refuse to go on where accelerate was asked to wrap models and does not, as of FSDP on CPUs or in one process.
+
+    Raises:
+        UserError: it is so.
+    """
+    kind = accelerator.distributed_type.value
+    for variable, name in WRAPPERS.items():
+        if _is_on(variable) and kind != name.upper():
+            raise UserError(
+                f"accelerate: {name} was asked for, and accelerate does without it here ({kind}); it needs several "
+                "processes, each with a GPU"
+            )
 
 
 def _is_on(variable: str) -> bool:

@@ -1,9 +1,11 @@
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
+from accelerate.utils import DistributedType
 
 from common.errors import UserError
-from common.training.launcher import honour_launcher
+from common.training.launcher import check_wrapped, honour_launcher
 from common.training.settings import TaskSettings, setting
 
 
@@ -78,3 +80,15 @@ def test_what_wraps_a_model_is_left_to_a_plain_forward_pass(monkeypatch, variabl
     assert honour_launcher(settings(), DEFAULTS, plain_forward=True) == settings()
     with pytest.raises(UserError, match="turn it off"):
         honour_launcher(settings(), DEFAULTS)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_wrapper_that_accelerate_passes_over_is_refused(monkeypatch, variable):
+    # As accelerate does with FSDP for processes on CPUs: it is asked for, and the models stay whole.
+    here = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+    check_wrapped(here)
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match=r"was asked for, and accelerate does without it here \(MULTI_CPU\)"):
+        check_wrapped(here)
+    kind = DistributedType.FSDP if "FSDP" in variable else DistributedType.DEEPSPEED
+    check_wrapped(SimpleNamespace(distributed_type=kind))
