@@ -9,7 +9,16 @@ import yaml
 from common.errors import UserError
 from common.training import run_folder
 from common.training.checkpoint import StateTree, save_checkpoint
-from common.training.run_folder import RunFolder, check_same_options, environment, git_commit, open_run_folder
+from common.training.lock import alone_in
+from common.training.run_folder import (
+    RunFolder,
+    check_same_options,
+    environment,
+    folders_made,
+    git_commit,
+    open_run_folder,
+    start_undone,
+)
 
 
 def start(path, complete=False, checkpoints=(), **options):
@@ -186,3 +195,23 @@ def test_options_that_change_results_cannot_change_on_the_way(tmp_path):
     assert "old was 1, is None" in str(caught.value)
     assert "new was None, is 2" in str(caught.value)
     assert "folder" not in str(caught.value).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_start_that_fails_leaves_nothing_and_one_that_learnt_something_stays(tmp_path, learnt):
+    folder = RunFolder(tmp_path / "a" / "b" / "run")
+    with pytest.raises(UserError), folders_made(folder.path.parent), alone_in(folder.path), start_undone(folder):
+        folder.prepare()
+        folder.write_config({}, [])
+        folder.metrics.write_text("{}\n" if learnt else "")
+        raise UserError("no")
+    assert folder.path.exists() == learnt
+    assert (content(tmp_path) == []) == (not learnt)
+
+
+def test_what_was_there_before_a_failed_start_stays(tmp_path):
+    (tmp_path / "a" / "run").mkdir(parents=True)
+    folder = RunFolder(tmp_path / "a" / "run")
+    with pytest.raises(UserError), folders_made(folder.path.parent), start_undone(folder):
+        raise UserError("no")
+    assert content(tmp_path) == ["a", "a/run"]
