@@ -104,7 +104,8 @@ def open_run_folder(path: Path, *, overwrite: bool = False, resume: bool = False
     if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):  # found now and not after the models are loaded
         raise UserError(f"output folder '{path}' cannot be written: '{there}' is not writable")
     try:
-        occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        # What was being written when the disk became read-only, or at a kill, is nothing.
+        occupied = path.exists() and (not path.is_dir() or any(p.suffix != ".partial" for p in path.iterdir()))
         if not occupied:
             return folder
         if not _holds_run(folder):
