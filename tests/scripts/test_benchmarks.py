@@ -133,6 +133,7 @@ def test_exponent_of_proportional_times_is_one():
     assert throughput_curve.exponent(points) == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_pool_runs_on_the_built_in_models(tmp_path, capsys):
     output = tmp_path / "pool.json"
     short = ["max_train_steps=2", "rew_max_train_steps=2", "rew_num_train_epochs=1", "rew_validation_batches=1"]

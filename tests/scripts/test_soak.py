@@ -94,6 +94,7 @@ sys.exit(int(sys.argv[3]) if folder.name == "broken" else 0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "different"), [("same", []), ("other", ["out"])])
 def test_a_killed_run_is_compared_with_one_that_was_not(tmp_path, text, different):
     command = words(text, 0)
@@ -103,6 +104,7 @@ def test_a_killed_run_is_compared_with_one_that_was_not(tmp_path, text, differen
     assert (tmp_path / "soak" / "memory.csv").read_text().startswith("run,seconds,life,mib")
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_its_memory_kept(tmp_path):
     with pytest.raises(RuntimeError, match=r"broken' failed with exit code 3; .*broken.log"):
         soak.soak(words("same", 3), tmp_path / "soak", 0, seed=0, between=(1, 2))
