@@ -27,6 +27,7 @@ from chat_task.settings import RewardSettings
 from chat_task.trainer_in_run import RunCallback, TrainerInRun, TrainerStage
 from common.errors import UserError, nearest
 from common.intervals import Answers, interval_figures, interval_results
+from common.language_models.evaluation_mode import evaluation_mode
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading, padded
 from common.segments import fit_location_normalizer, spread_segments
@@ -205,20 +206,18 @@ def token_rewards(
     model: TokenRewardModel, sets: Sequence[EncodedSet], batch_size: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Rewards (T,) of the tokens of all replies, one set after the other, and where they are read (T,)."""
-    was_training = model.training
-    model.eval()
     rewards, ends = [], []
-    for first in range(0, len(sets), batch_size):
-        batch = collate(sets[first : first + batch_size])
-        inputs = {
-            name: batch[name].to(model.device) for name in ("prompt_ids", "prompt_mask", "reply_ids", "reply_mask")
-        }
-        found = model(replies=inputs).float().cpu()
-        for b, k in batch["reply_mask"].any(-1).nonzero().tolist():
-            length = int(batch["reply_mask"][b, k].sum())
-            rewards.append(found[b, k, :length])
-            ends.append(batch["ends"][b, k, :length])
-    model.train(was_training)
+    with evaluation_mode(model):
+        for first in range(0, len(sets), batch_size):
+            batch = collate(sets[first : first + batch_size])
+            inputs = {
+                name: batch[name].to(model.device) for name in ("prompt_ids", "prompt_mask", "reply_ids", "reply_mask")
+            }
+            found = model(replies=inputs).float().cpu()
+            for b, k in batch["reply_mask"].any(-1).nonzero().tolist():
+                length = int(batch["reply_mask"][b, k].sum())
+                rewards.append(found[b, k, :length])
+                ends.append(batch["ends"][b, k, :length])
     return rewards, ends
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from common.integrations.trl import prompt_tokens
+from common.language_models.evaluation_mode import evaluation_mode
 from common.reply_rewards import ReplyRewards
 
 Judge = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
@@ -61,27 +62,26 @@ def write_replies(
         batch_size: replies that are written at once.
         judge: see `Judge`.
     """
-    was_training, device = model.training, model.device
-    model.eval()
+    device = model.device
     tokens, paid_tokens, texts, scores = [], [], [], []
-    for start in range(0, len(prompts), batch_size):
-        prompt_ids, prompt_mask = (
-            part.to(device) for part in prompt_tokens(tokenizer, prompts[start : start + batch_size])
-        )
-        whole = model.generate(
-            input_ids=prompt_ids, attention_mask=prompt_mask, do_sample=False, eos_token_id=list(end_token_ids),
-            max_new_tokens=max_reply_length, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        ids = whole[:, prompt_ids.shape[1] :]
-        ended = torch.isin(ids, torch.tensor(list(end_token_ids), device=device)).long()
-        mask = (ended.cumsum(-1) - ended == 0).long()  # up to the first end token, with it
-        paid = rewards(prompt_ids, ids, (prompt_mask, mask), end_token_ids)
-        scores += paid.scores.tolist()
-        for row_ids, row_rewards, row_mask in zip(ids, paid.rewards, mask.bool(), strict=True):
-            reply = row_ids[row_mask].tolist()
-            tokens.append([tokenizer.decode([token]) for token in reply])
-            paid_tokens.append(row_rewards[row_mask].tolist())
-            texts.append(tokenizer.decode(reply, skip_special_tokens=True))
-    model.train(was_training)
+    with evaluation_mode(model):
+        for start in range(0, len(prompts), batch_size):
+            prompt_ids, prompt_mask = (
+                part.to(device) for part in prompt_tokens(tokenizer, prompts[start : start + batch_size])
+            )
+            whole = model.generate(
+                input_ids=prompt_ids, attention_mask=prompt_mask, do_sample=False, eos_token_id=list(end_token_ids),
+                max_new_tokens=max_reply_length, pad_token_id=tokenizer.pad_token_id,
+            )  # fmt: skip
+            ids = whole[:, prompt_ids.shape[1] :]
+            ended = torch.isin(ids, torch.tensor(list(end_token_ids), device=device)).long()
+            mask = (ended.cumsum(-1) - ended == 0).long()  # up to the first end token, with it
+            paid = rewards(prompt_ids, ids, (prompt_mask, mask), end_token_ids)
+            scores += paid.scores.tolist()
+            for row_ids, row_rewards, row_mask in zip(ids, paid.rewards, mask.bool(), strict=True):
+                reply = row_ids[row_mask].tolist()
+                tokens.append([tokenizer.decode([token]) for token in reply])
+                paid_tokens.append(row_rewards[row_mask].tolist())
+                texts.append(tokenizer.decode(reply, skip_special_tokens=True))
     judged = None if judge is None else [float(value) for value in judge(prompts, texts)]
     return Replies(texts, tokens, paid_tokens, scores, judged)

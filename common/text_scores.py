@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from common.errors import UserError
+from common.language_models.evaluation_mode import evaluation_mode
 from common.language_models.pretrained import load_pretrained
 from common.language_models.replies import ReplyFormat, Text
 from common.language_models.token_carry import Span
@@ -64,7 +65,7 @@ def score_texts(
     sources = [""] * len(texts) if sources is None else sources
     if len(sources) != len(texts):
         raise ValueError(f"sources: {len(sources)} of them for {len(texts)} texts")
-    folder, was_training = model.name_or_path, model.training
+    folder = model.name_or_path
     if not folder:
         raise UserError("texts need a tokenizer: save the reward model with its own, and load that folder")
     reply_format = ReplyFormat.load(folder, model.is_encoder_decoder)
@@ -73,32 +74,31 @@ def score_texts(
     if normalized and reading.normalizer is None:
         raise ValueError("normalized: the reward model has no fitted normaliser")
     entropy_model = load_entropy_model(reading, model.is_encoder_decoder, model.device)
-    model.eval()
     scored: list[ScoredText] = []
     cut = 0
-    for first in range(0, len(texts), batch_size):
-        rows = range(first, min(first + batch_size, len(texts)))
-        replies = [reply_format.encode_reply(sources[i], texts[i], with_spans=True) for i in rows]
-        prompts = [reply_format.encode_prompt(sources[i]) for i in rows]
-        cut += sum(reply.cut or prompt[1] for reply, prompt in zip(replies, prompts, strict=True))
-        prompt_ids, prompt_mask = padded([prompt[0] for prompt in prompts], model.device)
-        ids, mask = padded([reply.ids for reply in replies], model.device)
-        raw = model.reply_rewards(prompt_ids, prompt_mask, ids.unsqueeze(1), mask.unsqueeze(1).bool()).squeeze(1)
-        entropies = None
-        if entropy_model is not None:
-            entropies = reply_entropies(entropy_model, prompt_ids, ids, (prompt_mask, mask))
-        unread = [len(reply.ids) - 1 if reply.has_end and not reads_ends else -1 for reply in replies]
-        last = torch.tensor(unread, device=ids.device)
-        is_end = torch.arange(ids.shape[1], device=ids.device) == last.unsqueeze(1)
-        ends = segment_ends(reading.granularity, mask, is_end, entropies, reading.cut)
-        scores = raw.masked_fill(~ends, 0).sum(-1) / ends.sum(-1)
-        if normalized and reading.normalizer is not None:
-            raw = reading.normalizer(raw, ends)
-        shown = spread_segments(raw, ends, mask.bool(), spread)
-        for reply, rewards, score in zip(replies, shown.tolist(), scores.tolist(), strict=True):
-            tokens = [reply_format.tokenizer.decode([token]) for token in reply.ids]
-            scored.append(ScoredText(tokens, list(reply.spans), rewards[: len(reply.ids)], score))
-    model.train(was_training)
+    with evaluation_mode(model):
+        for first in range(0, len(texts), batch_size):
+            rows = range(first, min(first + batch_size, len(texts)))
+            replies = [reply_format.encode_reply(sources[i], texts[i], with_spans=True) for i in rows]
+            prompts = [reply_format.encode_prompt(sources[i]) for i in rows]
+            cut += sum(reply.cut or prompt[1] for reply, prompt in zip(replies, prompts, strict=True))
+            prompt_ids, prompt_mask = padded([prompt[0] for prompt in prompts], model.device)
+            ids, mask = padded([reply.ids for reply in replies], model.device)
+            raw = model.reply_rewards(prompt_ids, prompt_mask, ids.unsqueeze(1), mask.unsqueeze(1).bool()).squeeze(1)
+            entropies = None
+            if entropy_model is not None:
+                entropies = reply_entropies(entropy_model, prompt_ids, ids, (prompt_mask, mask))
+            unread = [len(reply.ids) - 1 if reply.has_end and not reads_ends else -1 for reply in replies]
+            last = torch.tensor(unread, device=ids.device)
+            is_end = torch.arange(ids.shape[1], device=ids.device) == last.unsqueeze(1)
+            ends = segment_ends(reading.granularity, mask, is_end, entropies, reading.cut)
+            scores = raw.masked_fill(~ends, 0).sum(-1) / ends.sum(-1)
+            if normalized and reading.normalizer is not None:
+                raw = reading.normalizer(raw, ends)
+            shown = spread_segments(raw, ends, mask.bool(), spread)
+            for reply, rewards, score in zip(replies, shown.tolist(), scores.tolist(), strict=True):
+                tokens = [reply_format.tokenizer.decode([token]) for token in reply.ids]
+                scored.append(ScoredText(tokens, list(reply.spans), rewards[: len(reply.ids)], score))
     if cut:
         logger.warning(
             "texts that were cut: %d of %d; a reply of this model ends after %d tokens, a prompt begins %d before it",

@@ -21,7 +21,7 @@ from common.training.engine import Engine
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Purpose, seed_global
-from common.training.ranking_figures import RankingFigures
+from common.training.ranking_figures import RankingFigures, in_words
 from common.training.runtime import Runtime
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
@@ -213,11 +213,7 @@ class RewardTrainer:
         figures["reward/skipped_steps"] = self.stepper.skipped
         figures["perf/reward_steps_per_second"] = self._rate.steps_per_second(self.steps_done)
         step = current.epochs_done * self.steps_per_epoch
-        dev_loss, dev_accuracy = figures["reward/dev_loss"], figures["reward/dev_rank_accuracy"]
-        logger.info(
-            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-            self.rounds_done, step, dev_loss, dev_accuracy, figures.get("reward/dev_swap_accuracy", math.nan),
-        )  # fmt: skip
+        logger.info("reward learning, round %d, step %d: %s", self.rounds_done, step, in_words(figures))
         if current.plateau.update(figures["reward/dev_loss"], step):
             current.chosen = {name: value for name, value in figures.items() if name.startswith("reward/dev_")}
         self.log.log("reward", self.rounds_done, step, **figures)

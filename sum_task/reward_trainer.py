@@ -19,7 +19,7 @@ from common.training.engine import Engine
 from common.training.plateau import Plateau
 from common.training.progress import Progress, Rate
 from common.training.random_keys import Key, Purpose, keyed_generator, seed_global
-from common.training.ranking_figures import RankingFigures, ratio
+from common.training.ranking_figures import RankingFigures, in_words, ratio
 from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from common.transfers import fetch
@@ -173,11 +173,7 @@ class RewardTrainer:
     def _validated(self, current: "_Round", validation: list[RankedSummaries]) -> dict[str, float]:
         """Figures on held-out summaries, of which rate, early stopping and best weights take note."""
         found = self._validate(validation)
-        logger.info(
-            "reward learning, round %d, step %d: dev loss %.4f, rank accuracy %.3f, swap accuracy %.3f",
-            self.rounds_done, current.steps, found["reward/dev_loss"], found["reward/dev_rank_accuracy"],
-            found.get("reward/dev_swap_accuracy", math.nan),
-        )  # fmt: skip
+        logger.info("reward learning, round %d, step %d: %s", self.rounds_done, current.steps, in_words(found))
         if current.plateau.update(found["reward/dev_loss"], current.steps):
             current.chosen = found
         return found

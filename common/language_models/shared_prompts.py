@@ -84,21 +84,19 @@ class Layout:
     owners: Tensor
 
     def __post_init__(self) -> None:
-        self.longest_prompt, self.longest_reply = int(self.prompts.max()), int(self.replies.max())
-        self.prompt_tokens = int(self.prompts.sum())
+        ends = [end for lengths in (self.prompts, self.replies) for end in (lengths.max(), lengths.sum())]
+        self.longest_prompt, self.prompt_tokens, self.longest_reply, reply_tokens = torch.stack(ends).tolist()
         lengths = torch.cat([self.prompts, self.replies])
         self.starts = lengths.cumsum(0) - lengths  # (B + N,)
         # Places of the padded tables (B, P) and (N, R) in the row, and which of them are real.
-        self.prompt_real, self.prompt_places = self._table(self.prompts, self.starts[: len(self.prompts)])
-        self.reply_real, self.reply_places = self._table(self.replies, self.starts[len(self.prompts) :])
+        self.prompt_real, self.prompt_places = _places(
+            self.prompts, self.longest_prompt, self.starts[: len(self.prompts)]
+        )
+        self.reply_real, self.reply_places = _places(self.replies, self.longest_reply, self.starts[len(self.prompts) :])
         self._masks: dict[int | None, Tensor] = {}
-        self.is_even = bool(self.prompt_real.all()) and bool(self.reply_real.all())
-
-    @staticmethod
-    def _table(lengths: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        columns = torch.arange(int(lengths.max()), device=lengths.device)
-        real = columns < lengths.unsqueeze(1)
-        return real, (starts.unsqueeze(1) + columns).masked_fill(~real, 0)
+        self.is_even = self.prompt_tokens == self.longest_prompt * len(
+            self.prompts
+        ) and reply_tokens == self.longest_reply * len(self.replies)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -149,6 +147,13 @@ class Layout:
         if window is not None:
             seen &= queries - keys < window
         return seen.unsqueeze(1)
+
+
+def _places(lengths: Tensor, longest: int, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, longest): which columns of the N sequences are real, and where in the row each stands."""
+    columns = torch.arange(longest, device=lengths.device)
+    real = columns < lengths.unsqueeze(1)
+    return real, (starts.unsqueeze(1) + columns).masked_fill(~real, 0)
 
 
 def shared_prompt_attention(

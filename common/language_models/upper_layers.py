@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from common.errors import UserError
 from common.language_models.capabilities import probe_ids
+from common.language_models.evaluation_mode import evaluation_mode
 
 
 def train_upper_layers(model: PreTrainedModel, count: int | None) -> None:
@@ -60,14 +61,12 @@ def _order_of_work(model: PreTrainedModel) -> dict[nn.Module, int]:
         order[module] = len(order)
 
     handles = [module.register_forward_hook(note) for module in model.modules()]
-    was_training = model.training
-    model.eval()
     try:
         ids = probe_ids(model)
         targets = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-        model(input_ids=ids, use_cache=False, **targets)
+        with evaluation_mode(model):
+            model(input_ids=ids, use_cache=False, **targets)
     finally:
         for handle in handles:
             handle.remove()
-        model.train(was_training)
     return order

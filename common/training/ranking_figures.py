@@ -1,6 +1,7 @@
 """Figures of reward learning, summed over batches and processes before they are divided."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -157,3 +158,11 @@ def _from_mean(values: Tensor) -> Tensor:
 def ratio(value: float, count: float) -> float:
     """value / count, NaN where there is nothing to divide by."""
     return value / count if count else math.nan
+
+
+def in_words(held_out: Mapping[str, float]) -> str:
+    """The figures of a validation that a log line says."""
+    return (
+        f"dev loss {held_out['reward/dev_loss']:.4f}, rank accuracy {held_out['reward/dev_rank_accuracy']:.3f}, "
+        f"swap accuracy {held_out.get('reward/dev_swap_accuracy', math.nan):.3f}"
+    )
