@@ -106,7 +106,7 @@ def measure(case: Case, setting: SumSetting, seed: int, folder: Path, profiled: 
             run_all, at_once = project.reward_steps, project.reward_trainer.ranker.at_once
         else:
             run = project.policy_step if case.step == "policy" else project.later_policy_step
-        ranked, name = project.reward_trainer.ranker, "preference"
+        ranked, name = project.reward_trainer.ranker.preference, "of_rows"
     if run is not None:
         run_all = functools.partial(_one_by_one, run)
     chosen = _evenly(batches, case.count, setting)
