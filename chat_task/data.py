@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chat_task.ranking_rows import Columns, RankingSet, ranking_set
@@ -46,6 +46,7 @@ def load_preferences(
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     bad_rows: str = "error",
+    pairs_per_set: int | None = None,
     seed: int = 0,
 ) -> Preferences:
     """Load preferences and hold some prompts out.
@@ -59,7 +60,8 @@ def load_preferences(
             training rows are held out, drawn with `seed`.
         max_train_samples, max_eval_samples: at most so many sets of each, the first after the draw.
         bad_rows: ``error``: the first one ends it; ``skip``: the rest goes on.
-        seed: which prompts are held out, and which sets stay where there are more than may be.
+        pairs_per_set: see `pairs_of_sets`; of the training sets that are kept.
+        seed: which prompts are held out, and which sets and pairs stay where there are more than may be.
 
     Raises:
         UserError: something cannot be read, a row is bad and `bad_rows` is ``error``, or a side has no row.
@@ -85,7 +87,12 @@ def load_preferences(
     for side, items in (("train", train), ("validation", validation)):
         if not items:
             raise UserError(f"{name}: no ranking set for {side} ({len(sets)} usable rows, {len(bad)} left out)")
-    return Preferences(_draw(train, max_train_samples, seed), _draw(validation, max_eval_samples, seed), bad)
+    train = _draw(train, max_train_samples, seed)
+    if pairs_per_set is not None:
+        train = pairs_of_sets(train, pairs_per_set, seed)
+        if not train:
+            raise UserError(f"pairs_per_set: no two replies of a training set of {name} have different scores")
+    return Preferences(train, _draw(validation, max_eval_samples, seed), bad)
 
 
 def prompt_key(item: RankingSet) -> str:
@@ -101,6 +108,20 @@ def split_by_prompt(sets: Sequence[RankingSet], share: float, seed: int) -> tupl
     keys = sorted({prompt_key(item) for item in sets}, key=lambda key: _hash(key, seed))
     held = set(keys[: max(1, round(share * len(keys)))]) if len(keys) > 1 else set()
     return [s for s in sets if prompt_key(s) not in held], [s for s in sets if prompt_key(s) in held]
+
+
+def pairs_of_sets(sets: Sequence[RankingSet], count: int, seed: int) -> list[RankingSet]:
+    """Rankings taken apart as pairwise trainers take them: of each at most `count` pairs of different score, drawn."""
+    found = []
+    for item in sets:
+        places = range(len(item.replies))
+        pairs = [(i, j) for i in places for j in places if item.scores[i] > item.scores[j]]
+        pairs.sort(key=lambda pair: _hash(f"{prompt_key(item)} {pair}", seed))
+        for pair in pairs[:count]:
+            replies, scores = tuple(item.replies[k] for k in pair), tuple(item.scores[k] for k in pair)
+            spans = item.spans and tuple(item.spans[k] for k in pair)
+            found.append(replace(item, replies=replies, scores=scores, spans=spans))
+    return found
 
 
 def _sets(name: str, rows: Iterator[Located], columns: Columns, bad_rows: str, bad: list[str]) -> list[RankingSet]:

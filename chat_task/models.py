@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from chat_task.ranked_sets import EncodedSet
-from chat_task.reward_stage import token_rewards
+from chat_task.ranked_sets import EncodedSet, collate
 from chat_task.settings import ChatSettings, ModelSettings, TextSettings
 from common.data_files import read_text
 from common.errors import UserError
 from common.language_models.adapters import add_adapters
 from common.language_models.capabilities import position_limits
+from common.language_models.evaluation_mode import evaluation_mode
 from common.language_models.pretrained import enable_checkpointing, load_pretrained, load_tokenizer
 from common.language_models.replies import ReplyFormat
 from common.language_models.upper_layers import train_upper_layers
@@ -86,7 +86,11 @@ def check_head(model: TokenRewardModel, sets: Sequence[EncodedSet]) -> None:
     units: Any = model.head
     reacting: list[bool] = []
     handle = units[1].register_forward_hook(lambda _, given, output: reacting.append(bool(output.any())))
-    token_rewards(model, sets, batch_size=1)
+    names = ("prompt_ids", "prompt_mask", "reply_ids", "reply_mask")
+    with evaluation_mode(model):
+        for item in sets:
+            batch = collate([item])
+            model(replies={name: batch[name].to(model.device) for name in names})
     handle.remove()
     if not any(reacting):
         width = units[0].in_features

@@ -21,8 +21,8 @@ from chat_task.evaluation import (
     ranking_figures,
 )
 from chat_task.marked_errors import marked_table, span_figures
-from chat_task.ranked_sets import EncodedSet, EncodedSets, collate
-from chat_task.reward_trainer import TokenRewardTrainer
+from chat_task.ranked_sets import EncodedSets, collate
+from chat_task.reward_trainer import TokenRewardTrainer, joined
 from chat_task.settings import RewardSettings
 from chat_task.trainer_in_run import RunCallback, TrainerInRun, TrainerStage
 from common.errors import UserError, nearest
@@ -121,9 +121,7 @@ class RewardStage(TrainerStage):
 
     def evaluate(self) -> Found:
         """Everything about the held-out sets; every process finds the same."""
-        output = self.trainer.predict(self._validation)
-        table = np.asarray(output.predictions)
-        rewards, ends = token_rewards(self.model, self._validation, self._settings.per_device_eval_batch_size)
+        loss, table, rewards, ends = self._read()
         per_set = self._shown(rewards, ends)
         try:
             padded_rewards, padded_ends = (pad_sequence(rows, batch_first=True) for rows in (rewards, ends))
@@ -136,7 +134,7 @@ class RewardStage(TrainerStage):
         bins, calibration_error = calibration(table)
         by_length = by_length_difference(table, prefers_longer)
         figures |= {
-            "loss": output.metrics["test_loss"],
+            "loss": loss,
             "length_only_accuracy": by_length[0]["length alone"],
             "calibration_error": calibration_error,
         }
@@ -147,11 +145,35 @@ class RewardStage(TrainerStage):
 
     def figures_before(self) -> dict[str, float]:
         """What the model says before it has learnt; of a likelihood head: what the likelihood alone knows."""
-        table = np.asarray(self.trainer.predict(self._validation).predictions)
-        rewards, ends = token_rewards(self.model, self._validation, self._settings.per_device_eval_batch_size)
+        _, table, rewards, ends = self._read()
         spans = self.span_figures(self._shown(rewards, ends))
         figures = {"reward_rank_accuracy_before": ranking_figures(table)["rank_accuracy"]}
         return figures | ({"span_auc_before": spans["span_auc"]} if spans else {})
+
+    @torch.no_grad()
+    def _read(self) -> tuple[float, np.ndarray, list[Tensor], list[Tensor]]:
+        """Reads the held-out replies once.
+
+        Returns:
+            Loss, table of :mod:`chat_task.evaluation`, and for the replies of all sets, one behind the other, the
+            rewards (T,) of their tokens and the places (T,) where they are read.
+        """
+        total, weight = 0.0, 0.0
+        tables, rewards, ends = [], [], []
+        size = self._settings.per_device_eval_batch_size
+        with evaluation_mode(self.model):
+            for first in range(0, len(self._validation), size):
+                batch = collate(self._validation[first : first + size])
+                loss, found = self.trainer.compute_figures(self.model, batch)
+                of_batch = float(batch["weights"].sum())
+                total, weight = total + float(loss) * of_batch, weight + of_batch
+                tables.append(found["table"].cpu().numpy())
+                each = found["rewards"].float().cpu()
+                for b, k in batch["reply_mask"].any(-1).nonzero().tolist():
+                    length = int(batch["reply_mask"][b, k].sum())
+                    rewards.append(each[b, k, :length])
+                    ends.append(batch["ends"][b, k, :length])
+        return total / weight, joined(tables), rewards, ends
 
     def span_figures(
         self, rewards: Sequence[Sequence[Sequence[float]]], lm: PreTrainedModel | None = None
@@ -201,26 +223,6 @@ class RewardStage(TrainerStage):
         return sum(longer) >= 0
 
 
-@torch.no_grad()
-def token_rewards(
-    model: TokenRewardModel, sets: Sequence[EncodedSet], batch_size: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Rewards (T,) of the tokens of all replies, one set after the other, and where they are read (T,)."""
-    rewards, ends = [], []
-    with evaluation_mode(model):
-        for first in range(0, len(sets), batch_size):
-            batch = collate(sets[first : first + batch_size])
-            inputs = {
-                name: batch[name].to(model.device) for name in ("prompt_ids", "prompt_mask", "reply_ids", "reply_mask")
-            }
-            found = model(replies=inputs).float().cpu()
-            for b, k in batch["reply_mask"].any(-1).nonzero().tolist():
-                length = int(batch["reply_mask"][b, k].sum())
-                rewards.append(found[b, k, :length])
-                ends.append(batch["ends"][b, k, :length])
-    return rewards, ends
-
-
 def _logits_before(
     lm: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor, places: Tensor
 ) -> Tensor:
@@ -236,15 +238,9 @@ def _logits_before(
     return torch.stack(rows)
 
 
-def training_arguments(settings: RewardSettings, run: Run) -> TrainingArguments:
-    """The Trainer's own options.
-
-    Raises:
-        UserError: trainer_options are no YAML mapping, name what there is not or what has an option of its own.
-    """
-    precision = settings.mixed_precision
+def learning_options(settings: RewardSettings) -> dict[str, Any]:
+    """What `TrainingArguments` are told of batches, rates and precision."""
     options: dict[str, Any] = {
-        "output_dir": str(run.folder.path / "trainer"),
         "num_train_epochs": settings.num_train_epochs,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "per_device_eval_batch_size": settings.per_device_eval_batch_size,
@@ -256,20 +252,32 @@ def training_arguments(settings: RewardSettings, run: Run) -> TrainingArguments:
         "adam_beta1": 0.9,
         "adam_beta2": 0.95,
         "max_grad_norm": settings.max_grad_norm,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
+        "bf16": settings.mixed_precision == "bf16",
+        "fp16": settings.mixed_precision == "fp16",
         "logging_steps": settings.log_every,
-        "eval_strategy": "steps" if settings.eval_steps else "no",
-        "eval_steps": settings.eval_steps or None,
         "seed": settings.seed,
-        "use_cpu": run.runtime.device.type == "cpu",
-        "save_strategy": "no",  # checkpoints are the run's, see RunCallback
-        "save_total_limit": run.options.keep_checkpoints + 1,
         "report_to": "none",
         "disable_tqdm": True,  # progress is shown as in all runs
     }
     if settings.lr_scheduler_type == "cosine_with_min_lr":
         options["lr_scheduler_kwargs"] = {"min_lr_rate": 0.1}
+    return options
+
+
+def training_arguments(settings: RewardSettings, run: Run) -> TrainingArguments:
+    """The Trainer's own options.
+
+    Raises:
+        UserError: trainer_options are no YAML mapping, name what there is not or what has an option of its own.
+    """
+    options: dict[str, Any] = learning_options(settings) | {
+        "output_dir": str(run.folder.path / "trainer"),
+        "eval_strategy": "steps" if settings.eval_steps else "no",
+        "eval_steps": settings.eval_steps or None,
+        "use_cpu": run.runtime.device.type == "cpu",
+        "save_strategy": "no",  # checkpoints are the run's, see RunCallback
+        "save_total_limit": run.options.keep_checkpoints + 1,
+    }
     try:
         more = yaml.safe_load(settings.trainer_options or "{}")
     except yaml.YAMLError:

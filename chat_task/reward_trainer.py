@@ -130,8 +130,8 @@ class TokenRewardTrainer(Trainer):
             loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
         table = _table(rewards.detach(), scores.detach(), inputs, self._bound)
         if model.training:
-            self._since_log = _joined([self._since_log, table.cpu().numpy()])
-        return (loss, {"table": table}) if return_outputs else loss
+            self._since_log = joined([self._since_log, table.cpu().numpy()])
+        return (loss, {"table": table, "rewards": rewards}) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         """The weight of all sets of an optimizer step, in all processes."""
@@ -147,10 +147,14 @@ class TokenRewardTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Loss of a batch, and the figures of its replies in place of logits."""
+        loss, found = self.compute_figures(model, inputs)
+        return loss.detach(), found["table"], inputs["preferences"].nan_to_num(-1)
+
+    def compute_figures(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch, ``table`` (B, K, len(FIELDS)) and ``rewards`` (B, K, R), in the run's precision."""
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        return loss.detach(), outputs["table"], inputs["preferences"].nan_to_num(-1)
+            return self.compute_loss(model, inputs, return_outputs=True)
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """The Trainer's figures, with the rank accuracy of the batches since the last time beside a training loss."""
@@ -223,7 +227,7 @@ def _metrics(prediction: EvalPrediction) -> dict[str, float]:
     return ranking_figures(np.asarray(prediction.predictions))
 
 
-def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:
+def joined(tables: Sequence[np.ndarray]) -> np.ndarray:
     """Tables of sets of different size, one below the other."""
     most = max(table.shape[1] for table in tables)
     padding = [np.pad(t, ((0, 0), (0, most - t.shape[1]), (0, 0)), constant_values=MISSING) for t in tables]

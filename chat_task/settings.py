@@ -34,6 +34,7 @@ class DataSettings:
     max_train_samples: int | None = setting(minimum=1)
     max_eval_samples: int | None = setting(minimum=1)
     bad_rows: str = setting(choices=BAD_ROWS)
+    pairs_per_set: int | None = setting(minimum=1)
     seed: int = setting(minimum=0, maximum=2**32 - 1)
 
 

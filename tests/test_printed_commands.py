@@ -442,7 +442,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "TOPICS.jsonl").write_text("\n".join(dict.fromkeys(lines)))
     (place / "OTHERS.jsonl").write_text("\n".join(json.dumps({"text": f"{n}", "label": n}) for n in range(4)))
     written_runs.prompt_run(place / "outputs" / "sweep" / "fsc" / "sst-2" / "seed-0", 0.9)
-    written_runs.summary_run(place / "outputs" / "sweep" / "sum" / "xsum" / "seed-0", 20.0)
     for folder in ("RUN", "WARM"):
         run_in(place, "python sum_task/run_sum.py", [*small_summary_run([]), f"--output_dir={place / folder}"])
     small = ["--train_file=prefs.jsonl", "--rew_head=likelihood", *small_chat_run([]), "--output_dir=CHAT"]
@@ -503,6 +502,7 @@ def test_a_printed_command_runs_in_its_smallest_form(command, place):
     for name in ("DIR", "outputs/sum", "outputs/fsc", "outputs/sweep/sum", "speed.json"):
         path = place / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    written_runs.summary_run(place / "outputs" / "sweep" / "sum" / "xsum" / "seed-0", 20.0)
     program = PROGRAMS[call.program]
     assert program.prints in run_in(place, command.text, program.small(call.words), program.codes)
 

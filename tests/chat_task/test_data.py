@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pandas
@@ -11,7 +12,7 @@ from chat_task.data import load_preferences, prompt_key, split_by_prompt
 from chat_task.ranking_rows import Columns, ranking_set
 from common.errors import UserError
 
-REAL = Path("/work/shared/data/preferences")
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "preferences"
 USER, GOOD, POOR = ({"role": r, "content": c} for r, c in (("user", "2 + 2?"), ("assistant", "4"), ("assistant", "5")))
 
 
@@ -196,3 +197,29 @@ def test_real_preferences_load_by_column_names_alone(name, columns, rows, replie
         marked = [(len(item.replies[0]), (item.spans or ())[0] or ()) for item in sets]
         assert sum(len(spans) for _, spans in marked) == 887
         assert all(end <= length for length, spans in marked for _, end in spans)
+
+
+def test_rankings_taken_apart_into_pairs(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    options = {"columns": Columns(), "train_file": str(tmp_path / "rows.jsonl"), "validation_share": 0.25}
+    whole = load_preferences(**options)
+    found = load_preferences(pairs_per_set=2, **options)
+    assert found.validation == whole.validation
+    sizes = {item.prompt: len(item.replies) for item in whole.train}
+    counts = Counter(item.prompt for item in found.train)
+    assert counts == {prompt: min(size * (size - 1) // 2, 2) for prompt, size in sizes.items()}
+    of_prompt = {item.prompt: dict(zip(item.replies, item.scores, strict=True)) for item in whole.train}
+    for pair in found.train:
+        assert pair.scores[0] > pair.scores[1]
+        assert [of_prompt[pair.prompt][reply] for reply in pair.replies] == list(pair.scores)
+    other = load_preferences(pairs_per_set=2, seed=1, **options)
+    kept = {item.prompt for item in found.train} & {item.prompt for item in other.train}
+    drawn = [{(item.prompt, item.replies) for item in part.train if item.prompt in kept} for part in (found, other)]
+    assert drawn[0] != drawn[1]
+
+
+def test_rankings_without_a_preference_give_no_pairs(tmp_path):
+    row = {"completions": ["a", "b"], "scores": [1, 1]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": f"{n}", **row}) + "\n" for n in range(4)))
+    with pytest.raises(UserError, match="pairs_per_set: no two replies"):
+        load_preferences(columns=Columns(), train_file=str(tmp_path / "rows.jsonl"), pairs_per_set=2)
