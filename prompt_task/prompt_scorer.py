@@ -1,5 +1,6 @@
 """The sequence-level preference of prompts: how well each lets the task LM classify labelled examples."""
 
+import math
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,14 @@ def check_preference(option: str, spec: str) -> None:
     numbers(f"{option}: '{spec}'", found, (2,))
 
 
+def owners(examples: Sequence[Example], count: int) -> list[int]:
+    """The process that reads each example: by length there and back, so that shares are alike in number and length."""
+    order = sorted(range(len(examples)), key=lambda e: (len(examples[e].text), e))
+    turn = [*range(count), *reversed(range(count))]
+    place_of = {example: place for place, example in enumerate(order)}
+    return [turn[place_of[e] % len(turn)] for e in range(len(examples))]
+
+
 class PromptScorer:
     """Scores prompts on one split and remembers the class probabilities of each (prompt, example).
 
@@ -102,6 +111,7 @@ class PromptScorer:
         self.engine = engine
         self.examples = list(examples)
         self.labels = torch.tensor([example.label for example in examples])
+        self._owners = owners(self.examples, engine.count if engine is not None else 1)
         self.correct_coeff = correct_coeff
         self.incorrect_coeff = incorrect_coeff
         self.preference = preference
@@ -154,9 +164,7 @@ class PromptScorer:
         if engine is None or engine.count == 1:
             yield from zip(pairs, self._read(pairs), strict=True)
             return
-        # A share is whole examples, dealt in order of length: a left-to-right task LM reads each sentence in one place.
-        examples = sorted({e for _, e in pairs}, key=lambda e: (len(self.examples[e].text), e))
-        dealt = {e: place % engine.count for place, e in enumerate(examples)}
+        dealt = self._dealt(sorted({e for _, e in pairs}), engine.count)
         shares = [[pair for pair in pairs if dealt[pair[1]] == rank] for rank in range(engine.count)]
         mine, error = torch.empty(0, self.task_lm.num_classes), None
         try:
@@ -173,6 +181,22 @@ class PromptScorer:
             raise UserError(error)
         for share, part in zip(shares, engine.gather_tensors({"found": mine}), strict=True):
             yield from zip(share, part["found"], strict=True)
+
+    def _dealt(self, examples: Sequence[int], count: int) -> dict[int, int]:
+        """The process of each example: its own, which may know the sentence; of more than an equal share, another."""
+        most = math.ceil(len(examples) / count)
+        shares = [[e for e in examples if self._owners[e] == rank] for rank in range(count)]
+        spare = [e for share in shares for e in share[most:]]
+        shares = [share[:most] for share in shares]
+        for example in spare:
+            min(shares, key=len).append(example)
+        return {e: rank for rank, share in enumerate(shares) for e in share}
+
+    @property
+    def own_sentences(self) -> list[str]:
+        """Of the examples that this process reads; another's only where a random part of them is not shared equally."""
+        rank = self.engine.rank if self.engine is not None else 0
+        return [example.text for example, owner in zip(self.examples, self._owners, strict=True) if owner == rank]
 
     def _read(self, pairs: Sequence[tuple[str, int]]) -> torch.Tensor:
         return self.task_lm.class_probabilities([(self.examples[e].text, prompt) for prompt, e in pairs])

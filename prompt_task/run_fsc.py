@@ -74,7 +74,11 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         spec.name, settings.data.dataset_seed, len(splits.train), len(splits.dev), len(splits.test),
         settings.classifier.task_lm,
     )  # fmt: skip
-    task_lm.read_ahead([example.text for example in (*splits.train, *splits.dev)])
+    train_scorer, dev_scorer, test_scorer = (
+        PromptScorer(task_lm, examples, **vars(settings.preference), engine=run.engine)
+        for examples in (splits.train, splits.dev, splits.test)
+    )
+    task_lm.read_ahead([*train_scorer.own_sentences, *dev_scorer.own_sentences])
     # What loading the task LM drew is none of the policy's business.
     seed_global(Purpose.INITIAL_WEIGHTS, settings.run.random_seed)
     policy = PromptPolicy.from_lm(
@@ -104,10 +108,6 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
         reward_model.backbone.requires_grad_(False)
     describe("policy", policy.adaptor, policy.lm)
     describe("reward model", reward_model)
-    train_scorer, dev_scorer, test_scorer = (
-        PromptScorer(task_lm, examples, **vars(settings.preference), engine=run.engine)
-        for examples in (splits.train, splits.dev, splits.test)
-    )
 
     # Reward learning and policy learning in turn.
     run.begin()

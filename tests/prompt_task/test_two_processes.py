@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.training.engine import Engine, start_engine
 from prompt_task.command_line import CONFIGS
 from prompt_task.few_shot_data import Example
-from prompt_task.prompt_scorer import PromptScorer
+from prompt_task.prompt_scorer import PromptScorer, owners
 from prompt_task.run_fsc import run
 from scripts.benchmarks import process_throughput
 from tests.tiny_runs import SpyTaskLM
@@ -74,6 +74,21 @@ def test_each_process_asks_for_its_share_and_both_know_all():
     assert asked | other_asked == set(alone.asked)
     assert {len(asked), len(other_asked)} == {6, 8}  # 7 examples, each with both prompts in one process
     assert count == other_count == 14
+
+
+def test_shares_are_alike_in_length_and_an_example_stays_where_it_is():
+    examples = [Example("x" * length, 0) for length in (5, 1, 8, 3, 7, 2, 6, 4)]
+    assert owners(examples, 2) == [0, 0, 0, 1, 1, 1, 1, 0]  # lengths 1, 4, 5, 8 and 2, 3, 6, 7
+
+    def work(engine):
+        lm: Any = SpyTaskLM()
+        scorer = PromptScorer(lm, examples, engine=engine)
+        scorer.score(["a"], torch.tensor([0, 1, 2, 4]))  # three of the first's and one of the second's
+        return {text for text, _ in lm.asked}, set(scorer.own_sentences)
+
+    (first, own), (second, others) = together(work)
+    assert len(first) == len(second) == 2
+    assert first < own and second & others and not first & second
 
 
 def test_what_one_process_cannot_read_is_raised_in_both():
