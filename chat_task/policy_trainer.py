@@ -181,7 +181,7 @@ class PolicyTrainer(TrainerStage):
         Raises:
             UserError: what was saved is not what was trained.
         """
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)
         has_adapters = self._settings.policy_lora_rank > 0
         trained = few_numbers(model.get_base_model() if has_adapters else model)
         if has_adapters:

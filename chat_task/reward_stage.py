@@ -111,6 +111,11 @@ class RewardStage(TrainerStage):
         model: TokenRewardModel = self.trainer.accelerator.unwrap_model(self.trainer.model)
         return model
 
+    def bare_model(self) -> TokenRewardModel:
+        """The model without what accelerate wraps it in, half precision too: for saving, when all else is done."""
+        model: TokenRewardModel = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)
+        return model
+
     def train(self, checkpointer: Checkpointer) -> None:
         """All steps.
 

@@ -154,7 +154,7 @@ def _learn_rewards(
         with write_folder_atomic(run.folder.reward_model) as temporary:
             stage.trainer.save_reward_model(temporary, stage.reading)
         check_saved(
-            "reward model", run.folder.reward_model, few_numbers(stage.model),
+            "reward model", run.folder.reward_model, few_numbers(stage.bare_model()),
             lambda: few_numbers(TokenRewardModel.from_pretrained(run.folder.reward_model)),
         )  # fmt: skip
         page = run.folder.report if settings.run.stage == "reward" else run.folder.path / REWARD_PAGE

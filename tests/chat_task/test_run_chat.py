@@ -96,6 +96,25 @@ def test_a_run_leaves_what_it_promises(words, tmp_path, granularity, caplog):
     assert "texts that were cut: 1 of 1" in caplog.text
 
 
+COMPARED = """
+import sys
+from chat_task import policy_trainer, run_chat
+for module in (run_chat, policy_trainer):
+    module.check_saved = lambda name, folder, trained, load: print(name, float((trained - load()).abs().max()))
+run_chat.main(sys.argv[1:])
+"""
+
+
+def test_in_half_precision_what_is_saved_is_compared_in_its_own(words, tmp_path):
+    # In a process of its own: accelerate keeps one precision a process.
+    options = [*words, "--mixed_precision=bf16", "--num_train_epochs=0.2", f"--output_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", COMPARED, *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
+    [difference] = [float(line.split()[-1]) for line in lines if line.startswith("reward model ")]
+    assert difference < 1e-6
+
+
 POLICY = ["--stage=all", "--policy_steps=4", "--prompts_per_step=2", "--samples_per_prompt=4", "--policy_batch_size=4",
           "--policy_learning_rate=1e-2", "--policy_eval_prompts=3"]  # fmt: skip
 
