@@ -15,8 +15,10 @@ def test_a_table_that_the_machine_cannot_hold_is_named_with_its_options():
 
 
 def test_the_tables_of_a_run_of_prompts():
-    settings = settings_of(num_reinforce_samples=7, prompt_length=3, num_validation_prompts=2, reward_pool_size=50)
+    settings = settings_of(
+        num_reinforce_samples=7, prompt_length=3, num_validation_prompts=2, reward_pool_size=50, screening=3
+    )
     tables = settings.tables(vocabulary=100, width=10)
     assert tables["num_reinforce_samples x prompt_length"] == 2100
     assert tables["num_validation_prompts x prompt_train_batch_size"] == 1600
-    assert tables["reward_pool_size"] == 5000
+    assert tables["reward_pool_size x screening"] == 15000
