@@ -11,7 +11,14 @@ from common.reply_rewards import BASELINES, SCALES
 from common.segments import GRANULARITIES
 from common.token_reward_model import BOUNDS, HEADS
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
-from common.training.settings import AdapterSettings, NamedRunSettings, ScoreSettings, TaskSettings, setting
+from common.training.settings import (
+    AdapterSettings,
+    NamedRunSettings,
+    ScoreSettings,
+    TaskSettings,
+    option_names,
+    setting,
+)
 
 STAGES = ("reward", "policy", "all")
 PAID_BY = ("learned", "known")
@@ -226,3 +233,15 @@ class ChatSettings(TaskSettings):
     def policy_model(self) -> str:
         """What the policy starts from."""
         return self.policy.policy_model_name_or_path or self.models.model_name_or_path
+
+
+# By option and value, the options that a run which has it does not read.
+UNREAD = {
+    ("stage", "reward"): option_names(PolicySettings) - {"max_reply_length", "gradient_checkpointing"},
+    ("stage", "policy"): option_names(RewardSettings) - {"seed", "log_every", "mixed_precision"}
+    | option_names(ModelSettings)
+    - {"model_name_or_path", "rew_checkpoint_path", "granularity", "gradient_checkpointing"}
+    | {"swap_test"},
+    ("granularity", "token"): frozenset({"segment_cut"}),
+    ("granularity", "sequence"): frozenset({"segment_cut"}),
+}

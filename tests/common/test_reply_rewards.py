@@ -1,5 +1,7 @@
 """What replies are paid: where rewards are read, how they are normalised, and those of a model of other tokens."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
@@ -89,7 +91,7 @@ def test_entropies_do_not_depend_on_padding(kind):
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 def test_what_an_lm_expected_of_each_token_of_padded_replies(kind):
     torch.manual_seed(0)
-    size = {"vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    size: Any = {"vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     model = (
         T5ForConditionalGeneration(T5Config(**size, decoder_start_token_id=0)).eval()
         if kind == "t5"
