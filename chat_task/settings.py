@@ -93,7 +93,7 @@ class ModelSettings(AdapterSettings):
     rew_head: str = setting(choices=HEADS)
     rew_bound: str | None = setting(choices=BOUNDS)
     head_hidden_size: int = setting(minimum=1, maximum=2**16)
-    head_init_gain: float = setting(above=0)
+    head_init_gain: float = setting(above=0, maximum=1e6)
     trained_layers: int | None = setting(minimum=1)
 
     @property
@@ -146,8 +146,8 @@ class PolicySettings:
     policy_loss: str = setting(choices=LOSSES)
     kl_coeff: float = setting(minimum=0, maximum=1e6)
     temperature: float = setting(minimum=1e-3, maximum=1e3)
-    policy_lora_rank: int = setting(minimum=0)
-    policy_lora_alpha: int = setting(minimum=1)
+    policy_lora_rank: int = setting(minimum=0, maximum=2**16)
+    policy_lora_alpha: int = setting(minimum=1, maximum=10**6)
     gradient_checkpointing: bool = setting()
 
     def tables(self, vocabulary: int) -> dict[str, int]:

@@ -93,7 +93,7 @@ class ModelSettings(AdapterSettings):
     use_softplus: bool = setting()
     rew_head: str = setting(choices=HEADS)
     head_hidden_size: int = setting(minimum=1, maximum=2**16)
-    head_init_gain: float = setting(above=0)
+    head_init_gain: float = setting(above=0, maximum=1e6)
 
     @property
     def reward_model_name(self) -> str | None:

@@ -249,5 +249,5 @@ class AdapterSettings:
     """What of a model is trained, and in how much memory."""
 
     gradient_checkpointing: bool = setting()
-    lora_rank: int = setting(minimum=0)
-    lora_alpha: float = setting(above=0)
+    lora_rank: int = setting(minimum=0, maximum=2**16)
+    lora_alpha: float = setting(above=0, maximum=1e6)
