@@ -91,12 +91,11 @@ def test_entropies_do_not_depend_on_padding(kind):
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 def test_what_an_lm_expected_of_each_token_of_padded_replies(kind):
     torch.manual_seed(0)
-    size: Any = {"vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    model = (
-        T5ForConditionalGeneration(T5Config(**size, decoder_start_token_id=0)).eval()
-        if kind == "t5"
-        else tiny_models.make(kind)[0]
-    )
+    size: Any = {
+        "vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2,
+        "decoder_start_token_id": 0,
+    }  # fmt: skip
+    model = T5ForConditionalGeneration(T5Config(**size)).eval() if kind == "t5" else tiny_models.make(kind)[0]
     prompts, prompt_mask = torch.tensor([[0, 0, 5, 6], [1, 2, 3, 4]]), torch.tensor([[0, 0, 1, 1], [1] * 4])
     ids, mask = torch.tensor([[7, 8, 9, 0], [4, 3, 2, 1]]), torch.tensor([[1, 1, 1, 0], [1] * 4])
     given = model, prompts, ids, (prompt_mask, mask), 1
