@@ -10,7 +10,7 @@ from chat_task.ranked_sets import EncodedSet
 from common.language_models.replies import ReplyFormat
 from common.marked_tokens import Table, areas, marked
 from common.reply_rewards import padded
-from common.reply_surprise import reply_entropies_before, reply_log_probabilities
+from common.reply_surprise import reply_expectations
 
 DRAWS = 20  # of random numbers, whose mean area stands beside the others
 
@@ -50,8 +50,7 @@ def marked_table(
 
 def _expected(lm: PreTrainedModel, prompt_ids: list[int], ids: list[int]) -> dict[str, list[float]]:
     (prompt, prompt_mask), (reply, mask) = (padded([row], lm.device) for row in (prompt_ids, ids))
-    given = lm, prompt, reply, (prompt_mask, mask)
-    log_p, entropies = reply_log_probabilities(*given)[0], reply_entropies_before(*given)[0]
+    log_p, entropies = (found[0] for found in reply_expectations(lm, prompt, reply, (prompt_mask, mask)))
     return {"log-probability": (-log_p).tolist(), "entropy": entropies.tolist()}
 
 

@@ -30,9 +30,10 @@ from common.intervals import Answers, interval_figures, interval_results
 from common.language_models.evaluation_mode import evaluation_mode
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading, padded
+from common.reply_surprise import likeliest_others
 from common.segments import fit_location_normalizer, spread_segments
-from common.swaps import draw_places, swap_tokens
-from common.token_reward_model import TokenRewardModel, with_start_token
+from common.swaps import draw_places
+from common.token_reward_model import TokenRewardModel
 from common.training.interruption import Checkpointer
 from common.training.random_keys import Purpose, keyed_generator
 from common.training.run import Run
@@ -200,11 +201,11 @@ class RewardStage(TrainerStage):
             ids, mask = padded(best, device)
             prompt_ids, prompt_mask = padded([item.prompt_ids[::-1] for item in part], device)
             prompt_ids, prompt_mask = prompt_ids.flip(1), prompt_mask.flip(1)
-            places = draw_places(mask, noise[first : first + size])
-            logits = _logits_before(lm, prompt_ids, prompt_mask, ids, mask, places)
-            both = torch.stack([ids, swap_tokens(ids, places, logits)], 1)  # (B, 2, R)
+            places = draw_places(mask, noise[first : first + size]).unsqueeze(1)
+            others = likeliest_others(lm, prompt_ids, ids, (prompt_mask, mask))
+            both = torch.stack([ids, ids.scatter(1, places, others.gather(1, places))], 1)  # (B, 2, R)
             rewards = self.model.reply_rewards(prompt_ids, prompt_mask, both, mask.unsqueeze(1).expand_as(both).bool())
-            pairs.append(rewards.gather(2, places.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2))
+            pairs.append(rewards.gather(2, places.unsqueeze(1).expand(-1, 2, 1)).squeeze(2))
         scores = torch.cat(pairs)
         return Answers.of(((scores[:, 0] - scores[:, 1]).sign().add(1) / 2).tolist(), [1] * len(scores))
 
@@ -226,21 +227,6 @@ class RewardStage(TrainerStage):
                 for i in range(len(scores)) for j in range(len(scores)) if scores[i] > scores[j]
             ]  # fmt: skip
         return sum(longer) >= 0
-
-
-def _logits_before(
-    lm: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, ids: Tensor, mask: Tensor, places: Tensor
-) -> Tensor:
-    """Logits (B, V) of the token at each place of the replies."""
-    if lm.config.is_encoder_decoder:
-        decoder_ids, _ = with_start_token(ids, mask, lm.config.decoder_start_token_id)
-        logits = lm(input_ids=prompt_ids, attention_mask=prompt_mask, decoder_input_ids=decoder_ids).logits
-        return logits[torch.arange(len(ids)), places]
-    rows = []  # one by one: of padding on the left not every LM thinks nothing
-    for row, place in enumerate(places.tolist()):
-        whole = torch.cat([prompt_ids[row][prompt_mask[row].bool()], ids[row, :place]])[None]
-        rows.append(lm(input_ids=whole).logits[0, -1])
-    return torch.stack(rows)
 
 
 def learning_options(settings: RewardSettings) -> dict[str, Any]:

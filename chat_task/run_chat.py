@@ -249,7 +249,7 @@ def run_options(settings: ChatSettings) -> RunOptions:
 # The options that name what is read.
 INPUTS = (
     "dataset_name", "train_file", "validation_file", "chat_template", "model_name_or_path",
-    "reference_model_name_or_path", "rew_checkpoint_path", "agg_func",
+    "reference_model_name_or_path", "rew_checkpoint_path", "policy_model_name_or_path", "agg_func",
 )  # fmt: skip
 
 

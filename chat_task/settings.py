@@ -11,7 +11,14 @@ from common.reply_rewards import BASELINES, SCALES
 from common.segments import GRANULARITIES
 from common.token_reward_model import BOUNDS, HEADS
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
-from common.training.settings import AdapterSettings, NamedRunSettings, ScoreSettings, TaskSettings, setting
+from common.training.settings import (
+    AdapterSettings,
+    NamedRunSettings,
+    ScoreSettings,
+    TaskSettings,
+    option_names,
+    setting,
+)
 
 STAGES = ("reward", "policy", "all")
 PAID_BY = ("learned", "known")
@@ -86,7 +93,7 @@ class ModelSettings(AdapterSettings):
     rew_head: str = setting(choices=HEADS)
     rew_bound: str | None = setting(choices=BOUNDS)
     head_hidden_size: int = setting(minimum=1, maximum=2**16)
-    head_init_gain: float = setting(above=0)
+    head_init_gain: float = setting(above=0, maximum=1e6)
     trained_layers: int | None = setting(minimum=1)
 
     @property
@@ -139,8 +146,8 @@ class PolicySettings:
     policy_loss: str = setting(choices=LOSSES)
     kl_coeff: float = setting(minimum=0, maximum=1e6)
     temperature: float = setting(minimum=1e-3, maximum=1e3)
-    policy_lora_rank: int = setting(minimum=0)
-    policy_lora_alpha: int = setting(minimum=1)
+    policy_lora_rank: int = setting(minimum=0, maximum=2**16)
+    policy_lora_alpha: int = setting(minimum=1, maximum=10**6)
     gradient_checkpointing: bool = setting()
 
     def tables(self, vocabulary: int) -> dict[str, int]:
@@ -226,3 +233,15 @@ class ChatSettings(TaskSettings):
     def policy_model(self) -> str:
         """What the policy starts from."""
         return self.policy.policy_model_name_or_path or self.models.model_name_or_path
+
+
+# By option and value, the options that a run which has it does not read.
+UNREAD = {
+    ("stage", "reward"): option_names(PolicySettings) - {"max_reply_length", "gradient_checkpointing"},
+    ("stage", "policy"): option_names(RewardSettings) - {"seed", "log_every", "mixed_precision"}
+    | option_names(ModelSettings)
+    - {"model_name_or_path", "rew_checkpoint_path", "granularity", "gradient_checkpointing"}
+    | {"swap_test"},
+    ("granularity", "token"): frozenset({"segment_cut"}),
+    ("granularity", "sequence"): frozenset({"segment_cut"}),
+}

@@ -59,7 +59,7 @@ class ModelSettings:
     use_softplus: bool = setting()
     rew_head: str = setting(choices=HEADS)
     rew_freeze_backbone: bool = setting()
-    head_init_gain: float = setting(above=0)
+    head_init_gain: float = setting(above=0, maximum=1e6)
 
 
 @dataclass(frozen=True)

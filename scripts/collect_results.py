@@ -81,6 +81,7 @@ SUMMARIES = TaskTable(
         Metric("BERTScore", "test_bertscore"),
         Metric("preference x 100", "test_preference", 100.0),  # that was trained for, on a scale of its own
     ),
+    unread=sum_settings.UNREAD,
 )
 REPLIES = TaskTable(
     name="chat",
@@ -101,6 +102,7 @@ REPLIES = TaskTable(
         Metric("reply tokens before", "policy_reply_length_before"),
         Metric("rollouts", "rollouts"),
     ),
+    unread=chat_settings.UNREAD,
 )
 TASKS = (PROMPTS, SUMMARIES, REPLIES)
 CURVES = {
@@ -225,8 +227,6 @@ def shown_records(task: TaskTable, records: Sequence[dict[str, Any]]) -> list[di
     shown = []
     for record in records:
         row = {name: str(record[name]) for name in ("data set", "guidance", "aggregation", "options", "n")}
-        if record["guidance"] == "none":
-            row["aggregation"] = ""
         for metric in task.metrics:
             row[metric.title] = _with_std(record, metric.title)
             if record.get(f"{metric.title} n", record["n"]) != record["n"]:

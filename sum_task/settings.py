@@ -15,6 +15,7 @@ from common.training.settings import (
     ScheduleSettings,
     ScoreSettings,
     TaskSettings,
+    option_names,
     setting,
 )
 from sum_task.preferences import check_own_preference
@@ -92,7 +93,7 @@ class ModelSettings(AdapterSettings):
     use_softplus: bool = setting()
     rew_head: str = setting(choices=HEADS)
     head_hidden_size: int = setting(minimum=1, maximum=2**16)
-    head_init_gain: float = setting(above=0)
+    head_init_gain: float = setting(above=0, maximum=1e6)
 
     @property
     def reward_model_name(self) -> str | None:
@@ -321,3 +322,19 @@ class SummarizationSettings(TaskSettings):
             raise UserError("use_q_for_weight: the reward-to-go is for guidance=token only")
         policy.check_credit()
         self.run.check_switches()
+
+
+# By option and value, the options that a run which has it does not read.
+UNREAD = {
+    ("guidance", "none"): option_names(RewardSettings) - option_names(SamplingSettings, ClipSettings)
+    - {"preference", "seed", "log_every"}
+    | {
+        "rew_model_name_or_path", "rew_checkpoint_path", "use_softplus", "rew_head", "head_hidden_size",
+        "head_init_gain", "credit", "weight_shares", "expectation_tokens", "sequence_score", "exp_in_wmle",
+        "use_q_for_weight", "reset_optim", "reinforce_credit", "reinforce_baseline", "reward_retrain_period",
+        "reward_retrain_epochs",
+    },
+    ("guidance", "sequence"): frozenset({
+        "credit", "weight_shares", "expectation_tokens", "exp_in_wmle", "use_q_for_weight", "reinforce_credit",
+    }),
+}  # fmt: skip

@@ -5,7 +5,9 @@ other things that cannot change a result. Of two runs of one row and one seed on
 count at all; every run that does not is kept as a `Problem`.
 """
 
+import dataclasses
 import os
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -52,6 +54,7 @@ class TaskTable:
         seeds: the options that are seeds.
         ignored: options that change no result: places, devices, how often something is written.
         metrics: the figures, the most important one first.
+        unread: by option and value, the options that a run which has it does not read.
     """
 
     name: str
@@ -60,11 +63,16 @@ class TaskTable:
     seeds: tuple[str, ...]
     ignored: frozenset[str]
     metrics: tuple[Metric, ...]
+    unread: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=dict, hash=False)
+
+    def unread_by(self, method: Mapping[str, str]) -> frozenset[str]:
+        """The options that mean nothing beside the others."""
+        return frozenset().union(*(names for (key, value), names in self.unread.items() if method.get(key) == value))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One whole run: its `method` is every option that can change a result, flat and as text."""
+    """One whole run: its `method` is every option that can change its result, flat and as text."""
 
     folder: Path
     task: TaskTable
@@ -113,9 +121,8 @@ class Row:
     def label(self) -> str:
         """The method in words."""
         parts = [self.method.get(name, "") for name in METHOD_OPTIONS]
-        if parts[0] == "none":
-            parts = parts[:1]  # plain maximum likelihood aggregates nothing
-        return ", ".join([*filter(None, parts), *(f"{name}={value}" for name, value in self.options.items())])
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return ", ".join([*filter(None, parts), *options]) or "all runs"
 
     def values(self, metric: Metric) -> dict[tuple[Any, ...], float]:
         """The figure by seed, of the runs that have it."""
@@ -226,6 +233,8 @@ def read_run(folder: Path, tasks: Sequence[TaskTable]) -> Run:
             for key, value in flat.items()
             if key not in (task.dataset, f"{task.dataset}.name", *task.seeds) and key not in task.ignored
         }
+        unread = task.unread_by(method)
+        method = {key: value for key, value in method.items() if key not in unread}
         seed = tuple(options[name] for name in task.seeds)
         return Run(folder, task, str(results["dataset"]), method, seed, figures, results)
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -273,6 +282,7 @@ def rows_of(runs: Sequence[Run]) -> tuple[list[Row], list[Problem]]:
     """Group runs; of several of one row and seed the first in the order of their folders counts."""
     rows: dict[tuple[Any, ...], Row] = {}
     duplicates = []
+    runs = _joined_by_seed(runs)
     for run in sorted(runs, key=lambda run: str(run.folder)):
         row = rows.setdefault(run.row_key, Row(run.task, run.dataset, run.method))
         first = row.runs.setdefault(run.seed, run)
@@ -284,9 +294,32 @@ def rows_of(runs: Sequence[Run]) -> tuple[list[Row], list[Problem]]:
         row.runs = dict(sorted(row.runs.items(), key=lambda item: [str(part).zfill(12) for part in item[0]]))
         peers = [peer for peer in ordered if (peer.task, peer.dataset) == (row.task, row.dataset)]
         names = {name for peer in peers for name in peer.method} - set(METHOD_OPTIONS)
-        differing = [name for name in sorted(names) if len({peer.method.get(name) for peer in peers}) > 1]
-        row.options = {name: row.method.get(name, "(not an option)") for name in differing}
+        unread = row.task.unread_by(row.method)
+        row.options = {
+            name: row.method.get(name, "(not an option)")
+            for name in sorted(names - unread)
+            if len({peer.method.get(name) for peer in peers if name not in row.task.unread_by(peer.method)}) > 1
+        }
     return ordered, duplicates
+
+
+def _joined_by_seed(runs: Sequence[Run]) -> list[Run]:
+    """Runs, those of one row among them that start from a folder of their own seed each, such as ``run/seed-3/policy``.
+
+    A folder that runs of several seeds start from is an option like any other.
+    """
+    seeds: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
+    for run in runs:
+        seeds.setdefault(run.row_key, set()).add(run.seed)
+    return [
+        run if len(seeds[run.row_key]) > 1 else dataclasses.replace(run, method=_without_seed(run.method, run.seed))
+        for run in runs
+    ]
+
+
+def _without_seed(method: Mapping[str, str], seed: tuple[Any, ...]) -> dict[str, str]:
+    number = f"(?<![^/-])(?:{'|'.join(re.escape(str(part)) for part in seed)})(?![^/-])"
+    return {key: re.sub(number, "{seed}", value) if key.endswith("_path") else value for key, value in method.items()}
 
 
 def _method_order(row: Row) -> tuple[Any, ...]:

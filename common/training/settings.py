@@ -99,6 +99,11 @@ class TaskSettings:
         return self.from_mapping(self.options() | changes)
 
 
+def option_names(*groups: type) -> frozenset[str]:
+    """The options of groups of settings."""
+    return frozenset(field.name for group in groups for field in dataclasses.fields(group))
+
+
 def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], values: Mapping[str, Any]) -> None:
     """Give an option of a structured config its value. What OmegaConf would take and no user means is refused."""
     name, (of, _) = field.name, kind
@@ -244,5 +249,5 @@ class AdapterSettings:
     """What of a model is trained, and in how much memory."""
 
     gradient_checkpointing: bool = setting()
-    lora_rank: int = setting(minimum=0)
-    lora_alpha: float = setting(above=0)
+    lora_rank: int = setting(minimum=0, maximum=2**16)
+    lora_alpha: float = setting(above=0, maximum=1e6)

@@ -222,6 +222,9 @@ def test_scores_are_shown_in_colour_and_on_a_page(words, tmp_path, capsys):
     [
         (["--granularty=token"], "unknown flag '--granularty'; did you mean '--granularity'?"),
         (["--granularity=word"], "'word' is not one of token, segment, sequence"),
+        (["--head_init_gain=1e300"], "head_init_gain: 1e+300 is out of range; it must be at most 1e+06"),
+        (["--lora_rank=9223372036854775808"], "lora_rank: 9223372036854775808 is out of range"),
+        (["--stage=policy", "--policy_lora_rank=65537"], "policy_lora_rank: 65537 is out of range"),
         (["--stage=both"], "stage: 'both' is not one of reward, policy, all"),
         (["--stage=policy"], "stage=policy needs rewards: set rew_checkpoint_path"),
         (["--stage=policy", "--rew_checkpoint_path=common/builtin/causal-lm"], "has no fitted normaliser"),

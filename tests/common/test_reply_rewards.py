@@ -1,12 +1,15 @@
 """What replies are paid: where rewards are read, how they are normalised, and those of a model of other tokens."""
 
+from typing import Any
+
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 from common import reply_rewards
 from common.errors import UserError
 from common.reply_rewards import ReplyRewards, RewardReading, TokenRewardScorer, fit_reading, padded
-from common.reply_surprise import reply_entropies
+from common.reply_surprise import likeliest_others, reply_entropies, reply_expectations
 from common.segments import LocationNormalizer, next_token_entropies
 from common.token_reward_model import TokenRewardModel
 from tests import tiny_models
@@ -83,6 +86,37 @@ def test_entropies_do_not_depend_on_padding(kind):
     found = reply_entropies(model, prompts, ids, (prompt_mask, mask), batch_size=1)
     torch.testing.assert_close(found[0, :3], expected)
     assert found[0, 3] == 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+def test_what_an_lm_expected_of_each_token_of_padded_replies(kind):
+    torch.manual_seed(0)
+    size: Any = {
+        "vocab_size": 12, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2,
+        "decoder_start_token_id": 0,
+    }  # fmt: skip
+    model = T5ForConditionalGeneration(T5Config(**size)).eval() if kind == "t5" else tiny_models.make(kind)[0]
+    prompts, prompt_mask = torch.tensor([[0, 0, 5, 6], [1, 2, 3, 4]]), torch.tensor([[0, 0, 1, 1], [1] * 4])
+    ids, mask = torch.tensor([[7, 8, 9, 0], [4, 3, 2, 1]]), torch.tensor([[1, 1, 1, 0], [1] * 4])
+    given = model, prompts, ids, (prompt_mask, mask), 1
+    passes = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    log_p, entropies = reply_expectations(*given)
+    assert len(passes) == 2  # one a reply
+    others = likeliest_others(*given)
+    for row, length in ((0, 3), (1, 4)):
+        prompt, reply = prompts[row][prompt_mask[row].bool()], ids[row, :length]
+        if kind == "t5":
+            start = torch.tensor([model.config.decoder_start_token_id])
+            decoder_ids = torch.cat([start, reply[:-1]])[None]
+            expected = model(input_ids=prompt[None], decoder_input_ids=decoder_ids).logits[0].log_softmax(-1)
+        else:
+            expected = model(input_ids=torch.cat([prompt, reply])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        torch.testing.assert_close(log_p[row, :length], expected.gather(1, reply[:, None]).squeeze(1))
+        torch.testing.assert_close(entropies[row, :length], -(expected.exp() * expected).sum(-1))
+        best = expected.scatter(1, reply[:, None], -torch.inf).argmax(-1)
+        assert others[row, :length].tolist() == best.tolist()
+    assert log_p[0, 3] == entropies[0, 3] == others[0, 3] == 0
 
 
 def reward_model(kind, folder):

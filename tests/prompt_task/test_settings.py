@@ -77,6 +77,7 @@ def test_options_that_a_continued_run_may_change_exist():
         ({"num_reported": 7, "num_candidates": 6}, "num_reported: at most num_candidates=6"),
         ({"learning_rate": 1e300}, "learning_rate: .* is out of range; it must be at most 1000"),
         ({"hidden_size": 10**8}, "hidden_size: 100000000 is out of range; it must be at most 65536"),
+        ({"head_init_gain": 1e300}, "head_init_gain: .* is out of range; it must be at most 1e\\+06"),
         ({"num_validation_prompts": 10**12}, "num_validation_prompts: 1000000000000 is out of range"),
         ({"num_threads": 100_000}, "num_threads: 100000 is out of range; it must be at most 1024"),
         ({"resume": "auto", "overwrite": True}, "resume=auto .* overwrite=true"),

@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from chat_task.settings import ChatSettings
 from common.reporting.report import NO_VALUE
 from scripts import collect_results
+from sum_task.settings import SummarizationSettings
 from tests.written_runs import prompt_run, summary_run
 
 
@@ -211,3 +213,18 @@ def test_runs_of_different_code_are_remarked_on(runs, monkeypatch, capsys):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"environment": {"git_commit": "abc"}}))
     _, out, _ = collect(monkeypatch, capsys, runs)
     assert "sst-2, token, sum: runs of 2 versions of the code: None, abc" in out
+
+
+def test_what_runs_do_not_read_are_options_of_their_tasks():
+    for task, settings in (
+        (collect_results.SUMMARIES, SummarizationSettings),
+        (collect_results.REPLIES, ChatSettings),
+    ):
+        options = settings.kinds().keys()
+        for (option, _), names in task.unread.items():
+            assert {option, *names} <= options
+    unread = collect_results.SUMMARIES.unread["guidance", "none"]
+    assert {"credit", "rew_head", "rew_learning_rate", "agg_func"} <= unread
+    assert unread.isdisjoint(
+        {"learning_rate", "preference", "sampling_top_k", "gradient_clip_norm", "max_entropy_coeff"}
+    )

@@ -13,6 +13,7 @@ TASK = TaskTable(
 SUMMARIES = TaskTable(
     name="summarization", title="Summaries", dataset="dataset_name", seeds=("seed",),
     ignored=frozenset({"output_dir", "expid"}), metrics=(Metric("ROUGE-L", "test_rougeL"),),
+    unread={("guidance", "none"): frozenset({"agg_func", "credit"})},
 )  # fmt: skip
 
 
@@ -70,6 +71,33 @@ def test_other_words_of_the_same_data_set_make_a_row(tmp_path):
         "token, sum, dataset.verbalizers=[' terrible', ' great']",
     ]
     assert not problems
+
+
+def test_options_that_a_method_does_not_read_tell_nothing_apart(tmp_path):
+    summary_run(tmp_path / "a", 40, credit="product")
+    summary_run(tmp_path / "b", 41, guidance="none", credit="product")
+    summary_run(tmp_path / "c", 42, guidance="none", credit="reward", seed=1)
+    rows, problems = gather(tmp_path)
+    assert [(row.label, len(row.runs)) for row in rows] == [("none", 2), ("token, avg", 1)]
+    assert kinds(problems) == ["missing"]
+    summary_run(tmp_path / "d", 43, credit="reward")
+    rows, _ = gather(tmp_path)
+    assert [row.label for row in rows] == ["none", "token, avg, credit=product", "token, avg, credit=reward"]
+
+
+def test_folders_of_their_own_seed_are_one_option(tmp_path):
+    for seed in (0, 1, 12):
+        summary_run(tmp_path / f"own-{seed}", 40, seed=seed, rew_checkpoint_path=f"r/token/seed-{seed}/reward_model")
+        summary_run(tmp_path / f"named-{seed}", 41, seed=seed, rew_checkpoint_path=f"r/token-avg-{seed}/reward_model")
+        summary_run(tmp_path / f"shared-{seed}", 42, seed=seed, rew_checkpoint_path="r/token/seed-0/reward_model/")
+    rows, problems = gather(tmp_path)
+    assert not problems
+    assert [(row.options, list(row.runs)) for row in rows] == [
+        ({"rew_checkpoint_path": f"r/{folder}"}, [(0,), (1,), (12,)])
+        for folder in ("token-avg-{seed}/reward_model", "token/seed-0/reward_model/", "token/seed-{seed}/reward_model")
+    ]
+    summary_run(tmp_path / "other", 43, seed=1, rew_checkpoint_path="r/token/seed-11/reward_model")
+    assert len(gather(tmp_path)[0]) == 4  # of another seed
 
 
 def test_a_duplicate_is_listed_and_not_averaged_in(tmp_path):
