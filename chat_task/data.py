@@ -9,8 +9,8 @@ from pathlib import Path
 
 from chat_task.ranking_rows import Columns, RankingSet, ranking_set
 from common.builtin.planted_errors import ranked_rows
-from common.data_files import FILE_TYPES, Located, read_rows
 from common.errors import UserError, nearest
+from common.training.data_files import FILE_TYPES, Located, read_rows
 from common.training.progress import progress
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from common.grounding_loss import kendall_tau
-from common.intervals import Answers
+from common.reporting.intervals import Answers
 
 FIELDS = ("score", "preference", "tokens", "read", "reward_sum", "square_sum", "saturated")
 MISSING = -100

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from chat_task.ranked_sets import EncodedSet
 from common.language_models.replies import ReplyFormat
-from common.marked_tokens import Table, areas, marked
 from common.reply_rewards import padded
 from common.reply_surprise import reply_expectations
+from common.reporting.marked_tokens import Table, areas, marked
 
 DRAWS = 20  # of random numbers, whose mean area stands beside the others
 

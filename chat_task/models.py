@@ -9,17 +9,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from chat_task.ranked_sets import EncodedSet, collate
 from chat_task.settings import ChatSettings, ModelSettings, TextSettings
-from common.data_files import read_text
 from common.errors import UserError
 from common.language_models.adapters import add_adapters
 from common.language_models.capabilities import position_limits
 from common.language_models.evaluation_mode import evaluation_mode
 from common.language_models.pretrained import enable_checkpointing, load_pretrained, load_tokenizer
 from common.language_models.replies import ReplyFormat
+from common.language_models.text_scores import load_entropy_model
 from common.language_models.upper_layers import train_upper_layers
 from common.reply_rewards import ReplyRewards, RewardReading, TokenRewardScorer, same_tokens
-from common.text_scores import load_entropy_model
 from common.token_reward_model import TokenRewardModel
+from common.training.data_files import read_text
 
 
 def load_reward_model(models: ModelSettings, text: TextSettings) -> tuple[TokenRewardModel, ReplyFormat, RewardReading]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from chat_task.ranking_rows import RankingSet
 from common.errors import UserError
-from common.kept_entropies import KeptEntropies
+from common.language_models.kept_entropies import KeptEntropies
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading, padded
 from common.segments import segment_ends

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.data_files import shown_columns
 from common.errors import UserError, nearest
 from common.language_models.replies import Messages, Text
+from common.training.data_files import shown_columns
 
 Spans = tuple[tuple[int, int], ...]
 

@@ -26,11 +26,11 @@ from chat_task.reward_trainer import TokenRewardTrainer, joined
 from chat_task.settings import RewardSettings
 from chat_task.trainer_in_run import RunCallback, TrainerInRun, TrainerStage
 from common.errors import UserError, nearest
-from common.intervals import Answers, interval_figures, interval_results
 from common.language_models.evaluation_mode import evaluation_mode
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading, padded
 from common.reply_surprise import likeliest_others
+from common.reporting.intervals import Answers, interval_figures, interval_results
 from common.segments import fit_location_normalizer, spread_segments
 from common.swaps import draw_places
 from common.token_reward_model import TokenRewardModel

@@ -27,8 +27,8 @@ from chat_task.ranking_rows import Columns, RankingSet, ranking_set
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
 from common.grounding_loss import partial_order_losses
-from common.kept_entropies import KeptEntropies
 from common.language_models.adapters import merged_state_dict
+from common.language_models.kept_entropies import KeptEntropies
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
 from common.token_reward_model import TokenRewardModel, saturated

@@ -6,7 +6,7 @@ python chat_task/run_chat.py --stage=all --config=configs/chat_builtin.yaml
 accelerate launch --num_processes=2 chat_task/run_chat.py --train_file=prefs.jsonl
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import functools
 import importlib.util
@@ -31,13 +31,13 @@ from chat_task.reward_stage import RewardStage, training_arguments
 from chat_task.settings import NEUTRAL, ChatSettings
 from common.builtin.planted_errors import KnownErrors, known_errors
 from common.errors import UserError
-from common.intervals import interval_figures, interval_results
-from common.kept_entropies import KeptEntropies
 from common.language_models.adapters import check_adapters
+from common.language_models.kept_entropies import KeptEntropies
 from common.language_models.replies import PLACE, ReplyFormat, Text
 from common.language_models.saved import check_saved, few_numbers
+from common.language_models.text_scores import load_lm
 from common.reply_rewards import ReplyRewards
-from common.text_scores import load_lm
+from common.reporting.intervals import interval_figures, interval_results
 from common.token_reward_model import TokenRewardModel
 from common.training.capacity import check_memory
 from common.training.command_line import read_yaml

@@ -5,7 +5,7 @@ python chat_task/score_tokens.py --model RUN/reward_model --input FILE --limit 5
 python chat_task/score_tokens.py --model RUN/reward_model --input FILE --html tokens.html
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from chat_task.ranking_rows import text_or_messages
-from common.data_files import FILE_TYPES, read_rows, shown_columns
 from common.errors import UserError
 from common.language_models.replies import Text
 from common.reporting.report import Report, TokenRewards
@@ -23,6 +22,7 @@ from common.reporting.terminal import coloured
 from common.segments import SPREADS
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
+from common.training.data_files import FILE_TYPES, read_rows, shown_columns
 from common.training.files import json_text
 from common.training.runtime import choose_device
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from common.checks import at_least_float32, check_float, check_name, check_positive, check_shape, real_tokens
-from common.own_pieces import is_own, own_function
+from common.training.own_pieces import is_own, own_function
 
 AGGREGATIONS = ("sum", "avg", "max", "min", "mean")
 
@@ -34,7 +34,7 @@ def aggregate_token_rewards(token_rewards: Tensor, mask: Tensor, method: str, te
         token_rewards: (B, K, T), any float dtype.
         mask: (B, K, T), 1 or True at real tokens. What stands at the other positions, NaN included, has no
             influence on the scores or their gradients.
-        method: one of :data:`AGGREGATIONS`, or ``package.module:function``, see :mod:`common.own_pieces`.
+        method: one of :data:`AGGREGATIONS`, or ``package.module:function``, see :mod:`common.training.own_pieces`.
         temperature: ``beta`` > 0, in units of reward; used by ``max`` and ``min`` alone.
 
     Returns:

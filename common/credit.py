@@ -24,8 +24,8 @@ from common.checks import (
     check_values,
     real_tokens,
 )
-from common.own_pieces import is_own
 from common.policy_losses import token_weights
+from common.training.own_pieces import is_own
 
 SEQUENCE_TEMPERATURE = 0.5
 

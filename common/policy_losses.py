@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.checks import at_least_float32, check_float, check_name, check_shape, check_values, real_tokens
-from common.own_pieces import is_own, own_function
+from common.training.own_pieces import is_own, own_function
 from common.transfers import upload
 
 GUIDANCES = ("reward", "reward-to-go", "sequence")
@@ -27,7 +27,7 @@ def token_weights(token_rewards: Tensor, mask: Tensor, guidance: str) -> Tensor:
     Args:
         token_rewards: (N, T), any float dtype.
         mask: (N, T), 1 or True at real tokens.
-        guidance: one of :data:`GUIDANCES`, or ``package.module:function``, see :mod:`common.own_pieces`.
+        guidance: one of :data:`GUIDANCES`, or ``package.module:function``, see :mod:`common.training.own_pieces`.
 
     Returns:
         Weights, (N, T), detached; 0 at masked positions; float32 for half-precision rewards, else of their dtype.

@@ -486,12 +486,14 @@ class TokenRewardModel(PreTrainedModel):
         return whole.index_copy(0, upload(chosen, rewards.device), rewards).view(shape)
 
     def score_texts(self, texts: Sequence[Any], sources: Sequence[Any] | None = None, **options: Any) -> list[Any]:
-        """Tokens, characters and rewards of replies that are text or messages; see `common.text_scores.score_texts`.
+        """Tokens, characters and rewards of replies that are text or messages.
+
+        See `common.language_models.text_scores.score_texts`.
 
         Raises:
             UserError: the model was loaded from a folder without a tokenizer; or see there.
         """
-        from common.text_scores import score_texts  # which reads this module
+        from common.language_models.text_scores import score_texts  # which reads this module
 
         return score_texts(self, texts, sources, **options)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from common.data_files import marked_cell
 from common.errors import UserError
+from common.training.data_files import marked_cell
 from common.training.files import write_text_atomic
 from common.training.progress import Progress
 from prompt_task.prompt_policy import PromptPolicy

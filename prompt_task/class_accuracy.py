@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from common.intervals import Answers
+from common.reporting.intervals import Answers
 
 
 def answers_by_text(right: Tensor) -> Answers:

@@ -12,7 +12,7 @@ output_file   where to write the table as CSV, with the ends of each accuracy's 
 All other options are those of run_fsc.py; of these the data, the task LM and the coefficients matter here.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import json
 import logging
@@ -22,10 +22,10 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from common.data_files import is_table, read_lines, read_rows, read_text, text_cell, unmarked_cell
 from common.errors import UserError, nearest
-from common.intervals import wilson
+from common.reporting.intervals import wilson
 from common.training.console import as_typed
+from common.training.data_files import is_table, read_lines, read_rows, read_text, text_cell, unmarked_cell
 from common.training.files import check_output
 from common.training.progress import set_quiet
 from common.training.runtime import start_runtime

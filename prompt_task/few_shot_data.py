@@ -1,6 +1,7 @@
 """Few-shot classification data: what a data set is, its templates, and its splits as tab-separated files.
 
-A file holds a header and one example a row; `common.data_files.read_tsv` says which of two dialects it is written in.
+A file holds a header and one example a row; `common.training.data_files.read_tsv` says which of two dialects it is
+written in.
 """
 
 import dataclasses
@@ -18,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from common.builtin import PREFIX, resolve
-from common.data_files import read_tsv
 from common.errors import UserError, nearest
 from common.training.console import ROOT, as_typed
+from common.training.data_files import read_tsv
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ def load_few_shot_splits(
         base_path: folder that holds ``16-shot``, see `find_split`, or ``builtin/data``.
         num_shots: examples a class in train and in dev.
         dataset_seed: 0..4, the splits named 100, 13, 21, 42 and 87.
-        tsv_quoting: see `common.data_files.read_tsv`.
+        tsv_quoting: see `common.training.data_files.read_tsv`.
 
     Raises:
         UserError: a missing folder or file (with the command that makes it), a file that is not in the format,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from common.own_pieces import is_own, numbers, own_function, try_out
 from common.training.engine import Engine
+from common.training.own_pieces import is_own, numbers, own_function, try_out
 from prompt_task.few_shot_data import Example
 from prompt_task.task_lm import TaskLM
 
@@ -62,7 +62,9 @@ def preference(
 
 
 def check_preference(option: str, spec: str) -> None:
-    """Try a preference of the user's on two prompts, three examples and two classes; see :mod:`common.own_pieces`.
+    """Try a preference of the user's on two prompts, three examples and two classes.
+
+    See :mod:`common.training.own_pieces`.
 
     Raises:
         UserError: one line: it cannot be had, takes other arguments, fails, or gives back something else.
@@ -92,7 +94,7 @@ class PromptScorer:
         task_lm: gives class probabilities.
         examples: the split.
         correct_coeff, incorrect_coeff: scale of positive and other gaps.
-        preference: "gap", see `preference`, or ``package.module:function``, see `common.own_pieces`.
+        preference: "gap", see `preference`, or ``package.module:function``, see `common.training.own_pieces`.
         memory_mib: memory for what is remembered; the prompt not asked for the longest time is forgotten first.
         engine: of the run; None: this process is alone.
     """

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from common.intervals import interval_results
 from common.language_models.capabilities import exactly
 from common.language_models.replies import ReplyFormat
 from common.language_models.saved import check_saved, few_numbers
+from common.reporting.intervals import interval_results
 from common.reporting.trust import interval_text
 from common.token_reward_model import TokenRewardModel
 from common.training.files import write_folder_atomic

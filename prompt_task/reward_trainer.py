@@ -14,7 +14,7 @@ import torch
 
 from common.aggregation import aggregate_token_rewards
 from common.grounding_loss import list_mle_loss, ordered_pairs
-from common.intervals import Answers
+from common.reporting.intervals import Answers
 from common.token_reward_model import TokenRewardModel
 from common.training.checkpoint import StateTree, load_optimizer_state, optimizer_state
 from common.training.engine import Engine

@@ -5,7 +5,7 @@ For example:
     python prompt_task/run_fsc.py --config-name=builtin
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import logging
 import sys

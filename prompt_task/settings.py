@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import partial
 
-from common.data_files import TSV_QUOTING
 from common.errors import UserError
-from common.own_pieces import check_guidance
 from common.token_reward_model import HEADS
+from common.training.data_files import TSV_QUOTING
+from common.training.own_pieces import check_guidance
 from common.training.runtime import DTYPES
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
 from common.training.settings import ClipSettings, RunSettings, ScheduleSettings, ScoreSettings, TaskSettings, setting

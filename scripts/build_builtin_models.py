@@ -9,7 +9,7 @@ same type. The figures of each part are printed and written to models.json. Wher
 written and the command ends with exit code 1.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import dataclasses
 import json

@@ -5,7 +5,7 @@ python scripts/check_model.py gpt2 --as reward_model
 python scripts/check_model.py roberta-large --as task_lm --verbalizers " bad" " good"
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import logging
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ Written to --output: table.md, table.csv, table.tex, runs.csv (every run), compa
 point) and report.html, one page of all this with curves, and the prompts or summaries that improved most and least.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import io
@@ -35,7 +35,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from chat_task import settings as chat_settings
-from common.data_files import marked_cell
 from common.errors import UserError, printable_text
 from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, spread, wrapped
 from common.reporting.run_table import (
@@ -53,6 +52,7 @@ from common.reporting.run_table import (
     seed_text,
 )
 from common.training.console import Parser
+from common.training.data_files import marked_cell
 from common.training.files import write_bytes_atomic, write_text_atomic
 from common.training.tracking import read_metrics
 from prompt_task import settings as fsc_settings

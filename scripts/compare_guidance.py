@@ -12,7 +12,7 @@ The table, mean (std) of the test accuracy over splits and seeds, is printed and
 table.json. Everything after the flags is an option of run_fsc.py, common to all runs.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import json
 import logging

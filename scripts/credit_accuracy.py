@@ -15,7 +15,7 @@ the reward of the first token that differs higher for the right words than for t
 Writes table.md, table.json and credit.png.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import json
@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from common.errors import UserError
 from common.language_models.pretrained import load_pretrained, load_tokenizer
-from common.marked_tokens import Table, areas, marked
+from common.reporting.marked_tokens import Table, areas, marked
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic

@@ -7,7 +7,7 @@ one for the advantage: the reward less what the run's policy expects in its plac
 rewards from the lowest to the highest, advantages around 0. Wrong words are underlined.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.errors import UserError
-from common.marked_tokens import marked
+from common.reporting.marked_tokens import marked
 from common.reporting.report import LIGHT_TOKENS, TOKEN_LEVELS, TokenRewards
 from common.training.console import Parser
 from scripts.credit_accuracy import MarkedText, read_rows

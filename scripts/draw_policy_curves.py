@@ -8,7 +8,7 @@ granularity, are one line: the mean over its seeds, and a band of one sample dev
 A point is a mean over several steps; a curve ends where the shortest of its runs does.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 from collections.abc import Sequence
 from pathlib import Path

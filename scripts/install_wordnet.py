@@ -8,7 +8,7 @@ reached, from Debian's and Ubuntu's package `wordnet-base`: the installed one, o
 installed, which needs no administrator if the package lists are there. Both hold WordNet 3.0.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import io
 import shutil

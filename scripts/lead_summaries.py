@@ -8,7 +8,7 @@ rows (ROUGE, METEOR, length, novelty) as table.md and table.json. Everything but
 of run_sum.py and says which rows are tested, so that the figures stand beside those of a run with the same options.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -21,7 +21,7 @@ one, for scripts/credit_accuracy.py. --rankings writes for chat_task the clean s
 others with wrong facts, ranked by how many, and those words in the column wrong.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import random
 import re

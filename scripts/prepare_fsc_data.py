@@ -8,7 +8,7 @@ files. They write {base_path}/16-shot/{dataset}/16-{100,13,21,42,87}/{train,dev,
 where run_fsc.py looks for them.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import random
@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.data_files import FILE_TYPES, TSV_QUOTING, is_table, read_rows, tsv_text
 from common.errors import UserError, nearest
 from common.training.console import Parser
+from common.training.data_files import FILE_TYPES, TSV_QUOTING, is_table, read_rows, tsv_text
 from common.training.files import write_folder_atomic, write_text_atomic
 from prompt_task.few_shot_data import SPLIT_NAMES, DatasetSpec, Example, split_folder
 

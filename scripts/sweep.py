@@ -11,7 +11,7 @@ node that went down for example. A run is therefore judged by what it wrote besi
 returns.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import importlib.util

@@ -9,7 +9,7 @@ step, is saved and loaded again; a reward model gives rewards to tokens and take
 LM is held against the plain model. What a family cannot do is one line; anything else is a defect and exit code 1.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import contextlib
 import datetime

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from common.builtin import resolve
-from common.data_files import FILE_TYPES, is_table, read_rows, shown_columns, text_cell
 from common.errors import UserError, nearest
+from common.training.data_files import FILE_TYPES, is_table, read_rows, shown_columns, text_cell
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def load_splits(
     Args:
         dataset_name: a data set of the model hub, a folder that `datasets.load_dataset` reads, or ``builtin/data``.
         dataset_config: the configuration of that data set; ``3.0.0`` for ``cnn_dailymail`` if none is given.
-        train_file: a file that `common.data_files.read_rows` reads, instead of `dataset_name`.
+        train_file: a file that `common.training.data_files.read_rows` reads, instead of `dataset_name`.
         validation_file: needed beside `train_file`.
         test_file: optional.
         text_column: column of the article; by default that of the data set, or one of the usual names.

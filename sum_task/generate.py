@@ -4,15 +4,15 @@ python sum_task/generate.py --model RUN/policy --input article.txt
 python sum_task/generate.py --model RUN/policy --input articles.jsonl --text_column document --output summaries.jsonl
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 from collections.abc import Sequence
 
 from transformers.utils import logging as transformers_logging
 
-from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.errors import UserError
 from common.training.console import Parser
+from common.training.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.training.files import check_output, write_jsonl_atomic
 from common.training.progress import progress
 from common.training.runtime import choose_device

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError, nearest
-from common.own_pieces import own_function, try_out
+from common.training.own_pieces import own_function, try_out
 from sum_task.data import Row
 from sum_task.evaluate_library import PREFIX, load_metric
 from sum_task.meteor import Meteor

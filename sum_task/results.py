@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from common.intervals import interval_results
 from common.language_models.saved import check_saved, few_numbers
+from common.reporting.intervals import interval_results
 from common.reporting.trust import interval_text
 from common.training.files import write_jsonl_atomic
 from common.training.run_folder import RunFolder

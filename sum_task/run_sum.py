@@ -5,7 +5,7 @@ python sum_task/run_sum.py --config=configs/sum_builtin.yaml --seed=1
 accelerate launch --num_processes=2 sum_task/run_sum.py --dataset_name=xsum
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import logging
 import sys

@@ -5,7 +5,7 @@ python sum_task/score_tokens.py --model RUN/reward_model --article article.txt -
 python sum_task/score_tokens.py --model RUN/reward_model --input pairs.jsonl --html tokens.html
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import itertools
@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers.utils import logging as transformers_logging
 
-from common.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.errors import UserError
 from common.language_models.line_breaks import line_break
 from common.language_models.token_carry import token_spans
 from common.reporting.report import Report, TokenRewards
 from common.reporting.terminal import coloured, printable
 from common.training.console import Parser
+from common.training.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.training.files import json_text
 from common.training.runtime import choose_device
 from sum_task.batching import Batch, Collator

@@ -5,8 +5,8 @@ from functools import partial
 
 from common.credit import CREDITS, NEED_EXPECTATION, SAMPLE_CREDITS, USE_SEQUENCE_SCORES
 from common.errors import UserError
-from common.own_pieces import check_guidance, is_own
 from common.token_reward_model import HEADS
+from common.training.own_pieces import check_guidance, is_own
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
 from common.training.settings import (
     AdapterSettings,

@@ -1,6 +1,6 @@
 """Every published option with its published default and another valid value, through the readers of real commands."""
 
-from common.program import run_command
+from common.training.program import run_command
 
 from functools import cache
 

@@ -3,7 +3,7 @@
 What is done next is drawn from a seed. The processes are forks of this one, so that none spends its time importing.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import os
 import random

@@ -25,8 +25,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.data_files import marked_cell
 from common.errors import printable_text
+from common.training.data_files import marked_cell
 from common.training.files import write_text_atomic
 
 TEMPLATE = "report_template.html.j2"

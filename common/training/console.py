@@ -4,7 +4,7 @@
 ``--help`` prints is the command that exists where it is read.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import os

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from common.builtin import FOLDER, PREFIX
-from common.own_pieces import FUNCTION
+from common.training.own_pieces import FUNCTION
 
 Fingerprint = dict[str, str]
 """Name of each file -> its hash; for an id of the hub, its commit."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from common.grounding_loss import kendall_tau, ordered_pairs
-from common.intervals import Answers, interval_figures
+from common.reporting.intervals import Answers, interval_figures
 from common.token_reward_model import saturation_share
 from common.training.engine import Engine
 

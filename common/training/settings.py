@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from common.aggregation import AGGREGATIONS
 from common.errors import UserError, UserErrors, nearest
-from common.own_pieces import check_aggregation, is_own
+from common.training.own_pieces import check_aggregation, is_own
 from common.training.plateau import PlateauSettings
 from common.training.runtime import MATMUL_PRECISIONS
 

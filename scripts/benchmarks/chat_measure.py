@@ -5,7 +5,7 @@ each, padded to the longest, and the same loss; ``pairs``: each pair of a set, t
 RewardTrainer on those pairs, with a score a sequence.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import itertools

@@ -10,7 +10,7 @@ measurement has a process of its own, with one thread by default. TRL's trainer,
 score a sequence in place of token rewards.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import dataclasses

@@ -9,7 +9,7 @@ step is done once before it is timed. fp32 and TF32 are `matmul_precision=highes
 peak of memory is measured.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import subprocess
 import sys

@@ -10,7 +10,7 @@ the first call reads the sentences too; the others, as all of a run but the firs
 16-shot/sst-2 and 16-shot/agnews.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import sys

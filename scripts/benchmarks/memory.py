@@ -1,6 +1,6 @@
 """Peak memory of one way of doing things, measured in a process of its own. Started by prompt_task_speed.py."""
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import json

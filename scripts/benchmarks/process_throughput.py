@@ -8,7 +8,7 @@ the first step to the last file. Both must find the same prompts. Everything but
 run_fsc.py; the number of processes should not be more than the machine has cores.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import csv
 import json

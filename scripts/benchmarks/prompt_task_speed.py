@@ -8,7 +8,7 @@ scripts/benchmarks/straightforward.py. Both ways take turns in one process, with
 the same numbers. Memory is that of one process for each way. DATA holds 16-shot/sst-2.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import copy

@@ -10,7 +10,7 @@ straightforward way; `--seeds` without numbers leaves the runs out. Words of the
 run_fsc.py, for all runs.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import json
 import statistics

@@ -10,7 +10,7 @@ the run is, in multiples of the built-in configuration; it has to last for those
 memory.csv, the latter also of runs that failed; the exit code is 1 where one of the three does not hold.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import json
 import math

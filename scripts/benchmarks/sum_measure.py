@@ -1,6 +1,6 @@
 """Time, memory or profile of one kind of step done one way, in a process of its own. Started by sum_task_speed.py."""
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import functools

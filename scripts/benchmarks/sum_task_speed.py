@@ -11,7 +11,7 @@ At 1024 tokens it needs more than most machines have: its memory is measured for
 a straight line to eight, and the report says so.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import copy

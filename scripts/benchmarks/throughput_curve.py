@@ -7,7 +7,7 @@ Throughput that does not depend on the number of prompts means that a progress b
 be planned from one figure. DATA holds 16-shot/sst-2.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import argparse
 import sys

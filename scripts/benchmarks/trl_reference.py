@@ -8,7 +8,7 @@ learns by the loss of pairs, so that rankings are taken apart (``pairs_per_set``
 counted is the pairs of the held-out rankings, as in a run's ``results.json``.
 """
 
-from common.program import run_command
+from common.training.program import run_command
 
 import dataclasses
 import logging

@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 from chat_task.ranked_sets import collate, encode_sets
 from chat_task.reward_trainer import TokenRewardTrainer, set_scores
 from common.errors import UserError
-from common.kept_entropies import KeptEntropies
-from common.marked_tokens import area_under_curve
+from common.language_models.kept_entropies import KeptEntropies
 from common.reply_rewards import RewardReading
+from common.reporting.marked_tokens import area_under_curve
 from common.token_reward_model import TokenRewardModel
 from tests.chat_task.tiny import ranking_sets, reply_format, reward_model
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from chat_task import run_chat, score_tokens
 from chat_task.command_line import COMMAND, DEFAULTS, read_command
 from chat_task.settings import ChatSettings
-from common import kept_entropies
 from common.errors import Interrupted, UserError
+from common.language_models import kept_entropies
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
 from common.token_reward_model import TokenRewardModel

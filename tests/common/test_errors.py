@@ -1,4 +1,4 @@
-from common.program import run_command
+from common.training.program import run_command
 
 import math
 import os
@@ -74,7 +74,7 @@ def test_what_the_machine_refuses_is_one_line(work, line, capsys):
 
 
 def test_a_full_disk_and_a_closed_pipe_are_no_tracebacks(tmp_path):
-    code = "from common.program import run_command\ndef main(): {}\nrun_command(main)"
+    code = "from common.training.program import run_command\ndef main(): {}\nrun_command(main)"
     full = "raise OSError(28, 'No space left on device', '/x/y')"
     done = subprocess.run([sys.executable, "-c", code.format(full)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: cannot write or read /x/y: No space left on device\n")

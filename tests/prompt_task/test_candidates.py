@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from common.data_files import unmarked_cell
 from common.errors import UserError
+from common.training.data_files import unmarked_cell
 from prompt_task.candidates import COLUMNS, Candidate, CandidateTable, score_candidates, write_candidates
 from prompt_task.evaluate_prompts import read_prompts
 from prompt_task.prompt_policy import PromptPolicy

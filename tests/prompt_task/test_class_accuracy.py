@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.intervals import wilson
+from common.reporting.intervals import wilson
 from prompt_task.class_accuracy import answers_by_text, class_accuracies
 
 

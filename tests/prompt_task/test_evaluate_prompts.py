@@ -1,4 +1,4 @@
-from common.program import run_command
+from common.training.program import run_command
 
 import csv
 import json
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common.data_files import unmarked_cell
 from common.errors import UserError
-from common.intervals import wilson
+from common.reporting.intervals import wilson
+from common.training.data_files import unmarked_cell
 from prompt_task import evaluate_prompts, run_fsc
 from prompt_task.evaluate_prompts import read_prompts
 from prompt_task.task_lm import TaskLM

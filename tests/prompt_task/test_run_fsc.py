@@ -1,4 +1,4 @@
-from common.program import run_command
+from common.training.program import run_command
 
 import csv
 import errno
@@ -19,13 +19,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from common.data_files import unmarked_cell
 from common.errors import Interrupted, UserError
 from common.token_reward_model import TokenRewardModel
 from common.training import checkpoint as checkpoint_files
 from common.training import random_keys
 from common.training import run as run_module
 from common.training.checkpoint import latest_checkpoint, load_checkpoint
+from common.training.data_files import unmarked_cell
 from common.training.inputs import fingerprints
 from common.training.random_keys import Purpose
 from common.training.tracking import read_metrics

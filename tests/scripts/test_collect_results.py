@@ -1,4 +1,4 @@
-from common.program import run_command
+from common.training.program import run_command
 
 import csv
 import json

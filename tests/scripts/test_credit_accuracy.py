@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from common.marked_tokens import area_under_curve, areas, marked
+from common.reporting.marked_tokens import area_under_curve, areas, marked
 from common.token_reward_model import TokenRewardModel
 from scripts.credit_accuracy import MarkedText, _load, main
 from sum_task.data import Row

@@ -1,4 +1,4 @@
-from common.program import run_command
+from common.training.program import run_command
 
 import fcntl
 import json
@@ -457,7 +457,7 @@ def test_an_option_that_the_launcher_does_not_have_is_one_line(tmp_path):
     done = subprocess.run(
         [
             sys.executable, "-c",
-            "import sys; from common.program import run_command; from pathlib import Path; "
+            "import sys; from common.training.program import run_command; from pathlib import Path; "
             "from common.training.sweep_run import Plan; from scripts import sweep; "
             "run_command(lambda: sweep.launch(Plan.read(Path(sys.argv[1])), 'serial', "
             "1, ['hydra.launcher.partition=gpu']))", str(plan.folder),

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.data_files import csv_rows, marked_cell, read_rows, read_text, read_tsv, tsv_text, unmarked_cell
 from common.errors import UserError
+from common.training.data_files import csv_rows, marked_cell, read_rows, read_text, read_tsv, tsv_text, unmarked_cell
 
 FILE = Path("rows.csv")
 

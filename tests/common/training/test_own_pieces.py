@@ -8,8 +8,8 @@ import torch
 from common.aggregation import aggregate_token_rewards
 from common.credit import Judged, reference_weights, sample_weights
 from common.errors import UserError
-from common.own_pieces import check_aggregation, check_guidance, try_out
 from common.policy_losses import reward_weighted_mle_loss, token_weights
+from common.training.own_pieces import check_aggregation, check_guidance, try_out
 
 REWARDS = torch.tensor([[1.0, 3.0, 9.0], [2.0, 4.0, 6.0]])
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from common import kept_entropies
-from common.kept_entropies import KeptEntropies
+from common.language_models import kept_entropies
+from common.language_models.kept_entropies import KeptEntropies
 from common.reply_rewards import padded
 from common.reply_surprise import reply_entropies
 from tests import tiny_models

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("chat_task", "prompt_task", "scripts", "sum_task")
 PROGRAMS = sorted(
     file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")
@@ -29,7 +29,7 @@ def _usual_signals():
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_program_is_ready_for_signals_before_it_imports_anything_else(program):
     first = next(node for node in ast.parse(program.read_text(encoding="utf-8")).body[1:])
-    assert isinstance(first, ast.ImportFrom) and first.module == "common.program"
+    assert isinstance(first, ast.ImportFrom) and first.module == "common.training.program"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

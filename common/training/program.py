@@ -19,7 +19,7 @@ _USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, 
 
 
 def _is_program(file: str | None) -> bool:
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     return file is not None and os.path.relpath(os.path.abspath(file), root).split(os.sep)[0] in _FOLDERS
 
 

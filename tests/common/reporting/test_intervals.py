@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from common.intervals import Answers, interval_figures, interval_results, wilson
+from common.reporting.intervals import Answers, interval_figures, interval_results, wilson
 
 
 def test_wilson_intervals_are_those_of_the_books():
