@@ -119,14 +119,30 @@ def _ends(
     return [row.nonzero().flatten().tolist() for row in ends]
 
 
-def collate(sets: Sequence[EncodedSet]) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Known:
+    """What the CPU knows of a batch, so that it need not ask the device; no tensor to whoever moves batches there.
+
+    Attributes:
+        prompt_mask, reply_mask, margins: those of the batch.
+        sizes: replies of each set.
+    """
+
+    prompt_mask: Tensor
+    reply_mask: Tensor
+    margins: Tensor
+    sizes: list[int]
+
+
+def collate(sets: Sequence[EncodedSet]) -> dict[str, Any]:
     """A batch of B sets with up to K replies each.
 
     Returns:
         prompt_ids, prompt_mask: (B, P), padded on the left.
         reply_ids, reply_mask, ends: (B, K, R), padded on the right; a reply that is not there has no real token.
         preferences: (B, K), ranks from 0, equal for equal scores; NaN where there is no reply.
-        margins, weights: (B,).
+        weights: (B,).
+        known: of it on the CPU.
     """
     prompt_ids, prompt_mask = padded([item.prompt_ids[::-1] for item in sets])
     most = max(len(item.reply_ids) for item in sets)
@@ -143,13 +159,15 @@ def collate(sets: Sequence[EncodedSet]) -> dict[str, Tensor]:
             reply_ids[b, k, : len(ids)] = torch.tensor(ids)
             reply_mask[b, k, : len(ids)] = True
             ends[b, k, places] = True
+    prompt_mask = prompt_mask.flip(1).bool()
+    margins = torch.tensor([item.source.margin for item in sets])
     return {
         "prompt_ids": prompt_ids.flip(1),
-        "prompt_mask": prompt_mask.flip(1).bool(),
+        "prompt_mask": prompt_mask,
         "reply_ids": reply_ids,
         "reply_mask": reply_mask,
         "ends": ends,
         "preferences": preferences,
-        "margins": torch.tensor([item.source.margin for item in sets]),
+        "known": Known(prompt_mask, reply_mask, margins, [len(item.reply_ids) for item in sets]),
         "weights": torch.tensor([item.source.weight for item in sets]),
     }

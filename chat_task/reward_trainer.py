@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
-from chat_task.evaluation import FIELDS, MISSING, pairs_of, ranking_figures
-from chat_task.ranked_sets import EncodedSets, collate, encode_sets
+from chat_task.evaluation import MISSING, pairs_of, ranking_figures
+from chat_task.ranked_sets import EncodedSets, Known, collate, encode_sets
 from chat_task.ranking_rows import Columns, RankingSet, ranking_set
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
@@ -32,20 +32,24 @@ from common.language_models.adapters import merged_state_dict
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
 from common.token_reward_model import TokenRewardModel, saturated
+from common.transfers import upload
 
 
-def set_scores(rewards: Tensor, ends: Tensor, method: str, temperature: float = 2.0) -> Tensor:
+def set_scores(
+    rewards: Tensor, ends: Tensor, method: str, temperature: float = 2.0, sizes: Sequence[int] | None = None
+) -> Tensor:
     """Scores of the replies of sets of different size: (B, K, R), (B, K, R) -> (B, K); 0 where there is no reply.
 
     Args:
         rewards: of tokens.
         ends: the tokens whose rewards count; none in a reply that is not there. Replies stand first in their set.
         method, temperature: of :func:`common.aggregation.aggregate_token_rewards`, which compares within a set.
+        sizes: replies of each set, where they are known.
     """
-    sizes = ends.any(-1).sum(-1)  # (B,)
+    sizes = ends.any(-1).sum(-1).tolist() if sizes is None else sizes
     scores = torch.zeros(ends.shape[:2], dtype=rewards.dtype, device=rewards.device)
-    for size in sizes.unique().tolist():
-        rows = (sizes == size).nonzero().flatten()
+    for size in sorted(set(sizes)):
+        rows = upload(torch.tensor([b for b, of_set in enumerate(sizes) if of_set == size]), rewards.device)
         part = aggregate_token_rewards(rewards[rows, :size], ends[rows, :size], method, temperature)
         scores = scores.index_put((rows.unsqueeze(1), torch.arange(size, device=rows.device)), part)
     return scores
@@ -97,7 +101,7 @@ class TokenRewardTrainer(Trainer):
         self.reply_format, self.reading, self.entropy_model = reply_format, reading or RewardReading(), entropy_model
         self.agg_func, self.agg_temperature = agg_func, agg_temperature
         self._columns = columns or Columns()
-        self._since_log = np.zeros((0, 0, len(FIELDS)), dtype=np.float32)
+        self._since_log: list[Tensor] = []  # tables of batches, where they were computed
         options = {"data_collator": collate, "compute_metrics": _metrics} | options
         super().__init__(
             model, args, train_dataset=self._encoded(train_dataset), eval_dataset=self._encoded(eval_dataset), **options
@@ -119,18 +123,19 @@ class TokenRewardTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The weighted losses of the batch's sets over the weight of the whole step (of the batch in evaluation)."""
-        replies = {name: inputs[name] for name in ("prompt_ids", "prompt_mask", "reply_ids", "reply_mask")}
-        rewards = model(replies=replies)
+        known: Known = inputs["known"]
+        masks = {"prompt_mask": known.prompt_mask, "reply_mask": known.reply_mask}
+        rewards = model(replies=masks | {name: inputs[name] for name in ("prompt_ids", "reply_ids")})
         ends, weights = inputs["ends"], inputs["weights"]
-        scores = set_scores(rewards, ends, self.agg_func, self.agg_temperature)
-        losses = partial_order_losses(scores, inputs["preferences"], ends.any(-1), inputs["margins"])
+        scores = set_scores(rewards, ends, self.agg_func, self.agg_temperature, known.sizes)
+        losses = partial_order_losses(scores, inputs["preferences"], ends.any(-1), known.margins)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (losses * weights).sum() / total
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
         table = _table(rewards.detach(), scores.detach(), inputs, self._bound)
         if model.training:
-            self._since_log = joined([self._since_log, table.cpu().numpy()])
+            self._since_log.append(table)
         return (loss, {"table": table, "rewards": rewards}) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
@@ -159,8 +164,9 @@ class TokenRewardTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         """The Trainer's figures, with the rank accuracy of the batches since the last time beside a training loss."""
         if "loss" in logs:
-            logs["rank_accuracy"] = float(np.mean(pairs_of(self._of_all_processes(self._since_log)).right))
-            self._since_log = self._since_log[:0]
+            table = joined([table.cpu().numpy() for table in self._since_log])
+            logs["rank_accuracy"] = float(np.mean(pairs_of(self._of_all_processes(table)).right))
+            self._since_log.clear()
         super().log(logs, *args, **options)
 
     def _of_all_processes(self, table: np.ndarray) -> np.ndarray:

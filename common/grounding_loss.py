@@ -63,7 +63,8 @@ def partial_order_losses(
         scores: (B, K) predicted scores ``e``, any float dtype, K >= 2.
         preferences: (B, K) true preferences ``p``, higher is better; they get no gradient.
         mask: (B, K), 1 or True where a set has a sequence; all where not given. What stands elsewhere has no influence.
-        margins: (B,) margins ``m`` >= 0 by which a better sequence is to exceed a worse one, in units of score.
+        margins: (B,) margins ``m`` >= 0 by which a better sequence is to exceed a worse one, in units of score. On the
+            CPU they are looked at without waiting for a device.
         temperature: ``tau`` > 0.
 
     Returns:

@@ -44,7 +44,7 @@ from common.language_models.capabilities import (
 )
 from common.language_models.masks import Masks
 from common.language_models.pretrained import check_index, load_pretrained
-from common.language_models.shared_prompts import Reader, find_reader, read_from_cache
+from common.language_models.shared_prompts import Reader, find_reader, read_from_cache, real_ones
 from common.likelihood_head import LikelihoodHead, chosen_log_probabilities, parts
 from common.transfers import upload
 
@@ -437,7 +437,7 @@ class TokenRewardModel(PreTrainedModel):
         Args:
             prompt_ids, prompt_mask: (B, P), padded on either side; every prompt has a token.
             reply_ids, reply_mask: (B, K, R), padded on the right. A reply without a real token is none, so that prompts
-                can have replies of different number.
+                can have replies of different number. Masks may lie on the CPU, which then waits for no device.
 
         Returns:
             Rewards, (B, K, R), as of :meth:`forward`; 0 at masked positions.
@@ -450,12 +450,19 @@ class TokenRewardModel(PreTrainedModel):
             raise ValueError(
                 f"reply_ids: must be (B, K, R) for {len(prompt_ids)} prompts, got {tuple(reply_ids.shape)}"
             )
-        there = reply_mask.any(-1)  # (B, K)
-        owners = there.nonzero()[:, 0]  # (N,)
-        ids, mask = reply_ids[there], reply_mask[there].bool()  # (N, R)
+        device, count = prompt_ids.device, reply_ids.shape[1]
+        chosen = reply_mask.any(-1).flatten().nonzero().squeeze(1)  # (N,) among all B * K
+        owners = chosen // count
+        ids = reply_ids.flatten(0, 1).index_select(0, upload(chosen, device))  # (N, R)
+        mask = reply_mask.flatten(0, 1).index_select(0, chosen).bool()
+        shared = not self.is_encoder_decoder and self.shares_prompts
+        if shared and not (self._reader is read_from_cache and self._computes_again):
+            rewards = self._rewards_behind(prompt_ids, prompt_mask, ids, mask, owners)
+            return self._in_places(rewards, chosen, reply_ids.shape)
+        prompt_mask, mask, owners = (upload(table, device) for table in (prompt_mask, mask, owners))
         if self.is_encoder_decoder:
             states = self.encode(prompt_ids, prompt_mask)
-            if not bool(there.all()):
+            if len(chosen) < len(prompt_ids) * count:
                 states, prompt_mask = states[owners], prompt_mask[owners]
             start = decoder_start_id(self.backbone.config)
             if start is None:
@@ -465,14 +472,18 @@ class TokenRewardModel(PreTrainedModel):
                 attention_mask=prompt_mask, decoder_input_ids=decoder_ids, decoder_attention_mask=decoder_mask,
                 encoder_outputs=states, targets_from=1,
             )[:, 1:]  # fmt: skip
-        elif self.shares_prompts and not (self._reader is read_from_cache and self._computes_again):
-            rewards = self._rewards_behind(prompt_ids, prompt_mask, ids, mask, owners)
         else:
             whole = torch.cat([prompt_ids[owners], ids], 1)
             real = torch.cat([prompt_mask[owners].bool(), mask], 1)
             width = prompt_ids.shape[1]
             rewards = self(input_ids=whole, attention_mask=real, targets_from=width)[:, width:]
-        return rewards.new_zeros(reply_ids.shape).masked_scatter(there.unsqueeze(-1), rewards)
+        return self._in_places(rewards, chosen, reply_ids.shape)
+
+    @staticmethod
+    def _in_places(rewards: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
+        """Rewards (N, R) of some of B * K replies as a table (B, K, R); 0 for the others."""
+        whole = rewards.new_zeros(shape[0] * shape[1], shape[2])
+        return whole.index_copy(0, upload(chosen, rewards.device), rewards).view(shape)
 
     def score_texts(self, texts: Sequence[Any], sources: Sequence[Any] | None = None, **options: Any) -> list[Any]:
         """Tokens, characters and rewards of replies that are text or messages; see `common.text_scores.score_texts`.
@@ -505,11 +516,11 @@ class TokenRewardModel(PreTrainedModel):
         real = real_tokens(prompt_mask, prompt_ids.shape, "prompt_mask")
         said = self._reader(self.backbone, prompt_ids, real, reply_ids, reply_mask, owners)  # of the real tokens alone
         if isinstance(self.head, LikelihoodHead):
-            raw = self.head(chosen_log_probabilities(said, reply_ids[reply_mask]))
+            raw = self.head(chosen_log_probabilities(said, real_ones(reply_ids, reply_mask)))
         else:
             raw = self._raw_of_states(said)
         rewards = bound_rewards(raw, self.config.bound)
-        return rewards.new_zeros(reply_ids.shape).masked_scatter(reply_mask, rewards)
+        return rewards.new_zeros(reply_ids.shape).masked_scatter(upload(reply_mask, rewards.device), rewards)
 
     @torch.no_grad()
     def rewards_of_all(self, targets_from: int = 0, **inputs: Any) -> Tensor:

@@ -1,7 +1,8 @@
-"""The prompts that may be reported: collected during training, ranked by dev score, tested at the end."""
+"""The prompts that may be reported: collected during training, ranked, tested at the end."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from prompt_task.prompt_policy import PromptPolicy
 from prompt_task.prompt_scorer import PromptScorer, PromptScores
 
 logger = logging.getLogger(__name__)
+
+CANDIDATE_SPLITS = ("dev", "both")
 
 COLUMNS = (
     "prompt", "token_ids", "train_score", "dev_score", "test_accuracy",
@@ -46,11 +49,29 @@ class Candidate:
     of_the_end: int | None = None
 
 
-class CandidateTable:
-    """Distinct candidate prompts; each is scored on train and dev once."""
+def ranked(candidates: Iterable[Candidate], split: str) -> list[Candidate]:
+    """By the score on a split, or by the mean of those on ``both``, best first; without a score they come last."""
 
-    def __init__(self, policy: PromptPolicy, train_scorer: PromptScorer, dev_scorer: PromptScorer):
+    def score(candidate: Candidate) -> float:
+        names = ("train", "dev") if split == "both" else (split,)
+        found = [getattr(candidate, f"{name}_score") for name in names]
+        return -math.inf if None in found else sum(found) / len(found)
+
+    return sorted(candidates, key=score, reverse=True)
+
+
+class CandidateTable:
+    """Distinct candidate prompts; each is scored on train and dev once.
+
+    Args:
+        policy: whose tokens they are of.
+        train_scorer, dev_scorer: of the two splits.
+        split: of `CANDIDATE_SPLITS`, by whose scores they are ranked.
+    """
+
+    def __init__(self, policy: PromptPolicy, train_scorer: PromptScorer, dev_scorer: PromptScorer, split: str = "dev"):
         self.policy = policy
+        self.split = split
         self.train_scorer = train_scorer
         self.dev_scorer = dev_scorer
         self._by_prompt: dict[str, Candidate] = {}
@@ -77,9 +98,8 @@ class CandidateTable:
         self._by_prompt = {candidate.prompt: candidate for candidate in kept}
 
     def best(self, count: int | None = None) -> list[Candidate]:
-        """Candidates by dev score, best first; those that could not be scored come last."""
-        ordered = sorted(self._by_prompt.values(), key=lambda c: (c.dev_score is None, -(c.dev_score or 0.0)))
-        return ordered[:count]
+        """Candidates by their score on the split, best first; those that could not be scored come last."""
+        return ranked(self._by_prompt.values(), self.split)[:count]
 
     def state(self) -> list[dict[str, Any]]:
         """For a checkpoint."""

@@ -102,6 +102,8 @@ class PolicyTrainer:
                 if self._reward_is_due():
                     with bar.paused(), self._rate.paused():
                         self.reward_trainer.run_round(after_step, lambda: checkpointer.stop_requested)
+                        if settings.pool_candidates:
+                            self.candidates.add(self.reward_trainer.best_of_pool(settings.pool_candidates))
                     self._round_at = self.steps_done
                     after_step(due=checkpointer.periodic)
                 step = self.steps_done + 1
@@ -121,8 +123,10 @@ class PolicyTrainer:
         self._last_weights = {name: w.clone() for name, w in self.policy.adaptor.state_dict().items()}
         stream = self.generator.get_state()
         self.plateau.restore_best()
-        last = self._sample(settings.num_final_prompts, self.generator)
-        self.candidates.add(last.tokens, of_the_end=0)
+        last = self._sample(settings.num_final_prompts * settings.screening, self.generator).tokens
+        if settings.screening > 1:
+            last = self.reward_trainer.most_promising(last, settings.num_final_prompts)
+        self.candidates.add(last, of_the_end=0)
         self.generator.set_state(stream)
         self.finished = True
         after_step(due=checkpointer.periodic or bool(settings.save_steps))

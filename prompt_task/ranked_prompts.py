@@ -66,12 +66,20 @@ class PromptRanker:
         self.engine = engine
         self.generator = generator
 
-    def pool(self, scorer: PromptScorer, stop_requested: Callable[[], bool]) -> torch.Tensor | None:
-        """With `reward_pool_size`, the prompts (P, T) from which the whole round draws, scored on all examples."""
+    def pool(
+        self,
+        scorer: PromptScorer,
+        stop_requested: Callable[[], bool],
+        most_promising: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+    ) -> torch.Tensor | None:
+        """With `reward_pool_size`, new prompts (P, T) from which whole rounds draw, scored on all examples.
+
+        `most_promising` picks so many of `screening` times as many samples.
+        """
         size = self.settings.reward_pool_size
         if not size:
             return None
-        pool = self.sample(size)
+        pool = self.sample(size) if most_promising is None else self._screened(size, most_promising)
         texts = self.policy.texts(pool)
         chunk = self.settings.prompt_train_batch_size
         with Progress(len(texts), "scoring the prompt pool", "prompt") as bar:
@@ -81,6 +89,9 @@ class PromptRanker:
                 scorer.probabilities(texts[start : start + chunk])
                 bar.update(len(texts[start : start + chunk]))
         return pool
+
+    def _screened(self, size: int, most_promising: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
+        return most_promising(self.sample(size * self.settings.screening), size)
 
     def sample(self, count: int) -> torch.Tensor:
         """Prompts (N, T) of the policy as it is."""

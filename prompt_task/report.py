@@ -101,7 +101,7 @@ def write_run_report(
             *candidate_token_rewards(untrained, policy, reward_model, "before training"),
         ],
         reward_range(reward_model.config.bound),
-        note="Best by dev score first; below them, prompts that the policy wrote before training. A token's colour is "
+        note="Best first; below them, prompts that the policy wrote before training. A token's colour is "
         "the reward that the last reward model gives it, or by choice that less what the policy would have got in its "
         "place; the result is the mean test accuracy of the first "
         f"{len(results['reported_prompts'])}.",

@@ -33,6 +33,8 @@ from prompt_task.settings import RewardSettings
 
 logger = logging.getLogger(__name__)
 
+PROMPTS_AT_ONCE = 256  # that the reward model reads where many are asked for
+
 
 def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Token rewards (N, T) of prompts (N, T) that follow the source text (S,). Equal prompts are computed once."""
@@ -66,6 +68,7 @@ class RewardTrainer:
         self.log = log
         self.generator = runtime.generator(Purpose.PROMPT_REWARD_STREAM)
         self.ranker = PromptRanker(policy, settings, engine, self.generator)
+        self.pool: torch.Tensor | None = None  # (P, T) prompts of all rounds so far, with `reward_pool_size`
         self.rounds_done = 0
         self.steps_done = 0  # optimizer steps over all rounds
         self.last_figures: dict[str, float] = {}  # on dev, of the weights that the last round chose
@@ -119,14 +122,39 @@ class RewardTrainer:
         for _ in range(settings.rew_validation_batches):
             if not stop_requested():
                 validation.append(self.ranker.ranked(self.dev_scorer, None))
-        pool = self.ranker.pool(self.train_scorer, stop_requested)
+        screens = settings.screening > 1 and self.rounds_done > 0  # before the first round the rewards know nothing
+        new = self.ranker.pool(self.train_scorer, stop_requested, self.most_promising if screens else None)
         if stop_requested():
             self.generator.set_state(generator_before)
             return None
+        if new is not None:
+            self.pool = new if self.pool is None else torch.cat([self.pool, new])
         self.stepper.optimizer = optimizer
         swaps = self.ranker.swapped(self.dev_scorer, validation[0].tokens)
-        self._round = _Round(optimizer, plateau, validation, swaps, pool)
+        self._round = _Round(optimizer, plateau, validation, swaps, self.pool)
         return self._round
+
+    @torch.no_grad()
+    def most_promising(self, tokens: torch.Tensor, count: int) -> torch.Tensor:
+        """Of prompts (N, T) the `count` different ones with the highest learned scores, best first."""
+        self.reward_model.eval()
+        distinct = torch.unique(tokens, dim=0)
+        scores = []
+        for part in distinct.split(PROMPTS_AT_ONCE):
+            rewards = self._rewards(part).unsqueeze(0)
+            mask = torch.ones_like(rewards, dtype=torch.bool)
+            scores.append(
+                aggregate_token_rewards(rewards, mask, self.settings.agg_func, self.settings.soft_maxmin_temp)
+            )
+        best = torch.cat(scores, 1)[0].topk(min(count, len(distinct))).indices
+        return distinct[best.cpu()]
+
+    def best_of_pool(self, count: int) -> torch.Tensor:
+        """The `count` prompts (M, T) of all pools with the highest train scores, best first."""
+        assert self.pool is not None  # see FewShotSettings.check
+        distinct = torch.unique(self.pool, dim=0)
+        scores = self.train_scorer.score(self.policy.texts(distinct)).score
+        return distinct[scores.topk(min(count, len(distinct))).indices]
 
     @torch.no_grad()
     def _swap_figures(self, swaps: SwappedPrompts) -> RankingFigures:
@@ -221,6 +249,7 @@ class RewardTrainer:
     def save_state(self, state: StateTree) -> None:
         """Add everything that going on needs to a checkpoint, also from the middle of a round."""
         state.put("reward/generator", {"state": self.generator.get_state()})
+        state.put("reward/pool", {} if self.pool is None else {"tokens": self.pool})
         values: dict[str, Any] = {"rounds_done": self.rounds_done, "steps_done": self.steps_done, "round": None}
         values["stepper"] = self.stepper.state()
         values["last_figures"] = self.last_figures
@@ -233,12 +262,12 @@ class RewardTrainer:
             state.put("reward/plateau", *current.plateau.state())
             batches = {f"{i}.{k}": v for i, batch in enumerate(current.validation) for k, v in vars(batch).items()}
             state.put("reward/validation", batches, len(current.validation))
-            state.put("reward/pool", {} if current.pool is None else {"tokens": current.pool})
         state.put("reward/progress", {}, values)
 
     def load_state(self, state: StateTree) -> None:
         """Undo `save_state`."""
         self.generator.set_state(state.get("reward/generator")[0]["state"])
+        self.pool = state.get("reward/pool")[0].get("tokens")
         values = state.get("reward/progress")[1]
         self.rounds_done, self.steps_done = values["rounds_done"], values["steps_done"]
         self.stepper.load_state(values["stepper"])
@@ -253,11 +282,10 @@ class RewardTrainer:
         batches, count = state.get("reward/validation")
         names = ("tokens", "preferences", "sets")
         validation = [RankedPrompts(*(batches[f"{i}.{name}"] for name in names)) for i in range(count)]
-        pool = state.get("reward/pool")[0].get("tokens")
         self.stepper.optimizer = optimizer
         swaps = SwappedPrompts(**state.get("reward/swaps")[0])
         progress = values["round"] | {"figures": RankingFigures(**values["round"]["figures"])}
-        self._round = _Round(optimizer, plateau, validation, swaps, pool, **progress)
+        self._round = _Round(optimizer, plateau, validation, swaps, self.pool, **progress)
 
 
 @dataclass

@@ -113,7 +113,7 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     run.begin()
     shared = run.runtime, run.engine, run.log
     reward_trainer = RewardTrainer(reward_model, policy, train_scorer, dev_scorer, settings.reward, *shared)
-    candidates = CandidateTable(policy, train_scorer, dev_scorer)
+    candidates = CandidateTable(policy, train_scorer, dev_scorer, settings.evaluation.candidate_split)
     trainer = PolicyTrainer(policy, reward_trainer, train_scorer, dev_scorer, candidates, settings.policy, *shared)
     if run.restore(trainer.load_state) and not run.same_options:
         train_scorer.forget()
@@ -121,7 +121,7 @@ def _train_and_test(run: Run, command: Command, task_lm: TaskLM | None) -> dict[
     with run.checkpoints(trainer.save_state) as checkpointer:
         trainer.train(checkpointer)
 
-    # The best prompts by their dev score are tested, and for comparison the empty one and some of the untrained policy.
+    # The best candidates are tested, and for comparison the empty one and some of the untrained policy.
     best = candidates.best(settings.evaluation.num_candidates)
     empty = Candidate("")
     score_candidates(test_scorer, [empty, *best], "test", show_progress=True)

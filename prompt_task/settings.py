@@ -10,6 +10,7 @@ from common.token_reward_model import HEADS
 from common.training.runtime import DTYPES
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
 from common.training.settings import ClipSettings, RunSettings, ScheduleSettings, ScoreSettings, TaskSettings, setting
+from prompt_task.candidates import CANDIDATE_SPLITS
 from prompt_task.prompt_scorer import check_preference
 
 # The options that may differ between a run and its continuation: none of them changes a result.
@@ -68,6 +69,7 @@ class LearningSettings(ScoreSettings, ClipSettings, ScheduleSettings):
     prompt_train_batch_size: int = setting(minimum=2)
     top_k: int | None = setting(minimum=1)
     top_p: float = setting(above=0, maximum=1)
+    screening: int = setting(minimum=1, maximum=10**4)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class PolicySettings(LearningSettings):
     candidate_steps: int = setting(minimum=1)
     prompt_infer_batch_size: int = setting(minimum=1, maximum=10**4)
     num_final_prompts: int = setting(minimum=1)
+    pool_candidates: int = setting(minimum=0)
     save_steps: int = setting(minimum=0)
     log_every: int = setting(minimum=1)
 
@@ -120,6 +123,7 @@ class PolicySettings(LearningSettings):
 class EvaluationSettings:
     """Which candidates are tested and reported."""
 
+    candidate_split: str = setting(choices=CANDIDATE_SPLITS)
     num_candidates: int = setting(minimum=1)
     num_reported: int = setting(minimum=1)
 
@@ -161,8 +165,8 @@ class FewShotSettings(TaskSettings):
                 policy.num_validation_prompts * policy.prompt_train_batch_size * vocabulary
             ),
             "reward_learning_batch_size x reward_learning_samples": sets * models.prompt_length * width,
-            "reward_pool_size": reward.reward_pool_size * vocabulary,
-            "num_final_prompts": policy.num_final_prompts * vocabulary,
+            "reward_pool_size x screening": reward.reward_pool_size * reward.screening * vocabulary,
+            "num_final_prompts x screening": policy.num_final_prompts * policy.screening * vocabulary,
         }
 
     def check(self) -> None:
@@ -178,6 +182,8 @@ class FewShotSettings(TaskSettings):
                 f"reward_pool_size: {reward.reward_pool_size} is smaller than "
                 f"prompt_train_batch_size={reward.prompt_train_batch_size}; 0 turns the pool off"
             )
+        if policy.pool_candidates and not reward.reward_pool_size:
+            raise UserError("pool_candidates: they are prompts of a pool; set reward_pool_size too")
         if reward.rew_max_train_steps < reward.rew_num_train_epochs:
             raise UserError(
                 f"rew_max_train_steps: {reward.rew_max_train_steps} steps cannot fill "

@@ -6,7 +6,7 @@ For each data split (and, where --random_seeds are given, each of those on each 
 the prompt task (a run folder of its own below --output; those that are complete are kept), all in one process over one
 task LM, which remembers what it has been asked. Beside them stand
 the empty prompt and random search: as many prompts, sampled from the untrained policy, as the method that scored most.
-Its first row takes the best by train score; its second re-ranks the best of them by dev score, as the method does.
+Its first row takes the best by train score; the others re-rank the best of them by dev score and by both.
 
 The table, mean (std) of the test accuracy over splits and seeds, is printed and written as table.md, runs.csv and
 table.json. Everything after the flags is an option of run_fsc.py, common to all runs.
@@ -33,7 +33,7 @@ from common.training.files import write_json_atomic, write_text_atomic
 from common.training.progress import Progress, set_quiet
 from common.training.random_keys import Purpose
 from common.training.runtime import hardware, start_runtime
-from prompt_task.candidates import Candidate, score_candidates
+from prompt_task.candidates import Candidate, ranked, score_candidates
 from prompt_task.command_line import Command, read_command
 from prompt_task.few_shot_data import FewShotSplits, load_few_shot_splits
 from prompt_task.prompt_policy import PromptPolicy
@@ -51,6 +51,7 @@ TITLES = {
     "empty": "empty prompt",
     "random": "best of N random prompts, by train score",
     "random-dev": "best of N random prompts, 16 best on train re-ranked on dev",
+    "random-both": "the same, re-ranked on train and dev",
     "sequence": "guidance=sequence",
     "token-sum": "guidance=token, sum (= avg at fixed length)",
     "token-max": "guidance=token, max",
@@ -116,9 +117,9 @@ def random_search(
     top = candidates[: settings.evaluation.num_reported]
     finalists = candidates[:16]
     score_candidates(dev, finalists, "dev")
-    top_dev = sorted(finalists, key=lambda c: -(c.dev_score or 0.0))[: settings.evaluation.num_reported]
+    top_dev, top_both = (ranked(finalists, split)[: settings.evaluation.num_reported] for split in ("dev", "both"))
     empty = Candidate("")
-    tested = list({c.prompt: c for c in [empty, *top, *top_dev]}.values())
+    tested = list({c.prompt: c for c in [empty, *top, *top_dev, *top_both]}.values())
     score_candidates(test, tested, "test", show_progress=True)
 
     def row(chosen: list[Candidate], scored: int) -> dict[str, Any]:
@@ -133,6 +134,7 @@ def random_search(
         "empty": row([empty], 0),
         "random": row(top, budget),
         "random-dev": row(top_dev, budget + len(finalists)),
+        "random-both": row(top_both, budget + len(finalists)),
     }
     write_json_atomic(file, results)
     return results

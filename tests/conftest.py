@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.reporting import report
 from common.training import progress
 from tests.tiny_runs import World, make_world
 
@@ -24,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Tiny models and data on the disk, for whole runs."""
     return make_world(Path(tmp_path_factory.mktemp("world")))
+
+
+@pytest.fixture(autouse=True)
+def no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time of a tiny run is that of drawing its curves, which only tests marked ``charts`` look at."""
+    if request.node.get_closest_marker("charts") is None:
+        monkeypatch.setattr(report, "_chart_svg", lambda *_: report.Markup('<svg role="img"></svg>'))
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 DEVICE = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
-PRODUCT = ("common", "prompt_task", "sum_task")
+PRODUCT = ("chat_task", "common", "prompt_task", "sum_task")
 
 # The CPU waits for the device in these, by their last name; some only with certain arguments, see `_waits`.
 WAITING = {
@@ -227,6 +227,8 @@ def pretended_device() -> Iterator[PretendedDevice]:
     patches: list[Any] = [
         mock.patch.object(torch.cuda, "is_available", lambda: True),
         mock.patch.object(torch.cuda, "device_count", lambda: 1),
+        mock.patch.object(torch.cuda, "set_device", lambda device: None),
+        mock.patch.object(torch.cuda, "current_device", lambda: 0),
         mock.patch.object(torch.cuda, "get_device_name", lambda device=None: "a pretended GPU"),
         mock.patch.object(torch.cuda, "get_device_properties", lambda device=None: mock.Mock(total_memory=2**36)),
         mock.patch.object(torch.cuda, "max_memory_allocated", lambda device=None: 0),

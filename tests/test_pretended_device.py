@@ -1,4 +1,4 @@
-"""Both tasks on a GPU that is pretended: no call mixes devices, and the CPU waits for the GPU only so often."""
+"""All tasks on a GPU that is pretended: no call mixes devices, and the CPU waits for the GPU only so often."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +7,9 @@ import pytest
 import torch
 from transformers import T5Config
 
+from chat_task import reward_trainer as reply_reward
+from chat_task.command_line import read_command as read_chat_command
+from chat_task.run_chat import run as run_replies
 from common.policy_losses import negative_entropy, reinforce_loss, reward_weighted_mle_loss
 from common.token_reward_model import TokenRewardConfig, TokenRewardModel
 from common.training.runtime import start_runtime
@@ -22,6 +25,7 @@ from sum_task.run_sum import run as run_summaries
 from sum_task.sampling import sample_summaries
 from sum_task.tokenizing import tokenize
 from tests import tiny_models
+from tests.chat_task.test_run_chat import words  # noqa: F401  a fixture
 from tests.pretended_device import DEVICE, MixedDevices, PretendedDevice, pretended_device
 from tests.sum_task.conftest import stand_in_for_wordnet
 from tests.sum_task.tiny import TinyWorld
@@ -246,6 +250,24 @@ def test_summaries(tiny, tmp_path, waits, monkeypatch, kind, options, policy_ste
     held |= {"sum_task.ranked_summaries.sample_summaries": 3}
     held |= {"sum_task.policy_loss.sample_summaries": 3} if options == SAMPLES else {}
     assert waits.most() == held, (waits.counts, waits.mode.waits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "step"),
+    [
+        ("llama", [], 1),  # transformers looks whether the mask, all ones, hides anything
+        ("llama", ["--rew_head=likelihood", "--agg_func=max"], 1),
+        ("t5", ["--granularity=sequence"], 2),
+    ],
+)
+def test_rewards_of_replies(words, tiny, tmp_path, waits, kind, options, step):  # noqa: F811
+    """What transformers' Trainer asks for beside the step is its own."""
+    waits.of(reply_reward.TokenRewardTrainer, "training_step")
+    model = [] if kind == "llama" else [f"--model_name_or_path={tiny.t5}"]
+    more = ["--device=cuda", "--swap_test=false", "--spans_column=null", f"--output_dir={tmp_path / 'run'}"]
+    results = run_replies(read_chat_command([*words, *model, *options, *more]))
+    assert "pretended GPU" in results["hardware"]
+    assert waits.most() == {"TokenRewardTrainer.training_step": step}, (waits.counts, waits.mode.waits)
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])

@@ -305,6 +305,9 @@ PROGRAMS: dict[str, Program] = {
     "scripts.benchmarks.process_throughput": Program(
         flags_of("scripts.benchmarks.process_throughput", read_prompt_command), not_run="it has tests"
     ),
+    "scripts.benchmarks.trl_reference": Program(
+        flags_of("scripts.benchmarks.trl_reference", read_chat_command), not_run="it has tests"
+    ),
     "scripts/draw_policy_curves.py": Program(flags_of("scripts.draw_policy_curves"), not_run="it has tests"),
     "scripts/prepare_fsc_data.py": Program(
         flags_of("scripts.prepare_fsc_data"),

@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 
 from common.language_models.capabilities import exactly
 from common.language_models.evaluation_mode import evaluation_mode
+from common.transfers import upload
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ def read_in_one_row(
     owners: Tensor,
 ) -> Tensor:
     """See `Reader`; all tokens in one row."""
-    layout = Layout(prompt_mask.sum(-1), reply_mask.sum(-1), owners)
-    ids = torch.cat([prompt_ids[prompt_mask], reply_ids[reply_mask]]).unsqueeze(0)
+    layout = Layout(prompt_mask.sum(-1), reply_mask.sum(-1), owners, prompt_ids.device)
+    ids = torch.cat([real_ones(prompt_ids, prompt_mask), real_ones(reply_ids, reply_mask)]).unsqueeze(0)
     wanted = layout.before if _has_lm_head(backbone) else layout.of_replies
     fewer = _has_lm_head(backbone) and "logits_to_keep" in inspect.signature(backbone.forward).parameters
     outputs = backbone(
@@ -69,6 +70,11 @@ def read_in_one_row(
     return output if fewer else output[wanted]
 
 
+def real_ones(values: Tensor, mask: Tensor) -> Tensor:
+    """The values (N, T) where a mask of the same shape is True, one behind the other; the mask may lie on the CPU."""
+    return values.flatten().index_select(0, upload(mask.flatten().nonzero().squeeze(1), values.device))
+
+
 @dataclass
 class Layout:
     """Where the tokens of prompts and replies stand in the one row: all prompts, then all replies.
@@ -77,11 +83,13 @@ class Layout:
         prompts: (B,) tokens of each prompt.
         replies: (N,) tokens of each reply.
         owners: (N,) the prompt of each reply.
+        device: where the row is read. Lengths and owners may lie on the CPU, which then waits for no device.
     """
 
     prompts: Tensor
     replies: Tensor
     owners: Tensor
+    device: torch.device
 
     def __post_init__(self) -> None:
         ends = [end for lengths in (self.prompts, self.replies) for end in (lengths.max(), lengths.sum())]
@@ -89,10 +97,13 @@ class Layout:
         lengths = torch.cat([self.prompts, self.replies])
         self.starts = lengths.cumsum(0) - lengths  # (B + N,)
         # Places of the padded tables (B, P) and (N, R) in the row, and which of them are real.
-        self.prompt_real, self.prompt_places = _places(
-            self.prompts, self.longest_prompt, self.starts[: len(self.prompts)]
+        self._prompt_real, prompt_places = _places(self.prompts, self.longest_prompt, self.starts[: len(self.prompts)])
+        self._reply_real, self._reply_places = _places(
+            self.replies, self.longest_reply, self.starts[len(self.prompts) :]
         )
-        self.reply_real, self.reply_places = _places(self.replies, self.longest_reply, self.starts[len(self.prompts) :])
+        self.prompt_places, self.reply_places, self.prompt_of, self.lengths = (
+            upload(table, self.device) for table in (prompt_places, self._reply_places, self.owners, self.prompts)
+        )
         self._masks: dict[int | None, Tensor] = {}
         self.is_even = self.prompt_tokens == self.longest_prompt * len(
             self.prompts
@@ -101,32 +112,33 @@ class Layout:
     @cached_property
     def positions(self) -> Tensor:
         """(L,) of each token in its own sequence of prompt and reply."""
-        of_prompts = torch.arange(self.longest_prompt, device=self.prompts.device).expand_as(self.prompt_real)
+        of_prompts = torch.arange(self.longest_prompt, device=self.prompts.device).expand_as(self._prompt_real)
         of_replies = torch.arange(self.longest_reply, device=self.prompts.device) + self.prompts[self.owners, None]
-        return torch.cat([of_prompts[self.prompt_real], of_replies[self.reply_real]])
+        return upload(torch.cat([of_prompts[self._prompt_real], of_replies[self._reply_real]]), self.device)
 
     @cached_property
     def of_replies(self) -> Tensor:
         """(M,) places of the replies' tokens."""
-        return self.reply_places[self.reply_real]
+        return upload(self._reply_places[self._reply_real], self.device)
 
     @cached_property
     def before(self) -> Tensor:
         """(M,) places of the tokens before them: of the first of a reply, the last of its prompt."""
         last = (self.starts[: len(self.prompts)] + self.prompts - 1)[self.owners]
-        return torch.cat([last.unsqueeze(1), self.reply_places[:, :-1]], 1)[self.reply_real]
+        before = torch.cat([last.unsqueeze(1), self._reply_places[:, :-1]], 1)
+        return upload(before[self._reply_real], self.device)
 
     @cached_property
     def back(self) -> Tensor:
         """(L,) of each token of the row, its place in both tables one behind the other."""
-        real = torch.cat([self.prompt_real.flatten(), self.reply_real.flatten()])
-        return real.nonzero().squeeze(1)
+        real = torch.cat([self._prompt_real.flatten(), self._reply_real.flatten()])
+        return upload(real.nonzero().squeeze(1), self.device)
 
     def prompt_mask(self, window: int | None) -> Tensor | None:
         """(P, P), True where a query of a prompt sees a key; None: everywhere it is causal."""
         if window is None or window >= self.longest_prompt:
             return None
-        places = torch.arange(self.longest_prompt, device=self.prompts.device)
+        places = torch.arange(self.longest_prompt, device=self.device)
         gap = places.unsqueeze(1) - places
         return (gap >= 0) & (gap < window)
 
@@ -137,7 +149,7 @@ class Layout:
         return self._masks[window]
 
     def _reply_mask(self, window: int | None) -> Tensor:
-        lengths = self.prompts[self.owners] if not self.is_even else self.prompts[:1]
+        lengths = self.lengths.index_select(0, self.prompt_of) if not self.is_even else self.lengths[:1]
         in_prompt = torch.arange(self.longest_prompt, device=lengths.device).expand(len(lengths), -1)
         in_reply = torch.arange(self.longest_reply, device=lengths.device)
         keys = torch.cat([in_prompt, lengths.unsqueeze(1) + in_reply], 1).unsqueeze(1)  # positions, (N, 1, P + R)
@@ -200,7 +212,7 @@ def shared_prompt_attention(
     prompts = attend(prompt_query, *own, attn_mask=mask, is_causal=mask is None)
     reply_query, *reply_states = of_replies
     both = [
-        _repeated(torch.cat([before.index_select(0, layout.owners), states], 2), groups)
+        _repeated(torch.cat([before.index_select(0, layout.prompt_of), states], 2), groups)
         for before, states in zip(prompt_states, reply_states, strict=True)
     ]
     replies = attend(reply_query, *both, attn_mask=layout.reply_mask(window))
@@ -239,9 +251,13 @@ def read_from_cache(
 ) -> Tensor:
     """See `Reader`; the prompts, and then the replies from the prompts' keys and values."""
     parameters = inspect.signature(backbone.forward).parameters
+    longest = int(prompt_mask.sum(-1).max())
+    device = prompt_ids.device
+    real = reply_mask
+    prompt_mask, reply_mask, owners = (upload(table, device) for table in (prompt_mask, reply_mask, owners))
     lengths = prompt_mask.long().sum(-1)  # (B,)
     # To the right end of their columns, so that a reply follows its prompt without a gap.
-    order = prompt_mask.to(torch.uint8).argsort(dim=-1, stable=True)[:, prompt_mask.shape[1] - int(lengths.max()) :]
+    order = prompt_mask.to(torch.uint8).argsort(dim=-1, stable=True)[:, prompt_mask.shape[1] - longest :]
     prompt_ids, prompt_mask = prompt_ids.masked_fill(~prompt_mask, 0).gather(1, order), prompt_mask.gather(1, order)
     reply_ids = reply_ids.masked_fill(~reply_mask, 0)
     positions = (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -266,7 +282,7 @@ def read_from_cache(
     states = _output(replies)
     if _has_lm_head(backbone):
         states = torch.cat([_output(prompts)[owners, -1:], states[:, :-1]], 1)
-    return states[reply_mask]
+    return states.flatten(0, 1).index_select(0, upload(real.flatten().nonzero().squeeze(1), device))
 
 
 @exactly()

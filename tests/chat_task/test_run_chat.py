@@ -61,6 +61,7 @@ def test_a_second_run_by_segments_computes_no_entropy_again(words, tmp_path, mon
     results_of(words, tmp_path / "two", *more, "--segment_cut=2.8", "--agg_func=mean", "--seed=3")
 
 
+@pytest.mark.charts
 @pytest.mark.parametrize("granularity", ["token", "segment", "sequence"])
 def test_a_run_leaves_what_it_promises(words, tmp_path, granularity, caplog):
     results = results_of(words, tmp_path / "run", f"--granularity={granularity}", "--segment_cut=2.9", "--eval_steps=6")

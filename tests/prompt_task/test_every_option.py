@@ -424,6 +424,7 @@ WALK: dict[str, Walk] = {
     "reward_pool_size": changed(
         {"reward_pool_size": 9}, lambda a, b: b.results["prompts_scored"] < a.results["prompts_scored"]
     ),
+    "screening": changed({"screening": 5}, other_prompts),
     "rew_gradient_accumulation_steps": becomes(
         {"rew_gradient_accumulation_steps": 3}, lambda run: sum(examples == 5 for _, examples, _ in run.scored), 4, 12
     ),
@@ -475,6 +476,14 @@ WALK: dict[str, Walk] = {
     "candidate_steps": becomes({"candidate_steps": 2}, lambda run: run.added, [1, 1, 4], [1, 4]),
     "prompt_infer_batch_size": becomes({"prompt_infer_batch_size": 3}, lambda run: run.added, [1, 1, 4], [3, 3, 4]),
     "num_final_prompts": becomes({"num_final_prompts": 7}, lambda run: run.added, [1, 1, 4], [1, 1, 7]),
+    "pool_candidates": changed(
+        {"reward_pool_size": 9, "pool_candidates": 3}, lambda a, b: 3 in b.added and 3 not in a.added
+    ),
+    "candidate_split": changed(
+        {"candidate_split": "both"},
+        lambda a, b: a.prompts["dev_score"].is_monotonic_decreasing
+        and (b.prompts["train_score"] + b.prompts["dev_score"]).is_monotonic_decreasing,
+    ),
     "num_candidates": changed(
         {"num_candidates": 3}, lambda a, b: b.prompts["test_accuracy"].count() == 3 < a.prompts["test_accuracy"].count()
     ),

@@ -275,6 +275,48 @@ def test_a_pool_is_scored_once_and_nothing_else_is_drawn_from(monkeypatch):
     assert sizes.count(12) == 2  # another round, another pool
 
 
+def test_later_pools_are_those_of_the_highest_learned_score_and_join_the_earlier_ones(monkeypatch):
+    run = make_run(reward_pool_size=8, screening=4, rew_num_train_epochs=2, rew_max_train_steps=6)
+    sizes, _ = spy_on_sampling(run.policy, monkeypatch)
+    drawn: list[torch.Tensor] = []
+    chosen = noted(run.reward_trainer.most_promising, lambda tokens, count: drawn.append(tokens))
+    monkeypatch.setattr(run.reward_trainer, "most_promising", chosen)
+    run.reward_trainer.run_round()
+    assert sorted(sizes) == [8, 8, 8] and not drawn  # before it has learnt the reward chooses nothing
+    first = run.reward_trainer.pool
+    run.reward_trainer.run_round()
+    assert sizes.count(32) == 1
+    pool = run.reward_trainer.pool
+    assert torch.equal(pool[:8], first)
+    assert len(pool[8:]) == min(8, len({tuple(row.tolist()) for row in drawn[0]}))
+    assert len({tuple(row.tolist()) for row in pool[8:]}) == len(pool[8:])
+
+
+def test_the_most_promising_prompts_are_found_by_brute_force_too():
+    run = make_run()
+    run.reward_trainer.run_round()
+    tokens = run.policy.sample(40, torch.Generator().manual_seed(1)).tokens
+    distinct = {tuple(row.tolist()) for row in tokens}
+    with torch.no_grad():
+        by_score = sorted(
+            distinct,
+            key=lambda row: (
+                -float(prompt_token_rewards(run.reward_model.eval(), run.policy.source_ids, torch.tensor([row])).sum())
+            ),
+        )
+    assert [tuple(row.tolist()) for row in run.reward_trainer.most_promising(tokens, 6)] == by_score[:6]
+    assert len(run.reward_trainer.most_promising(tokens, 1000)) == len(distinct)
+
+
+def test_the_best_of_the_pool_are_those_of_the_highest_train_score():
+    run = make_run(reward_pool_size=12)
+    run.reward_trainer.run_round()
+    best = run.reward_trainer.best_of_pool(3)
+    scores = run.train_scorer.score(run.policy.texts(torch.unique(run.reward_trainer.pool, dim=0))).score
+    found = run.train_scorer.score(run.policy.texts(best)).score
+    assert found.tolist() == sorted(scores.tolist(), reverse=True)[:3]
+
+
 def test_without_a_pool_every_step_samples_anew(monkeypatch):
     run = make_run(rew_num_train_epochs=1, rew_max_train_steps=5)
     _, texts = spy_on_sampling(run.policy, monkeypatch)

@@ -23,7 +23,8 @@ PUBLISHED_VALUES = {
     "source_str": "<|endoftext|>", "top_k": 256, "top_p": 1.0, "correct_coeff": 200, "incorrect_coeff": 180,
     "compute_zscore": False, "agg_func": "sum", "soft_maxmin_temp": 2.0, "use_softplus": True, "head_init_gain": 1e-4,
     "adaptor_residual": False, "reward_learning_samples": 5, "reward_learning_batch_size": 64,
-    "prompt_train_batch_size": 16, "reward_example_share": 0.8, "reward_pool_size": 0,
+    "prompt_train_batch_size": 16, "reward_example_share": 0.8, "reward_pool_size": 0, "screening": 1,
+    "pool_candidates": 0, "candidate_split": "dev",
     "rew_gradient_accumulation_steps": 1, "rew_num_train_epochs": 100, "rew_max_train_steps": 10000,
     "rew_validation_batches": 25, "rew_learning_rate": 5e-5, "reward_retrain_period": 1000, "guidance": "token",
     "use_q_for_weight": False, "num_reinforce_samples": 64, "max_entropy_coeff": 0.125, "max_train_steps": 12000,
@@ -69,6 +70,7 @@ def test_options_that_a_continued_run_may_change_exist():
     [
         ({"reward_learning_samples": 9, "prompt_train_batch_size": 8}, "reward_learning_samples: a set of 9 prompts"),
         ({"reward_pool_size": 7, "prompt_train_batch_size": 8}, "reward_pool_size: 7 is smaller"),
+        ({"pool_candidates": 2}, "pool_candidates: they are prompts of a pool"),
         ({"rew_max_train_steps": 3, "rew_num_train_epochs": 4}, "rew_max_train_steps: 3 steps cannot fill"),
         ({"guidance": "sequence", "use_q_for_weight": True}, "use_q_for_weight"),
         ({"rew_head": "likelihood", "rew_freeze_backbone": True}, "rew_freeze_backbone: with rew_head=likelihood"),

@@ -94,7 +94,7 @@ def test_gradients_reach_the_prompt_through_all_its_replies(checkpointing):
 
 def test_where_tokens_stand_by_hand():
     # Prompts of two tokens and one, replies of two tokens to the second and one to the first: a b | c | d e | f
-    layout = Layout(torch.tensor([2, 1]), torch.tensor([2, 1]), torch.tensor([1, 0]))
+    layout = Layout(torch.tensor([2, 1]), torch.tensor([2, 1]), torch.tensor([1, 0]), torch.device("cpu"))
     assert layout.positions.tolist() == [0, 1, 0, 1, 2, 2]
     assert layout.of_replies.tolist() == [3, 4, 5]
     assert layout.before.tolist() == [2, 3, 1]

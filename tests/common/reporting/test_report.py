@@ -26,6 +26,8 @@ from common.reporting.report import (
     visible_text,
 )
 
+pytestmark = pytest.mark.charts
+
 HOSTILE = (
     "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7*7 }} {% raw %} "
     "${x} &lt; $\\frac{1}$ \0\x1b\x85 \u202etxet\u202c عربي שלום \udc80 \ufeff\n\ttab"

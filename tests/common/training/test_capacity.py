@@ -42,8 +42,10 @@ def test_the_memory_of_a_container_is_what_it_is_allowed(tmp_path, monkeypatch, 
 
 
 def test_the_tables_of_a_run_of_prompts():
-    settings = settings_of(num_reinforce_samples=7, prompt_length=3, num_validation_prompts=2, reward_pool_size=50)
+    settings = settings_of(
+        num_reinforce_samples=7, prompt_length=3, num_validation_prompts=2, reward_pool_size=50, screening=3
+    )
     tables = settings.tables(vocabulary=100, width=10)
     assert tables["num_reinforce_samples x prompt_length"] == 2100
     assert tables["num_validation_prompts x prompt_train_batch_size"] == 1600
-    assert tables["reward_pool_size"] == 5000
+    assert tables["reward_pool_size x screening"] == 15000
