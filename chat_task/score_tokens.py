@@ -23,7 +23,7 @@ from common.segments import SPREADS
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from common.training.data_files import FILE_TYPES, read_rows, shown_columns
-from common.training.files import json_text
+from common.training.files import check_output, json_text
 from common.training.runtime import choose_device
 
 FORMS = ("color", "json")
@@ -50,6 +50,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     if options.limit is not None and options.limit < 1:
         raise UserError("--limit: must be at least 1")
+    if options.html:
+        check_output("--html", options.html, options.input)
     device: Any = choose_device(options.device)
     columns = options.reply_columns.split(",") if options.reply_columns else REPLY_COLUMNS
     found: list[tuple[int, str, Text, Text]] = []

@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.reporting.marked_tokens import marked
 from common.reporting.report import LIGHT_TOKENS, TOKEN_LEVELS, TokenRewards
 from common.training.console import Parser
+from common.training.files import check_output
 from scripts.credit_accuracy import MarkedText, read_rows
 from sum_task.data import Row
 from sum_task.policy import SummaryPolicy
@@ -87,6 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--row", type=int, default=0, metavar="N", help="which of its texts, from 0")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="png file")
     options = parser.parse_args(words)
+    check_output("--output", options.output, options.input)
     rows = read_rows(options.input)
     if not 0 <= options.row < len(rows):
         raise UserError(f"--row: {options.row} is out of range; '{options.input}' has {len(rows)} texts")

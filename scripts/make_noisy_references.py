@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from common.builtin.report_grammar import FACTS, STORIES
 from common.errors import UserError
 from common.training.console import Parser
-from common.training.files import write_jsonl_atomic
+from common.training.files import check_output, write_jsonl_atomic
 from sum_task.data import Row, load_rows
 from sum_task.sentences import split_sentences
 
@@ -180,6 +180,9 @@ def main(words: Sequence[str] | None = None) -> int:
     for name in ("versions", "max_words"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name}: {getattr(options, name)} is out of range; it must be at least 1")
+    for name in ("output", "marked", "rankings"):
+        if getattr(options, name) is not None:
+            check_output(f"--{name}", getattr(options, name), options.input)
     rows = load_rows(options.input, options.text_column, options.summary_column)
     if options.max_words:
         start = re.compile(rf"\s*(\S+\s+){{0,{options.max_words - 1}}}\S+")

@@ -22,7 +22,7 @@ from common.reporting.report import Report, TokenRewards
 from common.reporting.terminal import coloured, printable
 from common.training.console import Parser
 from common.training.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
-from common.training.files import json_text
+from common.training.files import check_output, json_text
 from common.training.runtime import choose_device
 from sum_task.batching import Batch, Collator
 from sum_task.data import Row
@@ -94,6 +94,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     if options.limit is not None and options.limit < 1:
         raise UserError("--limit: must be at least 1")
+    if options.html:
+        check_output("--html", options.html, *filter(None, [options.input, options.article]))
     device = choose_device(options.device)
     rows = _rows(options)
     reward = SummaryRewardModel.from_pretrained(options.model)
