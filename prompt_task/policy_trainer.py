@@ -22,8 +22,9 @@ from common.training.tracking import MetricsLog
 from common.transfers import upload
 from prompt_task.candidates import CandidateTable
 from prompt_task.prompt_policy import PromptPolicy, Rollout
+from prompt_task.prompt_rewards import prompt_token_rewards
 from prompt_task.prompt_scorer import PromptScorer
-from prompt_task.reward_trainer import RewardTrainer, prompt_token_rewards
+from prompt_task.reward_trainer import RewardTrainer
 from prompt_task.settings import PolicySettings
 
 logger = logging.getLogger(__name__)

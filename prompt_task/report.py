@@ -12,7 +12,7 @@ from common.training.run_folder import RunFolder
 from common.training.tracking import read_metrics
 from prompt_task.candidates import Candidate
 from prompt_task.prompt_policy import PromptPolicy
-from prompt_task.reward_trainer import prompt_token_rewards
+from prompt_task.prompt_rewards import prompt_token_rewards
 
 CURVES = (
     ("eval/dev_score", "eval/best_dev_score"),

@@ -27,22 +27,12 @@ from common.training.stepper import Stepper
 from common.training.tracking import MetricsLog
 from common.transfers import fetch, upload
 from prompt_task.prompt_policy import PromptPolicy
+from prompt_task.prompt_rewards import highest, learned_scores, prompt_token_rewards
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.ranked_prompts import PromptRanker, RankedPrompts, SwappedPrompts
 from prompt_task.settings import RewardSettings
 
 logger = logging.getLogger(__name__)
-
-PROMPTS_AT_ONCE = 256  # that the reward model reads where many are asked for
-
-
-def prompt_token_rewards(model: TokenRewardModel, source_ids: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Token rewards (N, T) of prompts (N, T) that follow the source text (S,). Equal prompts are computed once."""
-    distinct, row = torch.unique(tokens, dim=0, return_inverse=True)
-    device = source_ids.device
-    source = source_ids.expand(len(distinct), -1)
-    rewards = model(torch.cat([source, upload(distinct, device)], 1), targets_from=source.shape[1])  # (U, S + T)
-    return rewards[:, source.shape[1] :][upload(row, device)]
 
 
 class RewardTrainer:
@@ -134,27 +124,18 @@ class RewardTrainer:
         self._round = _Round(optimizer, plateau, validation, swaps, self.pool)
         return self._round
 
-    @torch.no_grad()
     def most_promising(self, tokens: torch.Tensor, count: int) -> torch.Tensor:
         """Of prompts (N, T) the `count` different ones with the highest learned scores, best first."""
-        self.reward_model.eval()
         distinct = torch.unique(tokens, dim=0)
-        scores = []
-        for part in distinct.split(PROMPTS_AT_ONCE):
-            rewards = self._rewards(part).unsqueeze(0)
-            mask = torch.ones_like(rewards, dtype=torch.bool)
-            scores.append(
-                aggregate_token_rewards(rewards, mask, self.settings.agg_func, self.settings.soft_maxmin_temp)
-            )
-        best = torch.cat(scores, 1)[0].topk(min(count, len(distinct))).indices
-        return distinct[best.cpu()]
+        with self.engine.autocast():
+            scores = learned_scores(self.reward_model.eval(), self.policy.source_ids, distinct, self.settings)
+        return highest(distinct, scores, count)
 
     def best_of_pool(self, count: int) -> torch.Tensor:
         """The `count` prompts (M, T) of all pools with the highest train scores, best first."""
         assert self.pool is not None  # see FewShotSettings.check
         distinct = torch.unique(self.pool, dim=0)
-        scores = self.train_scorer.score(self.policy.texts(distinct)).score
-        return distinct[scores.topk(min(count, len(distinct))).indices]
+        return highest(distinct, self.train_scorer.score(self.policy.texts(distinct)).score, count)
 
     @torch.no_grad()
     def _swap_figures(self, swaps: SwappedPrompts) -> RankingFigures:

@@ -8,8 +8,8 @@ from common.errors import UserError
 from common.policy_losses import negative_entropy
 from common.training.interruption import Checkpointer
 from prompt_task import policy_trainer
+from prompt_task.prompt_rewards import prompt_token_rewards
 from prompt_task.prompt_scorer import PromptScores
-from prompt_task.reward_trainer import prompt_token_rewards
 from tests.engines import scaled
 from tests.tiny_runs import DEV, TRAIN, make_run, noted, same_weights, weights_of
 

@@ -8,9 +8,9 @@ import torch
 from common.training.checkpoint import StateTree
 from common.training.runtime import random_state, restore_random_state
 from prompt_task import reward_trainer
+from prompt_task.prompt_rewards import prompt_token_rewards
 from prompt_task.prompt_scorer import PromptScorer
 from prompt_task.ranked_prompts import draw_sets
-from prompt_task.reward_trainer import prompt_token_rewards
 from tests.tiny_runs import DEV, TRAIN, SpyTaskLM, make_run, noted, same_weights, untimed, weights_of
 
 
