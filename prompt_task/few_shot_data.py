@@ -88,6 +88,11 @@ class DatasetSpec:
             raise UserError(f"{where}: verbalizers_by_task_lm: {by_task_lm!r} is not a mapping of task LMs to words")
         if task_lm in by_task_lm:
             mapping["verbalizers"] = by_task_lm[task_lm]
+        elif by_task_lm and task_lm and Path(task_lm).expanduser().is_dir():
+            logger.warning(
+                "%s has verbalizers of its own for %s; the folder '%s' is none of these names and gets %s, unless "
+                "dataset.verbalizers says otherwise", where, ", ".join(by_task_lm), task_lm, mapping.get("verbalizers"),
+            )  # fmt: skip
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in mapping:
             if key not in fields:

@@ -213,6 +213,7 @@ def small_chat_run(words: Sequence[str]) -> list[str]:
         return small
     # Of the published 2048 units none reacts to states that are 16 wide.
     small += ["--head_hidden_size=16"]
+    small += ["--trained_layers=1"] if any("--trained_layers" in word for word in words) else []
     return [*small, "--model_name_or_path=POLICY", "--max_prompt_length=16", "--max_reply_length=8"]
 
 

@@ -89,6 +89,16 @@ class TestDatasetSpec:
         with pytest.raises(UserError, match="verbalizers_by_task_lm: 1 is not a mapping"):
             DatasetSpec.from_mapping(MAPPING | {"verbalizers_by_task_lm": 1})
 
+    def test_a_folder_gets_the_general_verbalizers_and_is_told_of_the_others(self, tmp_path, caplog):
+        by_task_lm = MAPPING | {"verbalizers": ["a", "b"], "verbalizers_by_task_lm": {"x/y": [" a", " b"]}}
+        assert DatasetSpec.from_mapping(by_task_lm, str(tmp_path)).verbalizers == ("a", "b")
+        assert "has verbalizers of its own for x/y" in caplog.text
+        caplog.clear()
+        DatasetSpec.from_mapping(by_task_lm, "x/y")
+        DatasetSpec.from_mapping(by_task_lm)
+        DatasetSpec.from_mapping(MAPPING, str(tmp_path))
+        assert not caplog.text
+
     def test_an_unknown_key_names_the_nearest(self):
         with pytest.raises(UserError, match="unknown key 'verbaliser'; did you mean 'verbalizers'"):
             DatasetSpec.from_mapping(MAPPING | {"verbaliser": []})
