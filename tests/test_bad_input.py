@@ -60,7 +60,7 @@ def result_or_one_line(function, *args, **kwargs) -> Any:
 
 
 class TestOptions:
-    @search
+    @settings(search, max_examples=60)
     @given(st.data())
     def test_any_value_of_any_option(self, data):
         for kind, base in (

@@ -238,7 +238,12 @@ def kill_in_step(monkeypatch, step):
     monkeypatch.setattr(policy_trainer.PolicyTrainer, "_step", spied)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+def all_but(fast, values):
+    """Instants of which the fast tests try one or two."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize("count", all_but([2], [1, 2, 4]))
 def test_a_run_killed_after_a_checkpoint_goes_on_to_the_same_end(count, world, finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after_checkpoint(patch, count)
@@ -248,7 +253,7 @@ def test_a_run_killed_after_a_checkpoint_goes_on_to_the_same_end(count, world, f
     assert figures(tmp_path / "run") == figures(finished)
 
 
-@pytest.mark.parametrize("step", [1, 5, 9])
+@pytest.mark.parametrize("step", all_but([5], [1, 5, 9]))
 def test_a_run_killed_between_checkpoints_goes_on_to_the_same_end(step, world, finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_in_step(patch, step)
@@ -257,7 +262,7 @@ def test_a_run_killed_between_checkpoints_goes_on_to_the_same_end(step, world, f
     assert figures(tmp_path / "run") == figures(finished)
 
 
-@pytest.mark.parametrize("count", range(1, 8))
+@pytest.mark.parametrize("count", all_but([3, 6], range(1, 8)))
 def test_a_run_killed_within_a_round_of_reward_learning_goes_on_to_the_same_end(
     count, world, finished, tmp_path, monkeypatch
 ):
@@ -351,8 +356,8 @@ def test_the_exit_code_of_a_run_that_a_signal_ended(world, tmp_path):
     "options",
     [
         {"reward_pool_size": 10, "screening": 2, "pool_candidates": 3, "candidate_split": "both"},
-        {"guidance": "sequence", "agg_func": "max", "compute_zscore": True},
-        {"rew_freeze_backbone": True, "rew_gradient_accumulation_steps": 2},
+        pytest.param({"guidance": "sequence", "agg_func": "max", "compute_zscore": True}, marks=pytest.mark.slow),
+        pytest.param({"rew_freeze_backbone": True, "rew_gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         {"early_stop_count": 2, "learning_rate": 1e-30, "early_stop_eval_period": 1},
     ],
     ids=["pool", "sequence", "frozen", "early stop"],

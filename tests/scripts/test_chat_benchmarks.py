@@ -46,6 +46,7 @@ def test_every_way_is_measured_on_the_same_sets(tmp_path):
     assert found["pairs"]["losses"] != pytest.approx(found["rows"]["losses"], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_report_of_a_whole_run(tmp_path, monkeypatch, capsys):
     def in_this_process(case, arguments):
         return chat_measure.measure(case, None, 0, tmp_path)

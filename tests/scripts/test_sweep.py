@@ -452,6 +452,7 @@ def test_a_job_that_slurm_loses_is_named_and_the_others_count(tmp_path, slurm):
     assert plan.outcome(0) == Outcome("done", "", plan.outcome(0).seconds)
 
 
+@pytest.mark.slow
 def test_an_option_that_the_launcher_does_not_have_is_one_line(tmp_path):
     plan = write_stub_plan(tmp_path / "sweep")
     done = subprocess.run(

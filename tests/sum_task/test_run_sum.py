@@ -185,13 +185,13 @@ def kill():
 @pytest.mark.parametrize(
     ("owner", "name", "count"),
     [
-        (RewardTrainer, "_step", 1),
+        pytest.param(RewardTrainer, "_step", 1, marks=pytest.mark.slow),
         (RewardTrainer, "_step", 2),
-        (RewardTrainer, "_step", 4),
+        pytest.param(RewardTrainer, "_step", 4, marks=pytest.mark.slow),
         (RewardTrainer, "_step", 7),
-        (policy_trainer.PolicyTrainer, "_step", 1),
+        pytest.param(policy_trainer.PolicyTrainer, "_step", 1, marks=pytest.mark.slow),
         (policy_trainer.PolicyTrainer, "_step", 3),
-        (policy_trainer.PolicyTrainer, "_step", 6),
+        pytest.param(policy_trainer.PolicyTrainer, "_step", 6, marks=pytest.mark.slow),
         (policy_trainer.PolicyTrainer, "_validate", 1),
         (run_sum, "write_run_report", 1),
     ],

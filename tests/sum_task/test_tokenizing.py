@@ -1,5 +1,6 @@
 """Token ids of whole splits."""
 
+import pytest
 from transformers import ByT5Tokenizer
 
 from sum_task import tokenizing
@@ -13,6 +14,7 @@ def text_format(encoder_decoder=True, length=20, tokenizer=None):
     return TextFormat(tokenizer or word_tokenizer(), encoder_decoder, "summarize : ", " . town", length)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_tokens_in_the_same_order():
     rows = [Row(f"the storm hit {'the city ' * n}", "a flood " * n) for n in range(1, 6)]
     alone, shared = (tokenize(rows, text_format(), 6, workers) for workers in (None, 2))

@@ -54,6 +54,7 @@ def test_a_signal_that_was_put_aside_stays_so(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_importing_a_program_leaves_the_signals_of_others_alone():
     code = "import signal, prompt_task.run_fsc\nassert signal.getsignal(2) is signal.default_int_handler\n"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
