@@ -189,7 +189,8 @@ def small_prompt_run(words: Sequence[str]) -> list[str]:
     left_to_right = any("smollm2" in word or "task_lm=gpt2" in word for word in words)
     # To the tiny tokenizers the published verbalizers of AG News are two tokens.
     topics = ["dataset.verbalizers=[' World',' Sports',' Business',' Tech']"] if "dataset=agnews" in words else []
-    return [*PROMPT_RUN, *PROMPT_MODELS, *topics, *(LEFT_TO_RIGHT if left_to_right else MASKED)]
+    pool = ["reward_pool_size=4"] if any("pool_candidates" in word for word in words) else []
+    return [*PROMPT_RUN, *pool, *PROMPT_MODELS, *topics, *(LEFT_TO_RIGHT if left_to_right else MASKED)]
 
 
 def small_summary_run(words: Sequence[str]) -> list[str]:
