@@ -69,12 +69,16 @@ class CommandLine(Generic[Settings]):
         return self.settings.from_mapping({name: self._value(name, value) for name, value in values.items()})
 
     def _config_values(self, path: str) -> dict[str, Any]:
-        """The options of a configuration file; a relative path may also start at the project's folder.
+        """The options of a configuration file: a path, also one from the project's folder, or a shipped one's name.
 
         Raises:
             UserError: it is not there, no YAML mapping, or has an unknown key.
         """
-        file = Path(path) if Path(path).is_file() else ROOT / path
+        places = [Path(path), ROOT / path, ROOT / "configs" / f"{path}.yaml"]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            names = [shipped.stem for shipped in sorted((ROOT / "configs").glob("*.yaml"))]
+            raise UserError(f"--config: there is no file '{path}'{nearest(path, names)} (shipped: {', '.join(names)})")
         values = read_yaml(file, named=path)
         if values.keys() == {"command", "options", "environment"}:
             values = values["options"]  # the config.yaml of an earlier run
@@ -106,7 +110,9 @@ class CommandLine(Generic[Settings]):
             add_help=False,
         )
         parser.add_argument("-h", "--help", action="help", help="show this and leave")
-        parser.add_argument("--config", metavar="FILE", help="YAML file with defaults; flags win over it")
+        parser.add_argument(
+            "--config", metavar="FILE", help="YAML file of options, or a shipped one's name; flags win over it"
+        )
         defaults = read_yaml(self.defaults)
         groups: dict[str, Any] = {}
         for option in self.explained_options:

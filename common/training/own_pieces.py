@@ -18,6 +18,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,10 +47,12 @@ def own_function(spec: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module of the user's runs when it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"'{spec}': cannot import {module_name} ({reason}); install it, or name its folder in PYTHONPATH"
-        ) from error
+        line = f"'{spec}': cannot import {module_name} ({type(error).__name__}: {error})"
+        top = module_name.split(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == top:  # the current folder is not on a script's path
+            here = Path(f"{top}.py").is_file() or Path(top).is_dir()
+            line += "; set PYTHONPATH=." if here else "; install it, or name its folder in PYTHONPATH"
+        raise UserError(line) from error
     function = getattr(module, function_name, None)
     if function is None:
         names = [name for name in vars(module) if callable(getattr(module, name))]

@@ -71,6 +71,11 @@ def test_truth_values(words, value):
     assert read_command([*DATA, *words]).policy.gradient_clip is value
 
 
+def test_a_shipped_configuration_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_command(["--config=sum_builtin"]) == read_command(["--config=configs/sum_builtin.yaml"])
+
+
 def test_bare_flag_before_another():
     settings = read_command(["--pad_to_max_length", *DATA, "--report_to=tensorboard,wandb"])
     assert settings.text.pad_to_max_length is True
@@ -88,7 +93,7 @@ def test_bare_flag_before_another():
         (["--learning_rate=0"], "learning_rate: 0.0 is out of range; it must be more than 0"),
         (["--gradient_clip=maybe"], "gradient_clip: 'maybe' is not true or false"),
         (["--seed"], "--seed"),
-        (["--config=none.yaml"], "cannot read 'none.yaml'"),
+        (["--config=sum_bultin"], "there is no file 'sum_bultin'; did you mean 'sum_builtin'?"),
         (["--guidance=none", "--reinforce_coeff=1"], "reinforce_coeff: with guidance=none"),
         (["--credit=q"], "credit: 'q' is not one of reward, reward-to-go, sequence, advantage, exp-advantage, product"),
         (["--use_q_for_weight", "--credit=product"], "use_q_for_weight: it means credit=reward-to-go"),

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_a_module_that_fails_when_it_is_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"agg_func: 'breaks:f': cannot import breaks \(ZeroDivisionError"):
         check_aggregation("agg_func", "breaks:f")
+
+
+def test_a_module_of_the_current_folder_is_told_how_to_be_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"No module named 'lies_here'.*name its folder in PYTHONPATH"):
+        check_aggregation("agg_func", "lies_here:f")
+    Path("lies_here.py").write_text("f = sum\n")
+    with pytest.raises(UserError, match=r"set PYTHONPATH=[.]$"):
+        check_aggregation("agg_func", "lies_here:f")
 
 
 def test_a_function_of_c_may_say_nothing_of_its_arguments():
