@@ -76,7 +76,7 @@ def write_reward_report(
         coloured_sets(found, sets, reply_format),
         reward_range(bound),
         note="Replies of a set stand in the order of their preference, best first. A token's colour is its reward, or "
-        "that of its segment or reply.",
+        "that of its segment or reply; an end token without colour belongs to none.",
     )
     if "span_auc" in results:
         beside = {"the reward": {"pooled": results["span_auc"], "within texts": results["span_auc_within"]}}

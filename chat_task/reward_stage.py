@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,8 @@ class Found:
     Attributes:
         figures: means, for ``results.json``.
         table: of :mod:`chat_task.evaluation`.
-        rewards: for each set and reply the reward of each token, a segment's at each of its tokens.
+        rewards: for each set and reply the reward of each token, a segment's at each of its tokens; nan at an end
+            token of none.
     """
 
     figures: dict[str, Any]
@@ -210,9 +212,10 @@ class RewardStage(TrainerStage):
         return Answers.of(((scores[:, 0] - scores[:, 1]).sign().add(1) / 2).tolist(), [1] * len(scores))
 
     def _shown(self, rewards: Sequence[Tensor], ends: Sequence[Tensor]) -> list[list[list[float]]]:
-        """For each set and reply the reward of each token, a segment's at each of its tokens."""
+        """For each set and reply the reward of each token, a segment's at each of its tokens; nan at those of none."""
         each = iter(
-            spread_segments(r, e, torch.ones_like(e), "repeat").tolist() for r, e in zip(rewards, ends, strict=True)
+            spread_segments(r, e, torch.ones_like(e), "repeat", outside=math.nan).tolist()
+            for r, e in zip(rewards, ends, strict=True)
         )
         return [[next(each) for _ in item.reply_ids] for item in self._validation]
 

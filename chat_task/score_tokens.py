@@ -7,6 +7,7 @@ python chat_task/score_tokens.py --model RUN/reward_model --input FILE --html to
 
 from common.training.program import run_command
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -79,7 +80,8 @@ def main(words: Sequence[str] | None = None) -> int:
         report.write(options.html)
         print(options.html)
         return 0
-    low, high = min(min(item.rewards) for item in scored), max(max(item.rewards) for item in scored)
+    known = [reward for item in scored for reward in item.rewards if not math.isnan(reward)]
+    low, high = min(known), max(known)
     for (number, column, _, _), item in zip(found, scored, strict=True):
         if (options.form or ("color" if sys.stdout.isatty() else "json")) == "json":
             print(json_text({"row": number, "column": column} | asdict(item)))

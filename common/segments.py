@@ -82,7 +82,7 @@ def segment_locations(ends: Tensor) -> Tensor:
     return (up_to / up_to[..., -1:].clamp(min=1)).masked_fill(~ends, 0)
 
 
-def spread_segments(rewards: Tensor, ends: Tensor, mask: Tensor, how: str) -> Tensor:
+def spread_segments(rewards: Tensor, ends: Tensor, mask: Tensor, how: str, outside: float = 0.0) -> Tensor:
     """Give the reward of each segment to its tokens.
 
     ``even``: divided evenly over its tokens (published), ``repeat``: undivided to each, ``last``: to the last alone.
@@ -92,10 +92,10 @@ def spread_segments(rewards: Tensor, ends: Tensor, mask: Tensor, how: str) -> Te
         ends: (..., T), see :func:`segment_ends`.
         mask: (..., T), 1 or True at the reply's tokens.
         how: one of :data:`SPREADS`.
+        outside: what stands at padding and at an end token that belongs to no segment.
 
     Returns:
-        (..., T), 0 at padding and at an end token that belongs to no segment. The sum over a reply stays the same,
-        but with ``repeat``.
+        (..., T). The sum over a reply stays the same, but with ``repeat``.
 
     Raises:
         ValueError: naming the argument with a wrong name or shape.
@@ -104,16 +104,16 @@ def spread_segments(rewards: Tensor, ends: Tensor, mask: Tensor, how: str) -> Te
     check_shape(ends, "ends", rewards.shape)
     check_shape(mask, "mask", rewards.shape)
     rewards = rewards.masked_fill(~ends, 0)
-    if how == "last":
-        return rewards
     numbers = segment_numbers(ends)
     inside = mask.bool() & (numbers >= 0)
+    if how == "last":
+        return rewards.masked_fill(~inside, outside)
     place = numbers.clamp(min=0)
     per_segment = torch.zeros_like(rewards).scatter_add(-1, place, rewards)
     if how == "even":
         lengths = torch.zeros_like(rewards).scatter_add(-1, place, inside.to(rewards.dtype))
         per_segment = per_segment / lengths.clamp(min=1)
-    return per_segment.gather(-1, place).masked_fill(~inside, 0)
+    return per_segment.gather(-1, place).masked_fill(~inside, outside)
 
 
 @dataclass(frozen=True)

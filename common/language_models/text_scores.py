@@ -1,6 +1,7 @@
 """Token rewards of replies as they are written: text or messages in, tokens with characters and rewards out."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class ScoredText:
     Attributes:
         tokens: what each token adds to the text; the end token as it is called.
         offsets: characters (start, end) of the text that each holds; those of an end token lie behind the text.
-        rewards: one for each token; 0 at tokens that belong to no segment.
+        rewards: one for each token; nan (null in JSON) at an end token that belongs to no segment.
         score: of the whole reply: the mean of the rewards that are read.
     """
 
@@ -95,7 +96,7 @@ def score_texts(
             scores = raw.masked_fill(~ends, 0).sum(-1) / ends.sum(-1)
             if normalized and reading.normalizer is not None:
                 raw = reading.normalizer(raw, ends)
-            shown = spread_segments(raw, ends, mask.bool(), spread)
+            shown = spread_segments(raw, ends, mask.bool(), spread, outside=math.nan)
             for reply, rewards, score in zip(replies, shown.tolist(), scores.tolist(), strict=True):
                 tokens = [reply_format.tokenizer.decode([token]) for token in reply.ids]
                 scored.append(ScoredText(tokens, list(reply.spans), rewards[: len(reply.ids)], score))

@@ -1,6 +1,9 @@
 """Tokens coloured by their rewards in a terminal, as on the pages of runs."""
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
 
 _LOW, _MIDDLE, _HIGH = (240, 160, 75), (244, 242, 238), (98, 176, 232)
 
@@ -11,12 +14,15 @@ def printable(token: str) -> str:
 
 
 def coloured(tokens: Sequence[str], rewards: Sequence[float], low: float, high: float) -> str:
-    """The tokens on backgrounds from orange (`low`) over white to blue (`high`)."""
+    """The tokens on backgrounds from orange (`low`) over white to blue (`high`); one without a reward (nan) on none."""
     parts = []
     for token, reward in zip(tokens, rewards, strict=True):
+        if math.isnan(reward):
+            parts.append(printable(token))
+            continue
         share = min(max((reward - low) / (high - low), 0.0), 1.0) if high > low else 0.5
         ends = (_LOW, _MIDDLE) if share < 0.5 else (_MIDDLE, _HIGH)
         place = 2 * share - (share >= 0.5)
         color = ";".join(str(round(a + (b - a) * place)) for a, b in zip(*ends, strict=True))
         parts.append(f"\033[48;2;{color}m\033[30m{printable(token)}\033[0m")
-    return "".join(parts) + f"   (from {min(rewards):.4f} to {max(rewards):.4f})"
+    return "".join(parts) + f"   (from {np.nanmin(rewards):.4f} to {np.nanmax(rewards):.4f})"
