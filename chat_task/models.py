@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from chat_task.ranked_sets import EncodedSet, collate
 from chat_task.settings import ChatSettings, ModelSettings, TextSettings
 from common.errors import UserError
-from common.language_models.adapters import add_adapters
+from common.language_models.adapters import add_adapters, check_rank
 from common.language_models.capabilities import position_limits
 from common.language_models.evaluation_mode import evaluation_mode
 from common.language_models.pretrained import enable_checkpointing, load_pretrained, load_tokenizer
@@ -105,8 +105,8 @@ def load_policy(settings: ChatSettings) -> tuple[Any, Any]:
     """The policy to train and its tokenizer, with the chat template of the settings.
 
     Raises:
-        UserError: it cannot be loaded or is no decoder-only language model; rewards that are read by segment or
-            sequence, which a model of other tokens cannot be paid by.
+        UserError: it cannot be loaded, is no decoder-only language model or has no weights of the adapters' rank;
+            rewards that are read by segment or sequence, which a model of other tokens cannot be paid by.
     """
     tokenizer = load_tokenizer(AutoTokenizer, settings.policy_model)
     config = load_pretrained(AutoConfig, settings.policy_model)
@@ -124,7 +124,9 @@ def load_policy(settings: ChatSettings) -> tuple[Any, Any]:
             )
     if settings.text.chat_template is not None:
         tokenizer.chat_template = read_text(Path(settings.text.chat_template).expanduser())
-    return load_pretrained(AutoModelForCausalLM, settings.policy_model, complete=True, dtype=torch.float32), tokenizer
+    model = load_pretrained(AutoModelForCausalLM, settings.policy_model, complete=True, dtype=torch.float32)
+    check_rank("policy_lora_rank", settings.policy.policy_lora_rank, model)
+    return model, tokenizer
 
 
 def load_rewards(folder: str | Path, granularity: str, policy_tokenizer: Any) -> ReplyRewards:

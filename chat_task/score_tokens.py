@@ -25,6 +25,7 @@ from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from common.training.data_files import FILE_TYPES, read_rows, shown_columns
 from common.training.files import check_output, json_text
+from common.training.ranges import COUNT
 from common.training.runtime import choose_device
 
 FORMS = ("color", "json")
@@ -42,15 +43,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--reply_columns", metavar="NAMES", help=f"columns of replies or lists of them ({', '.join(REPLY_COLUMNS)})"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N rows")
     parser.add_argument("--spread", choices=SPREADS, default="repeat", help="a segment's reward at its tokens (repeat)")
     parser.add_argument("--normalized", action="store_true", help="by the fitted normaliser, as policies are paid")
     parser.add_argument("--html", metavar="FILE", help="write a page with coloured tokens here")
     parser.add_argument("--form", choices=FORMS, help="color (a terminal's default) or json (else): one object a reply")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     options = parser.parse_args(words)
-    if options.limit is not None and options.limit < 1:
-        raise UserError("--limit: must be at least 1")
     if options.html:
         check_output("--html", options.html, options.input)
     device: Any = choose_device(options.device)

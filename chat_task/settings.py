@@ -113,7 +113,7 @@ class RewardSettings(ScoreSettings):
 
     per_device_train_batch_size: int = setting(minimum=1, maximum=10**5)
     per_device_eval_batch_size: int = setting(minimum=1, maximum=10**5)
-    gradient_accumulation_steps: int = setting(minimum=1)
+    gradient_accumulation_steps: int = setting(minimum=1, maximum=10**4)
     num_train_epochs: float = setting(above=0, maximum=1e4)
     learning_rate: float = setting(above=0, maximum=1e3)
     lr_scheduler_type: str = setting()

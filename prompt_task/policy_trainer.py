@@ -196,7 +196,10 @@ class PolicyTrainer:
             "policy/train_score": scores.score.mean().item(),
             "policy/train_accuracy": scores.accuracy.mean().item(),
             "policy/distinct_prompts": len(torch.unique(tokens, dim=0)) / len(tokens),
-            "policy/guidance_agreement": rank_accuracy(learned, scores.score.unsqueeze(0)).item(),
+            # of one prompt there is no order
+            "policy/guidance_agreement": rank_accuracy(learned, scores.score.unsqueeze(0)).item()
+            if len(shown) > 1
+            else math.nan,
             "policy/learning_rate": self.plateau.learning_rate,
             "perf/policy_steps_per_second": rate,
             "perf/sequences_per_second": rate * len(tokens),

@@ -109,7 +109,7 @@ class PromptRanker:
         examples = len(scorer.examples)
         chosen = None
         if share < 1.0:
-            kept = math.ceil(share * examples - 1e-9)  # as published: 52 of 64
+            kept = max(math.ceil(share * examples - 1e-9), 1)  # as published: 52 of 64
             chosen = torch.randperm(examples, generator=self.generator)[:kept].sort().values
         scores = scorer.score(self.policy.texts(tokens), chosen, standardize=settings.compute_zscore).score
         sets = draw_sets(count, settings.reward_learning_batch_size, settings.reward_learning_samples, self.generator)

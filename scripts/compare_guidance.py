@@ -32,6 +32,7 @@ from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.progress import Progress, set_quiet
 from common.training.random_keys import Purpose
+from common.training.ranges import INDEX
 from common.training.runtime import hardware, start_runtime
 from prompt_task.candidates import Candidate, ranked, score_candidates
 from prompt_task.command_line import Command, read_command
@@ -144,8 +145,10 @@ def main() -> int:
     """Run all methods on all splits and write the table."""
     parser = Parser("scripts/compare_guidance.py", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for run folders and tables")
-    parser.add_argument("--dataset_seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--random_seeds", type=int, nargs="+", help="on each split; without it the split's own number")
+    parser.add_argument("--dataset_seeds", type=INDEX, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--random_seeds", type=INDEX, nargs="+", help="on each split; without it the split's own number"
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--table_only", action="store_true", help="only collect what is complete")
     arguments, overrides = parser.parse_known_args()

@@ -35,6 +35,7 @@ from common.reporting.marked_tokens import Table, areas, marked
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
+from common.training.ranges import COUNT
 from common.training.runtime import choose_device
 from sum_task.reward_model import SummaryRewardModel
 from sum_task.text_format import FORMAT_FILE, decoder_start
@@ -184,7 +185,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--language_model", metavar="NAME", help="for the baselines; none: leave them out")
     parser.add_argument("--tokenizer", metavar="NAME", help="where the folder has none; default: of --language_model")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N texts")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(words)
     rows = read_rows(options.input, options.limit)

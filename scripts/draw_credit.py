@@ -20,6 +20,7 @@ from common.reporting.marked_tokens import marked
 from common.reporting.report import LIGHT_TOKENS, TOKEN_LEVELS, TokenRewards
 from common.training.console import Parser
 from common.training.files import check_output
+from common.training.ranges import INDEX
 from scripts.credit_accuracy import MarkedText, read_rows
 from sum_task.data import Row
 from sum_task.policy import SummaryPolicy
@@ -85,12 +86,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = Parser("scripts/draw_credit.py", __doc__)
     parser.add_argument("--runs", required=True, nargs="+", type=Path, metavar="RUN", help="folders of runs")
     parser.add_argument("--input", required=True, metavar="FILE", help="jsonl file of texts with spans")
-    parser.add_argument("--row", type=int, default=0, metavar="N", help="which of its texts, from 0")
+    parser.add_argument("--row", type=INDEX, default=0, metavar="N", help="which of its texts, from 0")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="png file")
     options = parser.parse_args(words)
     check_output("--output", options.output, options.input)
     rows = read_rows(options.input)
-    if not 0 <= options.row < len(rows):
+    if options.row >= len(rows):
         raise UserError(f"--row: {options.row} is out of range; '{options.input}' has {len(rows)} texts")
     row = rows[options.row]
     draw([line for run in options.runs for line in lines_of(run, row)], row, options.output)

@@ -22,6 +22,7 @@ from common.errors import UserError, printable_text
 from common.reporting.run_table import Row, Run, collect
 from common.training.console import Parser
 from common.training.files import check_output
+from common.training.ranges import COUNT
 from common.training.tracking import read_metrics
 from scripts.collect_results import REPLIES
 
@@ -90,10 +91,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders that hold some")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="png, svg or pdf")
     parser.add_argument("--curve", choices=CURVES, default=CURVES[0], help=f"figure of metrics.jsonl ({CURVES[0]})")
-    parser.add_argument("--steps_a_point", type=int, default=10, metavar="N", help="steps that a point is the mean of")
+    parser.add_argument(
+        "--steps_a_point", type=COUNT, default=10, metavar="N", help="steps that a point is the mean of"
+    )
     options = parser.parse_args(words)
-    if options.steps_a_point < 1:
-        raise UserError("--steps_a_point: must be at least 1")
     if options.output.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--output: '{options.output}' is no .png, .svg or .pdf")
     check_output("--output", options.output)

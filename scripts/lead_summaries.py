@@ -13,9 +13,9 @@ from common.training.program import run_command
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import UserError
 from common.training.console import Parser
 from common.training.files import write_json_atomic, write_text_atomic
+from common.training.ranges import COUNT
 from sum_task.command_line import read_command
 from sum_task.data import load_splits
 from sum_task.evaluation_metrics import check_available, mean_scores, per_example
@@ -28,10 +28,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure and write the table."""
     parser = Parser("scripts/lead_summaries.py", __doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the table")
-    parser.add_argument("--sentences", type=int, nargs="+", default=[1, 3], help="lengths to measure")
+    parser.add_argument("--sentences", type=COUNT, nargs="+", default=[1, 3], help="lengths to measure")
     arguments, rest = parser.parse_known_args(words)
-    if min(arguments.sentences) < 1:
-        raise UserError(f"--sentences: {min(arguments.sentences)} is out of range; it must be at least 1")
     settings = read_command(rest)
     check_available()
     splits = load_splits(**vars(settings.data))

@@ -34,6 +34,7 @@ from common.builtin.report_grammar import FACTS, STORIES
 from common.errors import UserError
 from common.training.console import Parser
 from common.training.files import check_output, write_jsonl_atomic
+from common.training.ranges import COUNT, INDEX, SHARE
 from sum_task.data import Row, load_rows
 from sum_task.sentences import split_sentences
 
@@ -162,24 +163,20 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="jsonl file")
     parser.add_argument("--text_column", metavar="NAME", help="column of the articles")
     parser.add_argument("--summary_column", metavar="NAME", help="column of the summaries")
-    parser.add_argument("--facts", type=float, default=0.5, help="probability that a fact word is wrong (0.5)")
-    parser.add_argument("--lead", type=float, default=0.5, help="probability that a summary is copied (0.5)")
+    parser.add_argument("--facts", type=SHARE, default=0.5, help="probability that a fact word is wrong (0.5)")
+    parser.add_argument("--lead", type=SHARE, default=0.5, help="probability that a summary is copied (0.5)")
     parser.add_argument("--kinds", choices=("auto", "reports", "text"), default="auto", help="what a fact word is")
     parser.add_argument(
         "--put", choices=("commonest", "swapped"), default="commonest", help="what a wrong fact becomes (commonest)"
     )
     parser.add_argument("--marked", type=Path, metavar="FILE", help="jsonl file of texts with spans")
     parser.add_argument("--rankings", type=Path, metavar="FILE", help="jsonl file of ranked summaries for chat_task")
-    parser.add_argument("--versions", type=int, default=1, metavar="N", help="noisy summaries of an article in it (1)")
-    parser.add_argument("--max_words", type=int, metavar="N", help="cut articles behind so many words")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--versions", type=COUNT, default=1, metavar="N", help="noisy summaries of an article in it (1)"
+    )
+    parser.add_argument("--max_words", type=COUNT, metavar="N", help="cut articles behind so many words")
+    parser.add_argument("--seed", type=INDEX, default=0)
     options = parser.parse_args(words)
-    for name in ("facts", "lead"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise UserError(f"--{name}: {getattr(options, name)} is out of range; it must be from 0 to 1")
-    for name in ("versions", "max_words"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name}: {getattr(options, name)} is out of range; it must be at least 1")
     for name in ("output", "marked", "rankings"):
         if getattr(options, name) is not None:
             check_output(f"--{name}", getattr(options, name), options.input)

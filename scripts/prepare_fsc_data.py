@@ -23,6 +23,7 @@ from common.errors import UserError, nearest
 from common.training.console import Parser
 from common.training.data_files import FILE_TYPES, TSV_QUOTING, is_table, read_rows, tsv_text
 from common.training.files import write_folder_atomic, write_text_atomic
+from common.training.ranges import COUNT, INDEX
 from prompt_task.few_shot_data import SPLIT_NAMES, DatasetSpec, Example, split_folder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "dataset"
@@ -102,9 +103,13 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     add = own.add_argument
     add("--dataset", required=True, help="a file of configs/dataset, such as agnews, or the path of a YAML of your own")
     add("--base_path", default="./data", help="folder below which the splits go (default: %(default)s)")
-    add("--num_shots", type=int, default=16, help="examples a class in train and in dev (default: %(default)s)")
-    add("--dataset_seeds", type=int, nargs="+", default=list(range(len(SPLIT_NAMES))), help="0..4 (default: all five)")
-    add("--max_test", type=int, help="at most so many test examples, drawn at random, the same for every dataset seed")
+    add("--num_shots", type=COUNT, default=16, help="examples a class in train and in dev (default: %(default)s)")
+    add(
+        "--dataset_seeds", type=INDEX, nargs="+", default=list(range(len(SPLIT_NAMES))), help="0..4 (default: all five)"
+    )
+    add(
+        "--max_test", type=COUNT, help="at most so many test examples, drawn at random, the same for every dataset seed"
+    )
     add("--train_file", help="file of your own from which train and dev are drawn: csv, tsv, json, jsonl or parquet")
     add("--test_file", help="file of your own that becomes test")
     add(
@@ -125,10 +130,6 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--dataset_seeds: {seed} is not one of 0..{len(SPLIT_NAMES) - 1}")
     if len(set(options.dataset_seeds)) < len(options.dataset_seeds):
         raise UserError("--dataset_seeds: one of them comes twice")
-    for name in ("num_shots", "max_test"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}: {value} is out of range; it must be at least 1")
     return options
 
 

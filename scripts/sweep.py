@@ -43,6 +43,7 @@ from common.errors import Interrupted, UserError, nearest, printable_text
 from common.training.checkpoint import latest_checkpoint
 from common.training.console import Parser, as_typed
 from common.training.interruption import SIGNALS
+from common.training.ranges import COUNT
 from common.training.run_files import read_config
 from common.training.run_folder import RunFolder, check_same_options
 from common.training.sweep_run import PLANS, Plan, PlannedRun, carry_out, is_complete
@@ -202,7 +203,7 @@ def _flags(words: Sequence[str], task: Task) -> tuple[argparse.Namespace, list[s
     parser.add_argument("--seeds")
     parser.add_argument("--output")
     parser.add_argument("--launcher", default="serial", choices=list(LAUNCHERS))
-    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--jobs", type=COUNT)
     parser.add_argument("--dry_run", "--dry-run", action="store_true")
     configs = ("--config-name", "--config-dir") if task.name == "fsc" else ("--config",)
     for name in configs:
@@ -216,8 +217,6 @@ def _flags(words: Sequence[str], task: Task) -> tuple[argparse.Namespace, list[s
             raise UserError(f"'{word}' is neither a flag nor of the form key=value{nearest(word, known)}")
     if flags.jobs is not None and flags.launcher != "local":
         raise UserError(f"--jobs: is for --launcher local; --launcher {flags.launcher} has options of its own")
-    if flags.jobs is not None and flags.jobs < 1:
-        raise UserError(f"--jobs: {flags.jobs} is out of range; it must be at least 1")
     flags.jobs = flags.jobs or 2
     flags.config_words = [
         f"{name}={value}" for name in configs if (value := getattr(flags, name[2:].replace("-", "_"))) is not None

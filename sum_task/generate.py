@@ -15,6 +15,7 @@ from common.training.console import Parser
 from common.training.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.training.files import check_output, write_jsonl_atomic
 from common.training.progress import progress
+from common.training.ranges import COUNT
 from common.training.runtime import choose_device
 from sum_task.batching import pad
 from sum_task.data import article_column
@@ -56,14 +57,11 @@ def main(words: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--text_column", metavar="NAME", help="its column of articles; else source, or a usual name")
     parser.add_argument("--output", metavar="FILE", help="jsonl file to write; else a summary a line is printed")
-    parser.add_argument("--max_length", type=int, default=128, metavar="N", help="tokens of a summary (128)")
-    parser.add_argument("--num_beams", type=int, default=1, metavar="N", help="beams of the search (1: greedy)")
-    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="articles in one pass (8)")
+    parser.add_argument("--max_length", type=COUNT, default=128, metavar="N", help="tokens of a summary (128)")
+    parser.add_argument("--num_beams", type=COUNT, default=1, metavar="N", help="beams of the search (1: greedy)")
+    parser.add_argument("--batch_size", type=COUNT, default=8, metavar="N", help="articles in one pass (8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     options = parser.parse_args(words)
-    for name in ("max_length", "num_beams", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name}: must be at least 1")
     if options.output:
         check_output("--output", options.output, options.input)
     device = choose_device(options.device)

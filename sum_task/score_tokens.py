@@ -23,6 +23,7 @@ from common.reporting.terminal import coloured, printable
 from common.training.console import Parser
 from common.training.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.training.files import check_output, json_text
+from common.training.ranges import COUNT
 from common.training.runtime import choose_device
 from sum_task.batching import Batch, Collator
 from sum_task.data import Row
@@ -85,15 +86,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--input", metavar="FILE", help=f"file of articles and summaries: {', '.join(FILE_TYPES)}")
     parser.add_argument("--text_column", metavar="NAME", help="its column of articles (source)")
     parser.add_argument("--summary_column", metavar="NAME", help="its column of summaries (prediction)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N")
+    parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N")
     parser.add_argument("--article", metavar="FILE", help="text file with one article, in place of --input")
     parser.add_argument("--summary", metavar="TEXT", help="the summary of that article")
     parser.add_argument("--html", metavar="FILE", help="write a page with coloured tokens here")
     parser.add_argument("--form", choices=FORMS, help="color (a terminal's default), text (else the default) or json")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     options = parser.parse_args(words)
-    if options.limit is not None and options.limit < 1:
-        raise UserError("--limit: must be at least 1")
     if options.html:
         check_output("--html", options.html, *filter(None, [options.input, options.article]))
     device = choose_device(options.device)

@@ -24,6 +24,17 @@ def check_adapters(rank: int) -> None:
         raise UserError("lora_rank: adapters need the package peft; install it with: python -m pip install peft")
 
 
+def check_rank(option: str, rank: int, model: PreTrainedModel) -> None:
+    """Refuse a rank that no weight of a model has: a product of so wide factors holds nothing more, and takes for ever.
+
+    Raises:
+        UserError: it is one, naming the option.
+    """
+    largest = max(min(weight.shape[-2:]) for weight in model.parameters() if weight.dim() > 1)
+    if rank > largest:
+        raise UserError(f"{option}: {rank} is more than the rank of any weight of this model, {largest} at most")
+
+
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
     """Put adapters into all linear layers but the output layer, and freeze the rest; rank 0 does nothing.
 
@@ -35,10 +46,11 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
         alpha: the product is scaled by ``alpha / rank``.
 
     Raises:
-        UserError: its layers take none, or it cannot be read with them.
+        UserError: `rank` is too large for it, its layers take none, or it cannot be read with them.
     """
     if rank == 0:
         return
+    check_rank("lora_rank", rank, model)
     from peft import LoraConfig, inject_adapter_in_model  # an optional package
 
     options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": "all-linear"}

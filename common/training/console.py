@@ -78,7 +78,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
-        raise UserError(message + (nearest(unknown, self._option_string_actions) if unknown else ""))
+        close = nearest(unknown, self._option_string_actions) if unknown else ""
+        raise UserError(message.removeprefix("argument ") + close)
 
 
 def main(words: Sequence[str] | None = None) -> int:

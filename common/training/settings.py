@@ -5,7 +5,6 @@ command line and in files: an option that two parts read is a field of both grou
 """
 
 import dataclasses
-import math
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -20,9 +19,8 @@ from common.aggregation import AGGREGATIONS
 from common.errors import UserError, UserErrors, nearest
 from common.training.own_pieces import check_aggregation, is_own
 from common.training.plateau import PlateauSettings
+from common.training.ranges import KINDS, MOST_SHOWN, out_of_range, shown
 from common.training.runtime import MATMUL_PRECISIONS
-
-KINDS = {bool: "true or false (or 1 or 0)", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
 def setting(
@@ -35,6 +33,7 @@ def setting(
 ) -> Any:
     """A dataclass field with the values it allows: ``minimum <= x``, ``above < x``, ``x <= maximum``, `choices`.
 
+    Numbers without bounds have those of `out_of_range`.
     Beside the choices, ``package.module:function`` where `own` tries such a function out, by the option and its value.
     """
     limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": choices, "own": own}
@@ -110,7 +109,7 @@ def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], val
     if name not in values:
         raise UserError(f"option '{name}' is not set")
     value = values[name]
-    wrong = UserError(f"{name}: {value!r} is not {KINDS[of]}" if value is not None else f"{name}: a value is needed")
+    wrong = UserError(f"{name}: {f'{shown(value)} is not {KINDS[of]}' if value is not None else 'a value is needed'}")
     no_switch = of is bool and value is not None and str(value).lower() not in ("true", "false", "1", "0")
     if no_switch or (of is str and isinstance(value, bool)):
         raise wrong
@@ -125,9 +124,10 @@ def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], val
     if own is not None and isinstance(value, str) and is_own(value):
         own(name, value)
     elif choices is not None and value is not None and value not in choices:
-        raise UserError(f"{name}: '{value}' is not one of {', '.join(choices)}{nearest(str(value), choices)}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        _check_range(name, value, field.metadata)
+        close = nearest(str(value)[:MOST_SHOWN], choices)
+        raise UserError(f"{name}: {shown(value)} is not one of {', '.join(choices)}{close}")
+    if of in (int, float) and value is not None and (words := out_of_range(value, field.metadata)):
+        raise UserError(f"{name}: {words}")
 
 
 def _literal(value: Any) -> Any:
@@ -135,19 +135,6 @@ def _literal(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_literal(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
-def _check_range(name: str, value: float, limits: Mapping[str, Any]) -> None:
-    if not math.isfinite(value):
-        raise UserError(f"{name}: {value} is not a finite number")
-    for limit, holds, words in (
-        ("minimum", lambda bound: value >= bound, "at least"),
-        ("above", lambda bound: value > bound, "more than"),
-        ("maximum", lambda bound: value <= bound, "at most"),
-    ):
-        bound = limits[limit]
-        if bound is not None and not holds(bound):
-            raise UserError(f"{name}: {value} is out of range; it must be {words} {bound:g}")
 
 
 # The options of a run as such that may differ between it and its continuation: none of them changes a result.

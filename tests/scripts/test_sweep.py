@@ -177,7 +177,7 @@ class TestMistakes:
             (["fsc", "agg_func=max,max"], "two runs would have the folder"),
             (["fsc", "learning_rate=interval(0,1)"], "names no values"),
             (["fsc", "source_str='a"], "cannot read 'source_str='a'"),
-            (["fsc", "--launcher", "slrum"], "argument --launcher: invalid choice: 'slrum'"),
+            (["fsc", "--launcher", "slrum"], "--launcher: invalid choice: 'slrum'"),
             (["fsc", "--jobs", "2"], "--jobs: is for --launcher local"),
             (["fsc", "--launcher", "local", "--jobs", "0"], "--jobs: 0 is out of range"),
             (["fsc", "--sedes", "0"], "'--sedes' is neither a flag nor of the form key=value; did you mean '--seeds'?"),

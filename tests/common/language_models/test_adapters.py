@@ -87,3 +87,9 @@ def test_a_family_that_cannot_have_them_is_refused_in_one_line(config, problem):
         add_adapters(model, 4, 8.0)
 
     assert "\n" not in str(caught.value)
+
+
+def test_a_rank_that_no_weight_has_is_refused():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZE))
+    with pytest.raises(UserError, match=r"^lora_rank: 65536 is more than the rank of any weight"):
+        add_adapters(model, 65536, 8.0)
