@@ -256,7 +256,7 @@ class EvaluationSettings(LengthSettings):
     num_beams: int | None = setting(minimum=1)
     min_length: int | None = setting(minimum=0)
     no_repeat_ngram_size: int | None = setting(minimum=0)
-    length_penalty: float | None = setting()
+    length_penalty: float | None = setting(minimum=-100, maximum=100)
     rouge_words: str = setting(choices=tuple(WORDS))
     bertscore: bool = setting()
     eval_metrics: list[str] = setting()
@@ -285,10 +285,10 @@ class SummarizationSettings(TaskSettings):
         """For `check_memory`: the largest tables, of a policy with so many tokens, with so many articles at most."""
         reward, policy, evaluation = self.reward, self.policy, self.evaluation
         length, trained = policy.max_target_length, min(policy.per_device_train_batch_size, rows)
+        written = min(evaluation.per_device_eval_batch_size, rows) * (evaluation.num_beams or 1)
         found = {
-            "per_device_eval_batch_size x num_beams": (
-                min(evaluation.per_device_eval_batch_size, rows) * (evaluation.num_beams or 1) * vocabulary
-            )
+            "per_device_eval_batch_size x num_beams": written * vocabulary,
+            "val_max_target_length x per_device_eval_batch_size": written * evaluation.eval_target_length,
         }
         if policy.pad_to_max_length:
             found["max_source_length x per_device_train_batch_size"] = trained * policy.max_source_length

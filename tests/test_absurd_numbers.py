@@ -40,7 +40,7 @@ TASKS: dict[str, tuple[type[TaskSettings], Callable[[], dict[str, Any]]]] = {
     "summaries": (SummarizationSettings, lambda: read_yaml(sum_command.DEFAULTS) | {"dataset_name": "xsum"}),
     "replies": (ChatSettings, lambda: read_yaml(chat_command.DEFAULTS) | {"dataset_name": "x"}),
 }
-ABSURD = [
+ABSURD: list[Any] = [
     0, -1, 1, 10**8, 10**12, 2**63, 10**30, 10**400, -(10**400), 10**5000, 1e-300, 1e300, -1e300, 1e12, 0.5,
     float("nan"), float("inf"), -float("inf"), "9" * 5000, "1e999", "x" * 10_000,
 ]  # fmt: skip

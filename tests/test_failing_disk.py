@@ -186,21 +186,49 @@ def test_an_old_checkpoint_of_the_trainer_that_cannot_be_removed_ends_no_run(tas
     assert outcome(tmp_path / "run") == whole
 
 
-@pytest.mark.parametrize(("name", "share"), [("prompts", 0.2), ("prompts", 0.7), ("summaries", 0.5), ("replies", 0.8)])
-def test_a_folder_that_is_removed(tasks, tmp_path, name, share):
-    start, outcome, whole, writes = tasks[name]
-    folder, first = tmp_path / "run", 1 + int(share * (writes - 1))
+def check_removal(task, tmp_path, place, share):
+    """A run whose folder, the one above it or that of its checkpoints somebody removes at a share of its writes."""
+    start, outcome, whole, writes = task
+    folder, first = tmp_path / "above" / "run", 1 + int(share * (writes - 1))
+    removed = {"run": folder, "above": folder.parent, "checkpoints": folder / "checkpoints"}[place]
 
     def remove(number: int, path: str) -> None:
         if number == first:
-            shutil.rmtree(folder)
+            shutil.rmtree(removed, ignore_errors=True)  # it may not be there yet, or no more
 
     with DISK.watched(tmp_path, remove):
-        assert one_line(lambda: start(folder))
-    assert not (folder / "results.json").exists()
-    shutil.rmtree(folder, ignore_errors=True)
-    start(folder)
-    assert outcome(folder) == whole
+        line = one_line(lambda: start(folder))
+    assert "\n" not in line
+    if line:
+        assert place == "checkpoints" or not removed.exists(), (first, writes, line, list(removed.rglob("*")))
+        assert not (folder / "results.json").exists()
+        shutil.rmtree(folder, ignore_errors=True)
+        start(folder)
+    assert outcome(folder) == whole, (first, writes)
+    return line
+
+
+REMOVED = [
+    ("prompts", "run", 0.2),
+    ("prompts", "above", 0.7),
+    ("summaries", "run", 0.5),
+    ("replies", "above", 0.3),
+    ("summaries", "checkpoints", 0.4),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "share"), REMOVED)
+def test_a_folder_that_is_removed(tasks, tmp_path, name, place, share):
+    check_removal(tasks[name], tmp_path, place, share)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("place", ["run", "above", "checkpoints"])
+@pytest.mark.parametrize("name", ["prompts", "summaries", "replies"])
+def test_a_folder_that_is_removed_at_any_write(tasks, tmp_path, name, place):
+    for number in range(20):
+        check_removal(tasks[name], tmp_path / str(number), place, number / 19)
 
 
 @pytest.mark.slow

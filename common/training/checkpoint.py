@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, state: StateTree) -> None:
     """Write `state` as ``state.safetensors`` and ``state.json`` in `folder`; a kill leaves no half of it."""
     # Tied or expanded tensors share memory, which safetensors refuses; a checkpoint holds plain copies.
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.tensors.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)  # no parents: the folder of a run that was removed does not come back half
     with write_folder_atomic(folder) as temporary:
         save_file(tensors, temporary / "state.safetensors")
         head = {"format": FORMAT, "tensors": sorted(tensors), "values": state.values}

@@ -167,7 +167,7 @@ class Run:
         def save(steps: int) -> None:
             if not self.engine.is_main:
                 return
-            self._check_there()
+            self.check_there()
             self.log.sync()
             state = StateTree()
             save_state(state)
@@ -183,9 +183,13 @@ class Run:
                 save, self.options.checkpoint_steps, self.options.checkpoint_minutes, self._stop, self.engine.largest
             )
 
-    def _check_there(self) -> None:
-        """Refuse to write a part of a run into a folder that is no longer its own."""
-        if not self.folder.config.is_file():
+    def check_there(self) -> None:
+        """Refuse to write a part of a run into a folder that is no longer its own.
+
+        Raises:
+            UserError: the run has begun, and its folder is gone.
+        """
+        if hasattr(self, "log") and not self.folder.config.is_file():
             raise UserError(f"the run's folder '{self.folder.path}' was removed or emptied while it ran")
 
     def figures(self) -> dict[str, Any]:
@@ -203,7 +207,7 @@ class Run:
         """Let the main process write the run's files, and ``results.json`` after all others."""
 
         def write() -> None:
-            self._check_there()
+            self.check_there()
             write_files()
             self.folder.write_results(results)
             if self.options.extend:
@@ -226,4 +230,9 @@ def open_run(options: RunOptions) -> Iterator[Run]:
     with telling_how_to_go_on(RunFolder(folder).checkpoints, how), StopRequest() as stop, ExitStack() as stack:
         engine = start_engine(options.device, options.mixed_precision)
         stack.callback(engine.end)
-        yield Run(options, engine, stop, stack)
+        run = Run(options, engine, stop, stack)
+        try:
+            yield run
+        except FileNotFoundError:
+            run.check_there()
+            raise

@@ -85,7 +85,8 @@ class RunFolder:
     def drop_old_checkpoints(self, keep: int) -> None:
         """Keep the newest `keep` checkpoints."""
         for old in checkpoint_folders(self.checkpoints)[:-keep]:
-            shutil.rmtree(old)
+            with suppress(FileNotFoundError):  # somebody else removes it too
+                shutil.rmtree(old)
 
 
 def open_run_folder(path: Path, *, overwrite: bool = False, resume: bool = False) -> RunFolder:
