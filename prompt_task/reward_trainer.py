@@ -119,6 +119,8 @@ class RewardTrainer:
             return None
         if new is not None:
             self.pool = new if self.pool is None else torch.cat([self.pool, new])
+            found = self.train_scorer.score(self.policy.texts(new)).score.mean().item()  # which it remembers
+            self.log.log("reward", self.rounds_done, 0, **{"reward/pool_preference": found})
         self.stepper.optimizer = optimizer
         swaps = self.ranker.swapped(self.dev_scorer, validation[0].tokens)
         self._round = _Round(optimizer, plateau, validation, swaps, self.pool)

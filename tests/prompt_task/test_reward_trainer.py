@@ -266,6 +266,7 @@ def test_a_pool_is_scored_once_and_nothing_else_is_drawn_from(monkeypatch):
     run.reward_trainer.run_round()
     assert sorted(sizes) == [8, 8, 12]  # two validation batches and the pool
     pool = texts[sizes.index(12)]
+    assert shown.pop(0) == pool  # for its mean in the log
     assert len(shown) == 9
     assert all(set(prompts) <= set(pool) for prompts in shown)
     assert all(len(prompts) == 8 for prompts in shown)
@@ -290,6 +291,8 @@ def test_later_pools_are_those_of_the_highest_learned_score_and_join_the_earlier
     assert torch.equal(pool[:8], first)
     assert len(pool[8:]) == min(8, len({tuple(row.tolist()) for row in drawn[0]}))
     assert len({tuple(row.tolist()) for row in pool[8:]}) == len(pool[8:])
+    means = [run.train_scorer.score(run.policy.texts(part)).score.mean().item() for part in (pool[:8], pool[8:])]
+    assert run.log.values("reward/pool_preference") == means
 
 
 def test_the_most_promising_prompts_are_found_by_brute_force_too():
@@ -396,7 +399,8 @@ def test_a_round_goes_on_from_any_step_to_the_same_weights(pool, step):
     restore_random_state(*saved.get("random"))
     again.reward_trainer.run_round()
     assert same_weights(weights_of(again.reward_model), weights_of(whole.reward_model))
-    assert untimed(again.log.events) == untimed(whole.log.events[step // 2 :])  # an epoch has two steps
+    epochs = [event for event in whole.log.events if event["step"]]  # and, at step 0, what the pool is worth
+    assert untimed(again.log.events) == untimed(epochs[step // 2 :])  # an epoch has two steps
     assert again.reward_trainer.steps_done == 8
     assert again.reward_trainer.rounds_done == 1
 
