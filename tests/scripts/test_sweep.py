@@ -184,7 +184,7 @@ class TestMistakes:
             (["fsc", "max"], "'max' is neither a flag nor of the form key=value"),
             (["sum", "--agg_fnc=max", "dataset_name=xsum"], "unknown flag '--agg_fnc'; did you mean '--agg_func'?"),
             (["sum", "agg_func=max"], "no data: give dataset_name"),
-            (["sum", "--config=none.yaml"], "--config: cannot read 'none.yaml'"),
+            (["sum", "--config=none.yaml"], "--config: there is no file 'none.yaml'"),
         ],
     )
     def test_is_one_line_before_anything_starts(self, words, message, tmp_path, monkeypatch, capsys):
