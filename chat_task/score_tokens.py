@@ -16,7 +16,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from chat_task.ranking_rows import text_or_messages
-from common.errors import UserError
+from common.errors import UserError, printable_text
 from common.language_models.replies import Text
 from common.reporting.report import Report, TokenRewards
 from common.reporting.terminal import coloured
@@ -85,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if (options.form or ("color" if sys.stdout.isatty() else "json")) == "json":
             print(json_text({"row": number, "column": column} | asdict(item)))
         else:
-            print(f"row {number}, {column}: {coloured(item.tokens, item.rewards, low, high)}")
+            print(f"row {number}, {printable_text(column)}: {coloured(item.tokens, item.rewards, low, high)}")
     return 0
 
 

@@ -14,7 +14,6 @@ All other options are those of run_fsc.py; of these the data, the task LM and th
 
 from common.training.program import run_command
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -22,10 +21,19 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from common.errors import UserError, nearest
+from common.errors import UserError, nearest, printable_text
 from common.reporting.intervals import wilson
 from common.training.console import as_typed
-from common.training.data_files import is_table, read_lines, read_rows, read_text, text_cell, unmarked_cell
+from common.training.data_files import (
+    is_table,
+    is_text,
+    parse_json,
+    read_lines,
+    read_rows,
+    read_text,
+    text_cell,
+    unmarked_cell,
+)
 from common.training.files import check_output
 from common.training.progress import set_quiet
 from common.training.runtime import start_runtime
@@ -63,14 +71,11 @@ def read_prompts(prompts: str | None, prompts_file: str | None) -> list[str]:
 
 
 def _texts(text: str, where: str) -> list[str]:
-    try:
-        prompts = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not a JSON list of texts ({error})") from None
+    prompts = parse_json(where, text)
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise UserError(f"{where}: must be a JSON list of at least one text")
     for prompt in prompts:
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # JSON can spell it, no tokenizer can read it
+        if not is_text(prompt):  # JSON can spell it, no tokenizer can read it
             raise UserError(f"{where}: {prompt!r} is not a text: it holds half of a character")
     return prompts
 
@@ -116,7 +121,7 @@ def main() -> int:
             low, high = wilson(accuracy, len(examples))
             figures = f"{accuracy:8.2%}  {low:6.1%} to {high:6.1%}  {score:8.3f}"
         intervals.append((low, high))
-        print(f"{figures}  {c.prompt!r}{'  ' + c.error if c.error else ''}")
+        print(f"{figures}  {c.prompt!r}{'  ' + printable_text(c.error) if c.error else ''}")
     if task_lm.sentences_cut:
         print(f"{task_lm.sentences_cut} texts were longer than the task LM reads and were cut at the sentence's end")
     if own["output_file"] is not None:

@@ -20,6 +20,7 @@ point) and report.html, one page of all this with curves, and the prompts or sum
 from common.training.program import run_command
 
 import argparse
+import csv
 import io
 import itertools
 import json
@@ -321,14 +322,16 @@ def markdown_table(records: Sequence[dict[str, Any]]) -> str:
 def markdown_text(text: Any) -> str:
     """A text as Markdown that is but text: no cell's end, mark-up, HTML, entity, or link, not even a bare address."""
     plain = " ".join(printable_text(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    plain = re.sub(r"[\\|`*\[\]~!]", r"\\\g<0>", plain)
+    plain = re.sub(r"[\\|`*\[\]~!$]", r"\\\g<0>", plain)
     plain = plain.replace("://", "&#58;//").replace("@", "&#64;")
     return re.sub(r"(?i)(www)\.", r"\1&#46;", plain)
 
 
-def csv_text(table: pd.DataFrame) -> str:
-    """A table as CSV whose texts do nothing where it is opened."""
-    return table.map(lambda cell: marked_cell(cell) if isinstance(cell, str) else cell).to_csv(index=False)
+def csv_text(records: Sequence[dict[str, Any]], columns: list[str] | None = None) -> str:
+    """Records as CSV whose texts do nothing where it is opened, nor end their row: all of them are quoted."""
+    table = pd.DataFrame(records, columns=columns, dtype=object)  # pandas' own texts hold no halves of characters
+    marked = table.map(lambda cell: marked_cell(cell) if isinstance(cell, str) else cell)
+    return marked.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 # --- the files ---
@@ -349,12 +352,11 @@ def write_all(
         raise UserError(f"--output: '{output}' cannot be written: {error.strerror}") from None
     records = table_records(rows)
     write_text_atomic(output / "table.md", text + "\n")
-    write_text_atomic(output / "table.csv", csv_text(pd.DataFrame(records)))
+    write_text_atomic(output / "table.csv", csv_text(records))
     write_text_atomic(output / "table.tex", latex(records))
-    write_text_atomic(output / "runs.csv", csv_text(pd.DataFrame(run_records(rows))))
-    names = [field for field in Paired.__dataclass_fields__]
-    compared = pd.DataFrame([vars(found) for found in comparisons], columns=names)
-    write_text_atomic(output / "compare.csv", csv_text(compared))
+    write_text_atomic(output / "runs.csv", csv_text(run_records(rows)))
+    compared = [vars(found) for found in comparisons]
+    write_text_atomic(output / "compare.csv", csv_text(compared, list(Paired.__dataclass_fields__)))
     for kind in ("svg", "png"):
         write_bytes_atomic(output / f"plot.{kind}", plot(rows, kind))
     page(rows, pairs, comparisons, problems).write(output / "report.html")
@@ -396,7 +398,7 @@ def latex(records: Sequence[dict[str, Any]]) -> str:
     for task in TASKS:
         own = [record for record in records if record["task"] == task.name]
         if own:
-            shown = pd.DataFrame(shown_records(task, own))
+            shown = pd.DataFrame(shown_records(task, own), dtype=object)
             shown = shown.map(lambda cell: printable_text(cell).replace(NO_VALUE, "--"))
             tables.append(
                 shown.to_latex(

@@ -34,6 +34,7 @@ from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.reporting.marked_tokens import Table, areas, marked
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
+from common.training.data_files import is_text, parse_json, read_lines
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.ranges import COUNT
 from common.training.runtime import choose_device
@@ -150,24 +151,20 @@ def read_rows(path: str, limit: int | None = None) -> list[MarkedText]:
         UserError: it cannot be read, or a line lacks something; the message says which line.
     """
     rows: list[MarkedText] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input: cannot read '{path}': {error}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip() or (limit is not None and len(rows) == limit):
             continue
         where = f"--input: {path}, line {number}"
         try:
-            cells = json.loads(line)
+            cells = parse_json(where, line)
             text, prompt = cells["text"], cells.get("prompt") or ""
             spans = tuple((int(start), int(end)) for start, end in cells["spans"])
             right = tuple(cells.get("right") or ())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(f"{where}: needs a text and spans, pairs of characters [start, end]") from None
-        if not isinstance(text, str) or not isinstance(prompt, str) or not text.strip():
+        if not is_text(text) or not is_text(prompt) or not text.strip():
             raise UserError(f"{where}: text and prompt must be texts, and the text not blank")
-        if right and (len(right) != len(spans) or not all(isinstance(words, str) for words in right)):
+        if right and (len(right) != len(spans) or not all(map(is_text, right))):
             raise UserError(f"{where}: right must hold a text for each of the {len(spans)} spans")
         if any(not 0 <= start < end <= len(text) for start, end in spans):
             raise UserError(f"{where}: a span lies outside of the text's {len(text)} characters, or is empty")

@@ -6,11 +6,12 @@ python sum_task/generate.py --model RUN/policy --input articles.jsonl --text_col
 
 from common.training.program import run_command
 
+import sys
 from collections.abc import Sequence
 
 from transformers.utils import logging as transformers_logging
 
-from common.errors import UserError
+from common.errors import UserError, printable_text
 from common.training.console import Parser
 from common.training.data_files import FILE_TYPES, is_table, read_rows, read_text, text_cell
 from common.training.files import check_output, write_jsonl_atomic
@@ -84,7 +85,8 @@ def main(words: Sequence[str] | None = None) -> int:
         write_jsonl_atomic(options.output, rows)
     else:
         for summary in summaries:
-            print(" ".join(summary.split()))
+            line = " ".join(summary.split())
+            print(printable_text(line) if sys.stdout.isatty() else line)
     return 0
 
 

@@ -6,6 +6,7 @@ Property-based: hypothesis looks for input that breaks the rule, and shrinks wha
 import csv
 import io
 import json
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -14,18 +15,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_task import command_line as chat_command
+from chat_task.data import load_preferences
+from chat_task.ranking_rows import Columns
 from chat_task.settings import ChatSettings
 from common.errors import UserError
 from common.reporting.report import Report, TokenRewards
+from common.reporting.run_table import never_begun
 from common.training.command_line import read_yaml
+from common.training.data_files import unmarked_cell
 from common.training.files import write_jsonl_atomic
+from common.training.sweep_run import Plan
 from prompt_task import command_line as prompt_command
+from prompt_task import evaluate_prompts
 from prompt_task.few_shot_data import DatasetSpec, fill_template, read_examples
 from prompt_task.settings import FewShotSettings
+from scripts import collect_results, credit_accuracy
 from sum_task import command_line as sum_command
 from sum_task.data import load_splits
 from sum_task.settings import SummarizationSettings
 from tests.tiny_runs import published_options
+
+# What stands in the project's own tables, and what LaTeX calls a mark.
+LATEX = {
+    "\\usepackage", "\\providecommand", "\\toprule", "\\midrule", "\\bottomrule", "\\hline", "\\begin", "\\end",
+    "\\caption", "\\label", "\\textbackslash", "\\textasciitilde", "\\textasciicircum", "\\space",
+}  # fmt: skip
+MARKS = "|`*[](){}<>!&$\\_%#~^@=+-'\"\t\r\n\x1b\x00\u202eahtps:/.w"
 
 search = settings(
     max_examples=150, deadline=None, derandomize=True,
@@ -118,6 +133,18 @@ rows_of_cells = st.lists(st.lists(cells, max_size=4), max_size=5)
 objects = st.dictionaries(st.sampled_from(["document", "summary"]) | awkward_text, plain_values, max_size=3)
 
 
+def contents_of(right: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    """Any bytes, any JSON, and lines of objects of which some values are not what they should be."""
+    damage = st.dictionaries(st.sampled_from([*right]) | awkward_text, plain_values, max_size=2)
+    lines = st.lists(damage.map(lambda wrong: json.dumps(right | wrong)), max_size=3)
+    return (
+        st.binary(max_size=100)
+        | st.sampled_from([b"[" * 20_000, b"9" * 5000, b'{"text": "a\xe2\x80\xa8b", "spans": [[0, 1]]}'])
+        | plain_values.map(lambda value: json.dumps(value).encode())
+        | lines.map(lambda rows: encoded("\n".join(rows)))
+    )
+
+
 class TestDataFiles:
     @search
     @given(st.binary(max_size=300) | rows_of_cells.map(lambda rows: encoded("\n".join(map("\t".join, rows)))))
@@ -152,6 +179,42 @@ class TestDataFiles:
         splits = result_or_one_line(load_splits, train_file=str(path), validation_file=str(path))
         if splits is not None:
             assert all(row.source.strip() and row.reference.strip() for row in splits.train)
+
+
+class TestOtherFiles:
+    """Files of programs beside the runs."""
+
+    @search
+    @given(contents_of({"text": "a b", "spans": [[0, 1]], "prompt": "p", "right": ["c"]}))
+    def test_any_content_of_a_file_of_texts_with_spans(self, tmp_path, content):
+        path = tmp_path / "spans.jsonl"
+        path.write_bytes(content)
+        for row in result_or_one_line(credit_accuracy.read_rows, str(path), None) or []:
+            assert all(0 <= start < end <= len(row.text) for start, end in row.spans)
+
+    @search
+    @given(contents_of({"prompt": "p", "completions": ["a", "b"], "scores": [1, 2], "wrong": [[[0, 1]], []]}))
+    def test_any_content_of_a_file_of_rankings(self, tmp_path, content):
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(content)
+        result_or_one_line(load_preferences, columns=Columns(spans="wrong"), train_file=str(path), validation_share=0.5)
+
+    @search
+    @given(contents_of({"prompt": "p"}), st.sampled_from(["csv", "json", "jsonl", "txt", "parquet"]))
+    def test_any_content_of_a_file_of_prompts(self, tmp_path, content, ending):
+        path = tmp_path / f"prompts.{ending}"
+        path.write_bytes(content)
+        found = result_or_one_line(evaluate_prompts.read_prompts, None, str(path))
+        assert found is None or all(isinstance(prompt, str) for prompt in found)
+
+    @search
+    @given(contents_of({"task": "fsc", "working_directory": "/", "runs": [{"name": "a/b/c", "command": ["x"]}]}))
+    def test_any_content_of_a_sweep_s_plan(self, tmp_path, content):
+        for name in ("plan.json", "run-0000.json"):
+            (tmp_path / name).write_bytes(content)
+        plan = result_or_one_line(Plan.read, tmp_path)
+        if plan is not None:
+            never_begun([plan], set())
 
 
 class Page(HTMLParser):
@@ -189,6 +252,18 @@ class TestTexts:
         assert found.elements <= plain.elements | {"span"}  # the marks of what does not print
         assert found.attributes <= plain.attributes | {"class"}
         assert "script" not in found.elements
+
+    @search
+    @given(awkward_text | st.text(MARKS, max_size=20))
+    def test_no_text_does_anything_in_a_table(self, text):
+        [line] = collect_results.markdown_text(text).splitlines() or [""]
+        assert re.search(r"(?<!\\)(\\\\)*[|`*\[\]!$]|<|://|[\x00-\x1f\x7f\u202e]", line) is None, line
+        [_, cell] = csv.reader(io.StringIO(collect_results.csv_text([{"a": text}]), newline=""))
+        assert not cell or cell[0][:1] not in ("=", "+", "-", "@", "\t", "\r")
+        assert unmarked_cell(cell[0] if cell else "") == text or text.startswith("'")
+        named = {"task": "prompt", "data set": text, "guidance": text, "aggregation": text, "options": text, "n": 1}
+        commands = set(re.findall(r"\\[A-Za-z]+", collect_results.latex([named])))
+        assert commands <= LATEX, commands - LATEX
 
     @search
     @given(st.lists(st.dictionaries(awkward_text, awkward_text, max_size=3), max_size=4))

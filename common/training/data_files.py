@@ -115,6 +115,11 @@ def text_cell(where: str, cells: Mapping[str, Any], column: str) -> str:
     return cell
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value is a text without halves of characters (lone surrogates)."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def shown_columns(columns: Collection[str]) -> str:
     """The names found, for a message."""
     names = [f"'{name}'" for name in columns]

@@ -1,7 +1,8 @@
-"""What an option may be: kinds, ranges of numbers, and how a message shows a value that is neither."""
+"""What an option may be: kinds, ranges of numbers, texts, and how a message shows a value that is none of it."""
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,6 +12,9 @@ KINDS = {bool: "true or false (or 1 or 0)", int: "a whole number", float: "a num
 LARGEST = 10**9
 LEAST = 1e-12
 MOST_SHOWN = 100  # characters of a value in a message
+
+# What a terminal obeys, a path cannot hold or no encoding writes: controls, orders of writing, halves of characters.
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Number = TypeVar("Number", int, float)
 
@@ -22,6 +26,12 @@ def shown(value: Any) -> str:
     except ValueError:  # python prints no whole number of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def no_text(value: str) -> str:
+    """What is wrong with a text of an option, in words; "" where nothing is: line ends and tabs belong to templates."""
+    found = _NO_TEXT.search(value)
+    return f"{shown(value)} holds {found[0]!r}, which is no character of a text" if found else ""
 
 
 def out_of_range(value: float, limits: Mapping[str, float | None]) -> str:

@@ -19,7 +19,7 @@ from common.aggregation import AGGREGATIONS
 from common.errors import UserError, UserErrors, nearest
 from common.training.own_pieces import check_aggregation, is_own
 from common.training.plateau import PlateauSettings
-from common.training.ranges import KINDS, MOST_SHOWN, out_of_range, shown
+from common.training.ranges import KINDS, MOST_SHOWN, no_text, out_of_range, shown
 from common.training.runtime import MATMUL_PRECISIONS
 
 
@@ -126,6 +126,9 @@ def _set(config: Any, field: dataclasses.Field[Any], kind: tuple[Any, bool], val
     elif choices is not None and value is not None and value not in choices:
         close = nearest(str(value)[:MOST_SHOWN], choices)
         raise UserError(f"{name}: {shown(value)} is not one of {', '.join(choices)}{close}")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and (words := no_text(text)):
+            raise UserError(f"{name}: {words}")
     if of in (int, float) and value is not None and (words := out_of_range(value, field.metadata)):
         raise UserError(f"{name}: {words}")
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from common.errors import UserError, printable_text
 from common.training.files import write_json_atomic, write_text_atomic
 from common.training.lock import LOCK_VARIABLE, Locked, alone_in
+from common.training.ranges import no_text
 from common.training.run_files import read_results
 
 PLANS = ".sweep"
@@ -107,8 +108,10 @@ class Plan:
         try:
             content = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
             runs = [PlannedRun(**run) for run in content.pop("runs")]
+            if not all(isinstance(run.name, str) and not no_text(run.name) for run in runs):
+                raise ValueError("the name of a run is no text")
             return cls(folder, runs=runs, **content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"the plan in '{folder}' cannot be read: {error}") from None
 
     def stop(self) -> None:
@@ -130,8 +133,9 @@ class Plan:
     def outcome(self, number: int) -> Outcome | None:
         """How a run ended, or None if it did not."""
         try:
-            return Outcome(**json.loads((self.folder / f"run-{number:04d}.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            found = Outcome(**json.loads((self.folder / f"run-{number:04d}.json").read_text(encoding="utf-8")))
+            return found if isinstance(found.reason, str) else None
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
 

@@ -126,7 +126,7 @@ def test_files_saved_by_other_programs_are_read_too(tmp_path):
     [
         (None, None, None, "give either prompts="),
         ('["a"]', "p.txt", "a", "give either prompts="),
-        ("a b", None, None, "prompts: not a JSON list of texts"),
+        ("a b", None, None, "prompts: not JSON"),
         ('"a"', None, None, "prompts: must be a JSON list of at least one text"),
         ("[]", None, None, "at least one text"),
         ("[1]", None, None, "at least one text"),
@@ -136,7 +136,7 @@ def test_files_saved_by_other_programs_are_read_too(tmp_path):
         (None, "p.csv", "prompt\n", "holds no prompt"),
         (None, "p.csv", "", "holds no prompt"),
         (None, "p.txt", "\n\n", "holds no prompt"),
-        (None, "p.json", "{", "not a JSON list"),
+        (None, "p.json", "{", "not JSON"),
         (None, "p.txt", b"\xff\xfe", "not UTF-8"),
         (None, "nowhere.txt", None, "cannot read"),
     ],
@@ -229,7 +229,7 @@ def test_cut_texts_are_mentioned(evaluate, world, tmp_path):
     ("options", "words"),
     [
         ({"prompts": '["a"]', "split": "tset"}, "split: 'tset' is not one of test, dev, train; did you mean 'test'?"),
-        ({"prompts": "a"}, "prompts: not a JSON list"),
+        ({"prompts": "a"}, "prompts: not JSON"),
         ({}, "give either prompts="),
         ({"promts": "[]"}, "unknown option 'promts'; did you mean 'prompts'?"),
         ({"prompts": '["a"]', "dataset": "sst2"}, "did you mean 'sst-2'?"),

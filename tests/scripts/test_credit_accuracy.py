@@ -120,7 +120,7 @@ def test_a_planted_reward_is_found(tmp_path, capsys, kind):
         ('{"text": "a b", "spans": [[1, 9]]}', "line 1: a span lies outside of the text's 3 characters"),
         ('{"text": "a b", "spans": []}', "holds no text with a span"),
         ('{"text": "a b", "spans": [[0, 1]], "right": ["c", "d"]}', "right must hold a text for each of the 1 spans"),
-        ("[", "line 1: needs a text and spans"),
+        ("[", "line 1: not JSON"),
     ],
 )
 def test_mistakes_are_told_by_line(tmp_path, line, message):

@@ -71,6 +71,15 @@ def test_a_text_is_taken_as_it_is_typed(text):
     assert (options.folder, options.tags) == (text, ["a", text])
 
 
+@pytest.mark.parametrize("text", ["a\x00", "\x1b[31m", "\u202eevil", "\ud800", "\x9b2J"])
+def test_what_terminals_obey_or_no_file_can_hold_is_no_text(text):
+    for option in ({"folder": text}, {"name": f"a {text}"}, {"tags": ["a", text]}):
+        with pytest.raises(UserError, match="which is no character of a text") as error:
+            build(**option)
+        assert str(error.value).isprintable()
+    assert build(name="line\n\ttab").name == "line\n\ttab"
+
+
 def test_an_option_of_two_groups_has_one_value_and_one_name():
     settings = Settings.from_mapping(GOOD | {"name": "y", "seed": 4})
     assert (settings.one.name, settings.other) == ("y", Other("y", 4))
