@@ -1,4 +1,5 @@
 import inspect
+import math
 import sys
 from types import ModuleType
 from typing import Any
@@ -8,7 +9,14 @@ import torch
 
 from common.errors import UserError
 from prompt_task.few_shot_data import Example
-from prompt_task.prompt_scorer import BYTES_PER_PROMPT, PromptScorer, check_preference, label_gaps, preference
+from prompt_task.prompt_scorer import (
+    BYTES_PER_PROMPT,
+    PromptScorer,
+    check_preference,
+    label_gaps,
+    preference,
+    soft_accuracy,
+)
 from prompt_task.task_lm import TaskLM, make_task_lm
 from tests import tiny_models
 from tests.tiny_runs import SpyTaskLM
@@ -192,3 +200,15 @@ def test_standardized_scores_are_asked_for_by_the_call(spy):
     raw, standardized = scorer.score(["a", "b", "c"]), scorer.score(["a", "b", "c"], standardize=True)
     assert standardized.score.mean().abs() < 1e-5 < raw.score.mean().abs()
     assert standardized.accuracy.tolist() == raw.accuracy.tolist()
+
+
+def test_soft_accuracy_is_a_preference_by_its_full_name_and_counts_answers_and_not_confidence():
+    probabilities = torch.tensor([[[0.6, 0.4], [0.6, 0.4]], [[0.99, 0.01], [0.45, 0.55]]])  # both right; one by far
+    labels = torch.tensor([0, 0])
+    found = soft_accuracy(["a", "b"], probabilities, labels)
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    assert found.tolist() == pytest.approx([100 * sigmoid(2), 50 * (sigmoid(9.8) + sigmoid(-1))], abs=1e-4)
+    assert found[0] > found[1]
+    gaps = preference(label_gaps(probabilities, labels), 200, 180).score
+    assert gaps[0] < gaps[1]
+    check_preference("preference", "prompt_task.prompt_scorer:soft_accuracy")
