@@ -5,9 +5,12 @@
 Each line of the input has `text`, `spans` (pairs of characters, start and end, that are wrong) and, if it answers or
 sums up something, `prompt`. The area is the probability that a token inside of a span has a lower reward than one
 outside, 0.5 by chance: pooled over all tokens, and within each text, which leaves out that some texts are better than
-others, as a mean over the texts that have both. Beside the reward stand what it has to beat: the position in the text,
-log-probability and entropy of the language model that the reward model started from (read off the run's results.json,
-or --language_model), and random numbers, as a mean over 100 draws. Prompts and texts are tokenized as by the run.
+others, as a mean over the texts that have both. The level of a reward in a state means nothing (docs/credit.md), so its
+advantage over what the language model's own token would have there on average is measured too, where the reward model
+can tell it. Beside them stands what they have to beat: the position in the text, log-probability and entropy of the
+language model that the reward model started from (read off the run's results.json, or --language_model), the former
+less its own mean (excess surprise: -log p - entropy), and random numbers, as a mean over 100 draws. Prompts and texts
+are tokenized, set into templates and cut as by the run.
 
 Where lines also have `right`, for each span the words that belong there, each is put in place of its span: how often is
 the reward of the first token that differs higher for the right words than for the wrong ones, in the same state?
@@ -21,6 +24,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from common.errors import UserError
 from common.language_models.pretrained import load_pretrained, load_tokenizer
+from common.language_models.replies import ReplyFormat
+from common.language_models.token_carry import Span
 from common.reporting.marked_tokens import Table, areas, marked
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
@@ -64,28 +70,21 @@ class Reader:
     """Gives a reward model and a language model a prompt and a text in the tokens in which the former was trained.
 
     Attributes:
-        tokenizer: of both.
-        read_prompt: token ids of a prompt.
+        read: a marked text -> token ids of its prompt; of the text, without an end token; the characters of these.
         start: what an encoder-decoder's decoder reads before a text; () for a decoder-only model.
     """
 
-    tokenizer: Any
-    read_prompt: Callable[[str], list[int]]
+    read: Callable[[MarkedText], tuple[list[int], list[int], list[Span]]]
     start: tuple[int, ...] = ()
 
-    def inputs(self, row: MarkedText, device: torch.device) -> tuple[dict[str, Any], list[tuple[int, int]], int]:
+    def inputs(self, row: MarkedText, device: torch.device) -> tuple[dict[str, Any], list[Span], int]:
         """What a model reads, the characters of each token of the text, and the column of the first of them."""
-        source = self.read_prompt(row.prompt)
-        how = {"text_target" if self.start else "text": row.text, "return_offsets_mapping": True, "verbose": False}
-        encoded = self.tokenizer(**how, add_special_tokens=False)
+        prompt, ids, spans = self.read(row)
         if self.start:
-            before, inputs = list(self.start), {"input_ids": source}
-            inputs["decoder_input_ids"] = before + encoded["input_ids"]
+            before, inputs = list(self.start), {"input_ids": prompt, "decoder_input_ids": [*self.start, *ids]}
         else:
-            before = source or [self.tokenizer.eos_token_id]  # something has to stand before the first token
-            inputs = {"input_ids": before + encoded["input_ids"]}
-        tensors = {name: torch.tensor([ids], device=device) for name, ids in inputs.items()}
-        return tensors, encoded["offset_mapping"], len(before)
+            before, inputs = prompt, {"input_ids": prompt + ids}
+        return {name: torch.tensor([row], device=device) for name, row in inputs.items()}, spans, len(before)
 
 
 @torch.no_grad()
@@ -111,13 +110,17 @@ def _suspicions(
     """The tokens of a text, their characters, and how suspicious each measure finds them."""
     inputs, offsets, first = reader.inputs(row, next(reward.parameters()).device)
     target = inputs["decoder_input_ids" if reader.start else "input_ids"][0, first:]
-    values = {"reward": (-reward(**inputs, targets_from=first)[0, first:]).tolist()}
-    values["position"] = [place / len(offsets) for place in range(len(offsets))]
+    values = {"reward": -reward(**inputs, targets_from=first)[0, first:]}
     if language_model is not None:
-        logits = language_model(**inputs, use_cache=False).logits[0, first - 1 : -1].float().log_softmax(-1)
-        values["log-probability"] = (-logits.gather(1, target.unsqueeze(1)).squeeze(1)).tolist()
-        values["entropy"] = (-(logits.exp() * logits.clamp(min=-1e4)).sum(-1)).tolist()
-    return target.tolist(), offsets, values
+        log_p = language_model(**inputs, use_cache=False).logits[0, first - 1 : -1].float().log_softmax(-1)
+        surprise = -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+        entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
+        if reward.tells_alternatives:
+            given, expected = reward.rewards_and_expectations(log_p.unsqueeze(0), targets_from=first, **inputs)
+            values["advantage"] = (expected - given)[0]
+        values |= {"log-probability": surprise, "excess surprise": surprise - entropy, "entropy": entropy}
+    columns = {name: column.tolist() for name, column in values.items()}
+    return target.tolist(), offsets, columns | {"position": [place / len(offsets) for place in range(len(offsets))]}
 
 
 @torch.no_grad()
@@ -137,7 +140,7 @@ def swap_accuracy(
             place = next((place for place, (one, two) in pairs if one != two), None)
             if place is None:
                 continue
-            for name in wrong.keys() - {"position", "entropy"}:  # which say the same of both
+            for name in wrong.keys() & {"reward", "log-probability"}:  # the others say the same of both, or as these
                 gap = wrong[name][place] - right[name][place]
                 wins.setdefault(name, []).append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
     count = len(next(iter(wins.values()), []))
@@ -247,7 +250,7 @@ def _language_model_name(options: argparse.Namespace) -> str | None:
         raise UserError(
             "--language_model: no results.json beside the reward model says which; name it, or none"
         ) from None
-    return results.get("reward_model") or results.get("policy_lm")
+    return results.get("reward_model") or results.get("policy_lm") or results.get("model")
 
 
 def _load(options: argparse.Namespace, language_model: str | None) -> tuple[TokenRewardModel, Reader]:
@@ -255,26 +258,37 @@ def _load(options: argparse.Namespace, language_model: str | None) -> tuple[Toke
     folder = Path(options.reward_model)
     if (folder / FORMAT_FILE).is_file():
         summaries = SummaryRewardModel.from_pretrained(str(folder))
-        text_format = summaries.format
-        tokenizer, reward, name = text_format.tokenizer, summaries.model, str(folder)
-        reader = Reader(tokenizer, lambda prompt: text_format.sources([prompt])[0], summaries.start)
+        tokenizer, reward = summaries.format.tokenizer, summaries.model
+        reader = Reader(partial(_read_summary, summaries), summaries.start)
     else:
         reward = TokenRewardModel.from_pretrained(options.reward_model)
-        has_own = (folder / "tokenizer_config.json").is_file()
-        found = options.tokenizer or (str(folder) if has_own else language_model)
-        if found is None:
+        if (folder / "tokenizer_config.json").is_file():
+            reply_format = ReplyFormat.load(folder, reward.is_encoder_decoder)
+        elif name := options.tokenizer or language_model:
+            reply_format = ReplyFormat(load_tokenizer(AutoTokenizer, name), reward.is_encoder_decoder)
+        else:
             raise UserError(f"--tokenizer: '{folder}' holds none")
-        name = found
-        tokenizer = load_tokenizer(AutoTokenizer, name)
+        tokenizer = reply_format.tokenizer
         start = decoder_start(reward.backbone.config, tokenizer) if reward.is_encoder_decoder else ()
-
-        def read_prompt(prompt: str) -> list[int]:
-            return list(tokenizer(prompt, add_special_tokens=bool(start), verbose=False)["input_ids"])
-
-        reader = Reader(tokenizer, read_prompt, start)
+        reader = Reader(partial(_read_reply, reply_format), start)
     if not tokenizer.is_fast:
-        raise UserError(f"--tokenizer: that of '{name}' does not say which characters a token stands for")
+        raise UserError(f"--tokenizer: that of '{tokenizer.name_or_path}' does not say which characters a token holds")
     return reward, reader
+
+
+def _read_summary(summaries: SummaryRewardModel, row: MarkedText) -> tuple[list[int], list[int], list[Span]]:
+    text = {"text_target" if summaries.start else "text": row.text}
+    encoded = summaries.format.tokenizer(**text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    prompt = summaries.format.sources([row.prompt])[0]
+    if not prompt and not summaries.start:
+        prompt = [summaries.format.tokenizer.eos_token_id]  # something has to stand before the first token
+    return prompt, encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _read_reply(reply_format: ReplyFormat, row: MarkedText) -> tuple[list[int], list[int], list[Span]]:
+    reply = reply_format.encode_reply(row.prompt, row.text, with_spans=True)
+    length = len(reply.ids) - reply.has_end
+    return reply_format.encode_prompt(row.prompt)[0], reply.ids[:length], list(reply.spans[:length])
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ import random
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from common.errors import UserError
+from common.language_models.replies import ReplyFormat
 from common.reporting.marked_tokens import area_under_curve, areas, marked
 from common.token_reward_model import TokenRewardModel
-from scripts.credit_accuracy import MarkedText, _load, main
+from scripts.credit_accuracy import MarkedText, _load, _suspicions, main
 from sum_task.data import Row
 from sum_task.reward_model import SummaryRewardModel
 from sum_task.score_tokens import text_rewards
@@ -66,6 +68,31 @@ def test_texts_are_tokens_as_in_the_run(tmp_path, kind):
     torch.testing.assert_close(found, torch.tensor(expected[:-1]))  # the end token is none of the text
 
 
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_replies_are_read_in_the_template_and_cut_as_by_their_run(tmp_path, kind):
+    backbone = (save_t5 if kind == "t5" else save_llama)(tmp_path / "backbone", word_tokenizer())
+    model = TokenRewardModel.from_backbone(backbone, head="likelihood")
+    model.save_pretrained(tmp_path / "reward_model")
+    reply_format = ReplyFormat(word_tokenizer(), kind == "t5", "two {prompt} killed", 6, 3)
+    reply_format.save(tmp_path / "reward_model")
+    row = MarkedText("two killed in flood", (), "the flood hit the town in the north on monday")
+    options = argparse.Namespace(reward_model=str(tmp_path / "reward_model"), tokenizer=None)
+    reward, reader = _load(options, None)
+    lm = (AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM).from_pretrained(backbone).eval()
+    ids, offsets, found = _suspicions(row, reader, reward, lm)
+    [scored] = reward.score_texts([row.text], [row.prompt])
+    assert offsets == scored.offsets == [(0, 3), (4, 10), (11, 13)]
+    assert found["reward"] == pytest.approx([-value for value in scored.rewards], abs=1e-6)
+    # What the language model's own token would have on average, by brute force over the vocabulary.
+    inputs, _, first = reader.inputs(row, torch.device("cpu"))
+    with torch.no_grad():
+        p = lm(**inputs).logits[0, first - 1 : -1].softmax(-1)
+        expected = (p * reward.rewards_of_all(targets_from=first, **inputs)[0]).sum(-1)
+    own = p[range(len(ids)), ids]
+    assert found["advantage"] == pytest.approx((expected + torch.tensor(found["reward"])).tolist(), abs=1e-5)
+    assert found["excess surprise"] == pytest.approx((-own.log() + (p * p.log()).sum(-1)).tolist(), abs=1e-5)
+
+
 def test_a_token_is_wrong_where_it_shares_more_than_blanks_with_a_span():
     text = "ab cd  ef"
     offsets = [(0, 2), (2, 5), (5, 7), (6, 9)]
@@ -105,8 +132,10 @@ def test_a_planted_reward_is_found(tmp_path, capsys, kind):
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     assert table["swaps"] == {"reward": 1.0, "log-probability": 1.0, "spans": 1}
     found = table["areas"]
-    assert list(found) == ["reward", "position", "log-probability", "entropy", "random"]
-    assert found["reward"] == found["log-probability"] == {"pooled": 1.0, "within texts": 1.0}
+    names = ["reward", "advantage", "log-probability", "excess surprise", "entropy", "position", "random"]
+    assert list(found) == names
+    for name in names[:4]:
+        assert found[name] == {"pooled": 1.0, "within texts": 1.0}
     # "flood" is the second of five words and the last: above 1 and all 4 of the others in its text.
     assert found["position"]["within texts"] == pytest.approx((1 / 4 + 1) / 2)
     assert "| reward | 1.000 | 1.000 |" in capsys.readouterr().out
