@@ -42,6 +42,7 @@ from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from common.training.data_files import is_text, parse_json, read_lines
 from common.training.files import write_json_atomic, write_text_atomic
+from common.training.progress import progress
 from common.training.ranges import COUNT
 from common.training.runtime import choose_device
 from sum_task.reward_model import SummaryRewardModel
@@ -87,61 +88,78 @@ class Reader:
         return {name: torch.tensor([row], device=device) for name, row in inputs.items()}, spans, len(before)
 
 
+@dataclass(frozen=True)
+class Suspicions:
+    """How suspicious each measure finds the tokens of a text.
+
+    Attributes:
+        ids: the tokens.
+        offsets: their characters.
+        values: of each measure, a number for each token; higher is more suspicious.
+    """
+
+    ids: list[int]
+    offsets: list[Span]
+    values: dict[str, list[float]]
+
+
 @torch.no_grad()
-def measure(rows: Sequence[MarkedText], reader: Reader, reward: TokenRewardModel, language_model: Any | None) -> Table:
-    """Of each text which tokens are wrong, and how suspicious each measure finds them."""
-    found = []
-    for row in rows:
-        _, offsets, values = _suspicions(row, reader, reward, language_model)
-        is_wrong = marked(offsets, row.text, row.spans)
-        kept = [place for place, wrong in enumerate(is_wrong) if wrong is not None]
-        found.append(
-            (
-                [bool(is_wrong[place]) for place in kept],
-                {name: [column[place] for place in kept] for name, column in values.items()},
-            )
-        )
-    return found
+def suspicions(
+    row: MarkedText, reader: Reader, reward: TokenRewardModel, language_model: Any | None, of_states: bool = True
+) -> Suspicions:
+    """Ask reward model and language model, each in one pass.
 
-
-def _suspicions(
-    row: MarkedText, reader: Reader, reward: TokenRewardModel, language_model: Any | None
-) -> tuple[list[int], list[tuple[int, int]], dict[str, list[float]]]:
-    """The tokens of a text, their characters, and how suspicious each measure finds them."""
+    Without `of_states` for rewards and log-probabilities alone, which tell two tokens in one state apart.
+    """
     inputs, offsets, first = reader.inputs(row, next(reward.parameters()).device)
     target = inputs["decoder_input_ids" if reader.start else "input_ids"][0, first:]
-    values = {"reward": -reward(**inputs, targets_from=first)[0, first:]}
+    log_p = None
     if language_model is not None:
         log_p = language_model(**inputs, use_cache=False).logits[0, first - 1 : -1].float().log_softmax(-1)
-        surprise = -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
-        entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
-        if reward.tells_alternatives:
-            given, expected = reward.rewards_and_expectations(log_p.unsqueeze(0), targets_from=first, **inputs)
-            values["advantage"] = (expected - given)[0]
-        values |= {"log-probability": surprise, "excess surprise": surprise - entropy, "entropy": entropy}
+    if log_p is not None and of_states and reward.tells_alternatives:
+        given, expected = reward.rewards_and_expectations(log_p.unsqueeze(0), targets_from=first, **inputs)
+        values = {"reward": -given[0], "advantage": (expected - given)[0]}
+    else:
+        values = {"reward": -reward(**inputs, targets_from=first)[0, first:]}
+    if log_p is not None:
+        values["log-probability"] = surprise = -log_p.gather(1, target.unsqueeze(1)).squeeze(1)
+        if of_states:
+            entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
+            values |= {"excess surprise": surprise - entropy, "entropy": entropy}
     columns = {name: column.tolist() for name, column in values.items()}
-    return target.tolist(), offsets, columns | {"position": [place / len(offsets) for place in range(len(offsets))]}
+    if of_states:
+        columns["position"] = [place / len(offsets) for place in range(len(offsets))]
+    return Suspicions(target.tolist(), offsets, columns)
 
 
-@torch.no_grad()
+def marked_table(rows: Sequence[MarkedText], found: Sequence[Suspicions]) -> Table:
+    """Of each text which tokens are wrong, and how suspicious each measure finds them."""
+    table = []
+    for row, each in zip(rows, found, strict=True):
+        is_wrong = marked(each.offsets, row.text, row.spans)
+        kept = [place for place, wrong in enumerate(is_wrong) if wrong is not None]
+        columns = {name: [column[place] for place in kept] for name, column in each.values.items()}
+        table.append(([bool(is_wrong[place]) for place in kept], columns))
+    return table
+
+
 def swap_accuracy(
-    rows: Sequence[MarkedText], reader: Reader, reward: TokenRewardModel, language_model: Any | None
+    rows: Sequence[MarkedText], found: Sequence[Suspicions], ask: Callable[[MarkedText], Suspicions]
 ) -> dict[str, float]:
     """How often each measure finds the wrong words of a span more suspicious than the right ones, and of how many.
 
-    Compared is the first token that differs: both stand in the same state. Ties count one half.
+    Compared is the first token that differs: both stand in the same state. Ties count one half. `ask` is for the texts
+    with one span corrected.
     """
     wins: dict[str, list[float]] = {}
-    for row in rows:
-        wrong_tokens, _, wrong = _suspicions(row, reader, reward, language_model)
-        for other in row.corrected():
-            right_tokens, _, right = _suspicions(other, reader, reward, language_model)
-            pairs = enumerate(zip(wrong_tokens, right_tokens, strict=False))
+    for row, wrong in zip(rows, found, strict=True):
+        for right in map(ask, row.corrected()):
+            pairs = enumerate(zip(wrong.ids, right.ids, strict=False))
             place = next((place for place, (one, two) in pairs if one != two), None)
             if place is None:
                 continue
-            for name in wrong.keys() & {"reward", "log-probability"}:  # the others say the same of both, or as these
-                gap = wrong[name][place] - right[name][place]
+            for name, column in right.values.items():
+                gap = wrong.values[name][place] - column[place]
                 wins.setdefault(name, []).append(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0)
     count = len(next(iter(wins.values()), []))
     return {name: sum(each) / count for name, each in sorted(wins.items(), reverse=True)} | {"spans": count}
@@ -203,14 +221,17 @@ def main(words: Sequence[str] | None = None) -> int:
         auto_class = AutoModelForSeq2SeqLM if reward.is_encoder_decoder else AutoModelForCausalLM
         language_model = load_pretrained(auto_class, name, complete=True, dtype=torch.float32).eval().to(device)
     reward.to(device)  # type: ignore[arg-type]
-    table = areas(measure(rows, reader, reward, language_model))
+    ask = partial(suspicions, reader=reader, reward=reward, language_model=language_model)
+    found = [ask(row) for row in progress(rows, "asking of texts", "text")]
+    table = areas(marked_table(rows, found))
     lines = ["| measure | pooled | within texts |", "| --- | --- | --- |"]
-    for measure_name, found in table.items():
-        cells = " | ".join("-" if value is None else f"{value:.3f}" for value in found.values())
+    for measure_name, area in table.items():
+        cells = " | ".join("-" if value is None else f"{value:.3f}" for value in area.values())
         lines.append(f"| {measure_name} | {cells} |")
     text = "\n".join(lines)
-    corrected = [row for row in rows if row.right]
-    swaps = swap_accuracy(corrected, reader, reward, language_model) if corrected else None
+    swaps = None
+    if any(row.right for row in rows):
+        swaps = swap_accuracy(rows, found, partial(ask, of_states=False))
     if swaps is not None:
         shares = ", ".join(f"{name} {share:.3f}" for name, share in swaps.items() if name != "spans")
         text += f"\n\nright words preferred to wrong ones at {swaps['spans']} spans: {shares}"

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.language_models.replies import ReplyFormat
 from common.reporting.marked_tokens import area_under_curve, areas, marked
 from common.token_reward_model import TokenRewardModel
-from scripts.credit_accuracy import MarkedText, _load, _suspicions, main
+from scripts.credit_accuracy import MarkedText, _load, main, suspicions
 from sum_task.data import Row
 from sum_task.reward_model import SummaryRewardModel
 from sum_task.score_tokens import text_rewards
@@ -79,16 +79,17 @@ def test_replies_are_read_in_the_template_and_cut_as_by_their_run(tmp_path, kind
     options = argparse.Namespace(reward_model=str(tmp_path / "reward_model"), tokenizer=None)
     reward, reader = _load(options, None)
     lm = (AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM).from_pretrained(backbone).eval()
-    ids, offsets, found = _suspicions(row, reader, reward, lm)
+    asked = suspicions(row, reader, reward, lm)
+    found = asked.values
     [scored] = reward.score_texts([row.text], [row.prompt])
-    assert offsets == scored.offsets == [(0, 3), (4, 10), (11, 13)]
+    assert asked.offsets == scored.offsets == [(0, 3), (4, 10), (11, 13)]
     assert found["reward"] == pytest.approx([-value for value in scored.rewards], abs=1e-6)
     # What the language model's own token would have on average, by brute force over the vocabulary.
     inputs, _, first = reader.inputs(row, torch.device("cpu"))
     with torch.no_grad():
         p = lm(**inputs).logits[0, first - 1 : -1].softmax(-1)
         expected = (p * reward.rewards_of_all(targets_from=first, **inputs)[0]).sum(-1)
-    own = p[range(len(ids)), ids]
+    own = p[range(len(asked.ids)), asked.ids]
     assert found["advantage"] == pytest.approx((expected + torch.tensor(found["reward"])).tolist(), abs=1e-5)
     assert found["excess surprise"] == pytest.approx((-own.log() + (p * p.log()).sum(-1)).tolist(), abs=1e-5)
 
