@@ -16,7 +16,6 @@ from trl import GRPOConfig
 from chat_task.settings import PolicySettings
 from chat_task.trainer_in_run import RunCallback, TrainerInRun, TrainerStage
 from chat_task.written_replies import Judge, Replies, write_replies
-from common.errors import UserError
 from common.integrations.trl import DenseGRPOTrainer
 from common.language_models.pretrained import load_pretrained
 from common.language_models.saved import check_saved, few_numbers
@@ -78,8 +77,7 @@ class PolicyTrainer(TrainerStage):
         self._tokenizer, self._judge, self.learned = tokenizer, judge, learned or {}
         self.held_out = list(held_out)
         accumulation = settings.accumulation(run.engine.count)
-        if len(prompts) < settings.prompts_per_step:
-            raise UserError(f"prompts_per_step: {settings.prompts_per_step}, but there are {len(prompts)} prompts")
+        settings.check_prompts(len(prompts))
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"

@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -88,9 +88,14 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     arguments = training_arguments(settings.reward, run)
     preferences = load_preferences(columns=settings.columns.names, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
-    policy = None if settings.run.stage == "reward" else load_policy(settings)
-    if policy is not None:
-        check_memory(settings.policy.tables(policy[0].config.vocab_size), run.runtime.device)
+    policy = None
+    if settings.run.stage != "reward":
+        model, tokenizer = load_policy(settings)
+        check_memory(settings.policy.tables(model.config.vocab_size), run.runtime.device)
+        reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
+        prompts, held_out = (policy_prompts(sets, reply_format) for sets in (preferences.train, preferences.validation))
+        settings.policy.check_prompts(len(prompts))
+        policy = Policy(model, tokenizer, prompts, held_out[: settings.policy.policy_eval_prompts])
     learned: dict[str, Any] = {}
     if settings.run.stage != "policy":
         if run.goes_on_in("policy"):
@@ -100,7 +105,16 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     if policy is None:
         run.finish(learned, lambda: None)
         return learned
-    return _learn_policy(run, settings, preferences, policy, learned)
+    return _learn_policy(run, settings, policy, learned)
+
+
+class Policy(NamedTuple):
+    """What learns from rewards, and what it is asked while it learns and to see what it has learnt."""
+
+    model: Any
+    tokenizer: Any
+    prompts: list[Text]
+    held_out: list[Text]
 
 
 def _learn_rewards(
@@ -164,30 +178,26 @@ def _learn_rewards(
     return results
 
 
-def _learn_policy(
-    run: Run, settings: ChatSettings, preferences: Preferences, policy: tuple[Any, Any], learned: dict[str, Any]
-) -> dict[str, Any]:
+def _learn_policy(run: Run, settings: ChatSettings, policy: Policy, learned: dict[str, Any]) -> dict[str, Any]:
     """Trains the policy by rewards that are learnt or known, and writes it, with its page."""
     from chat_task.policy_trainer import PolicyTrainer  # needs the extra trl
 
-    model, tokenizer = policy
     known = None
     if settings.data.dataset_name in BUILTIN_DATA:
         known = known_errors(sentences=BUILTIN_DATA[settings.data.dataset_name])
     rewards: ReplyRewards
     if settings.policy.paid_by == "known":
         assert known is not None  # see ChatSettings.check_stage
-        rewards = KnownRewards(known, tokenizer)
+        rewards = KnownRewards(known, policy.tokenizer)
     else:
         source = settings.models.rew_checkpoint_path if settings.run.stage == "policy" else run.folder.reward_model
-        rewards = load_rewards(str(source), settings.models.granularity, tokenizer)
-    reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
-    prompts = policy_prompts(preferences.train, reply_format)
-    held_out = policy_prompts(preferences.validation, reply_format)[: settings.policy.policy_eval_prompts]
+        rewards = load_rewards(str(source), settings.models.granularity, policy.tokenizer)
     if settings.run.stage == "policy":
         run.begin()  # else the stage before has
     judge = None if known is None else functools.partial(_judged, known)
-    trainer = PolicyTrainer(run, settings.policy, model, tokenizer, rewards, prompts, held_out, judge, learned)
+    trainer = PolicyTrainer(
+        run, settings.policy, policy.model, policy.tokenizer, rewards, policy.prompts, policy.held_out, judge, learned
+    )
     run.restore(trainer.load_state)
     with run.checkpoints(trainer.save_state) as checkpointer:
         trainer.train(checkpointer)

@@ -172,6 +172,15 @@ class PolicySettings:
             )
         return samples // at_once
 
+    def check_prompts(self, count: int) -> None:
+        """Refuse steps of more prompts than there are.
+
+        Raises:
+            UserError: naming both numbers.
+        """
+        if count < self.prompts_per_step:
+            raise UserError(f"prompts_per_step: {self.prompts_per_step}, but there are {count} prompts")
+
 
 @dataclass(frozen=True)
 class ChatRunSettings(NamedRunSettings):

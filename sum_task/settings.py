@@ -116,7 +116,7 @@ class RewardSettings(SamplingSettings, ScoreSettings, ClipSettings, ScheduleSett
     preference: str = setting(own=check_own_preference)
     reward_learning_samples: int = setting(minimum=2)
     reward_learning_batch_size: int = setting(minimum=1)
-    rew_gradient_accumulation_steps: int = setting(minimum=1, maximum=10**4)
+    rew_gradient_accumulation_steps: int = setting(minimum=1, maximum=256)
     rew_sampling_batches: int | None = setting(minimum=1)
     rew_num_train_epochs: float = setting(above=0, maximum=1e4)
     rew_learning_rate: float = setting(above=0, maximum=1e3)

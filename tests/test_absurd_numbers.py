@@ -139,4 +139,5 @@ def test_a_run_with_the_least_and_the_largest_number_of_an_option(starts, tmp_pa
         said = log.read_text(encoding="utf-8", errors="replace")
         assert code in (0, 2, 143) and "Traceback" not in said, (value, code, said[-2000:])
         assert (code == 2) == (said.count("error: ") == 1), (value, said)
-        assert code != 2 or not folder.parent.exists(), (value, said)
+        overflowed = "is not finite" in said or "has no fitted normaliser" in said  # what no start can tell
+        assert code != 2 or overflowed or not folder.parent.exists(), (value, said)
