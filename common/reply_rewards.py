@@ -26,6 +26,7 @@ from common.segments import (
     spread_segments,
 )
 from common.token_reward_model import TokenRewardModel
+from common.training.run_files import saved_fields
 
 READING_FILE = "reward_reading.json"
 BASELINES = ("leave-one-out", "group")  # of advantages, and what they are divided by; see common/integrations/trl.py
@@ -83,12 +84,12 @@ class RewardReading:
         path = Path(folder) / READING_FILE
         if not path.is_file():
             return cls()
+        found = saved_fields(path, cls)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            if fields["normalizer"] is not None:
-                fields["normalizer"] = LocationNormalizer(**fields["normalizer"])
-            return cls(**fields)
-        except (OSError, TypeError, ValueError, KeyError) as error:
+            if missing := asdict(cls()).keys() - found.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            return cls(**found)
+        except ValueError as error:
             raise UserError(f"cannot read {path}: {error}") from None
 
 

@@ -6,10 +6,15 @@ Property-based: hypothesis looks for input that breaks the rule, and shrinks wha
 import csv
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,8 +24,11 @@ from chat_task.data import load_preferences
 from chat_task.ranking_rows import Columns
 from chat_task.settings import ChatSettings
 from common.errors import UserError
+from common.language_models.replies import ReplyFormat
+from common.reply_rewards import READING_FILE, RewardReading
 from common.reporting.report import Report, TokenRewards
 from common.reporting.run_table import never_begun
+from common.token_reward_model import TokenRewardModel
 from common.training.command_line import read_yaml
 from common.training.data_files import unmarked_cell
 from common.training.files import write_jsonl_atomic
@@ -33,6 +41,7 @@ from scripts import collect_results, credit_accuracy
 from sum_task import command_line as sum_command
 from sum_task.data import load_splits
 from sum_task.settings import SummarizationSettings
+from tests.sum_task.tiny import save_llama, word_tokenizer
 from tests.tiny_runs import published_options
 
 # What stands in the project's own tables, and what LaTeX calls a mark.
@@ -42,10 +51,18 @@ LATEX = {
 }  # fmt: skip
 MARKS = "|`*[](){}<>!&$\\_%#~^@=+-'\"\t\r\n\x1b\x00\u202eahtps:/.w"
 
-search = settings(
-    max_examples=150, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+# How many times as many cases: see `test_all_of_it_with_thousands_of_cases`.
+TIMES = int(os.environ.get("PROPERTY_TIMES", "1"))
+
+
+def cases(count: int) -> settings:
+    return settings(
+        max_examples=count * TIMES, deadline=None, derandomize=TIMES == 1,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )  # fmt: skip
+
+
+search = cases(150)
 
 # Quotes, braces, slots, line ends, controls, right-to-left marks, what looks like HTML, shell or Hydra's grammar.
 AWKWARD = [
@@ -75,7 +92,7 @@ def result_or_one_line(function, *args, **kwargs) -> Any:
 
 
 class TestOptions:
-    @settings(search, max_examples=60)
+    @cases(60)
     @given(st.data())
     def test_any_value_of_any_option(self, data):
         for kind, base in (
@@ -90,12 +107,12 @@ class TestOptions:
             if made is not None:
                 assert key in options
 
-    @settings(search, max_examples=25)
+    @cases(25)
     @given(st.lists(awkward_text | st.builds("{}={}".format, st.sampled_from(["top_k", "dataset", "x"]), awkward_text)))
     def test_any_words_on_the_command_line_of_the_prompt_task(self, words):
         result_or_one_line(prompt_command.read_command, words)
 
-    @settings(search, max_examples=100)
+    @cases(100)
     @given(st.lists(awkward_text | st.builds("--{}={}".format, st.sampled_from(["seed", "preference"]), awkward_text)))
     def test_any_words_on_the_command_line_of_summarization(self, words):
         words = [word for word in words if word not in ("-h", "--help")]
@@ -217,6 +234,42 @@ class TestOtherFiles:
             never_begun([plan], set())
 
 
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    """The folder of a reward model of replies, tokenizer, format and reading included."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = TokenRewardModel.from_backbone(save_llama(folder / "backbone", word_tokenizer()), head="likelihood")
+    model.save_pretrained(folder / "model")
+    ReplyFormat(word_tokenizer(), False, "{prompt}", 8, 8).save(folder / "model")
+    RewardReading("token").save(folder / "model")
+    return folder / "model"
+
+
+class TestModelFolders:
+    """What was saved by somebody else, or torn."""
+
+    FILES = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+             "tokenizer.json", "tokenizer_config.json", "reply_format.json", READING_FILE)  # fmt: skip
+
+    @cases(60)
+    @given(st.data())
+    def test_any_content_of_any_file(self, saved_model, tmp_path, data):
+        name = data.draw(st.sampled_from(self.FILES))
+        try:
+            right = json.loads((saved_model / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            right = {"metadata": {}, "weight_map": {}}
+        folder = tmp_path / "model"
+        shutil.copytree(saved_model, folder)
+        try:
+            (folder / name).write_bytes(data.draw(contents_of(right)))
+            model = result_or_one_line(TokenRewardModel.from_pretrained, folder)
+            if model is not None:
+                result_or_one_line(model.score_texts, ["the flood"], ["a town"])
+        finally:
+            shutil.rmtree(folder)
+
+
 class Page(HTMLParser):
     """The elements and the text of a page."""
 
@@ -272,3 +325,10 @@ class TestTexts:
         write_jsonl_atomic(path, rows)
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         assert [json.loads(line) for line in lines] == rows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_all_of_it_with_thousands_of_cases():
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    subprocess.run(words, env=os.environ | {"PROPERTY_TIMES": "20"}, check=True)

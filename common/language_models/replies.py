@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from common.errors import UserError
 from common.language_models.pretrained import load_tokenizer
 from common.language_models.token_carry import Span, token_spans
+from common.training.run_files import saved_fields
 
 Messages = Sequence[Mapping[str, Any]]
 Text = str | Messages
@@ -155,11 +156,9 @@ class ReplyFormat:
         """
         tokenizer = load_tokenizer(AutoTokenizer, str(folder))
         path = Path(folder) / FORMAT_FILE
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            loaded = cls(tokenizer, is_encoder_decoder, **fields)
-        except (OSError, TypeError, ValueError) as error:
-            raise UserError(f"cannot read {path}: {error}") from None
+        loaded = cls(tokenizer, is_encoder_decoder, **(saved_fields(path, cls) if path.is_file() else {}))
+        if PLACE not in loaded.prompt_template or min(loaded.max_prompt_length, loaded.max_reply_length) < 1:
+            raise UserError(f"{path} is damaged: a template without {PLACE}, or a length below 1")
         if loaded.refused is not None:
             raise UserError(f"'{folder}': {loaded.refused}")
         return loaded

@@ -3,7 +3,10 @@
 They lie about for months; they are torn by full disks, edited by hand and copied into folders where they do not belong.
 """
 
+import dataclasses
 import json
+import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +84,33 @@ def read_results(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("status"), str):
         raise UserError(f"'{path}' is not what a run writes: its status is missing or no text")
     found: dict[str, Any] = content
+    return found
+
+
+def saved_fields(path: Path, of: type) -> dict[str, Any]:
+    """The fields of a dataclass as a JSON file holds them, dataclasses among them made.
+
+    Raises:
+        UserError: it cannot be read, or holds what the dataclass does not name, or values of other kinds.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _fields(content, of)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {_first_line(error)}") from None
+
+
+def _fields(content: Any, of: type) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds no {of.__name__}")
+    hints, found = typing.get_type_hints(of), {}
+    for name, value in content.items():
+        kinds = typing.get_args(hints.get(name)) or (hints.get(name),)
+        made: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(value, dict)), None)
+        allowed = {int, float} & {*kinds} if type(value) is int else {type(value)} & {*kinds}
+        if made is None and (not allowed or (isinstance(value, float) and not math.isfinite(value))):
+            raise ValueError(f"'{name}' is unknown, or of another kind")
+        found[name] = value if made is None else made(**_fields(value, made))
     return found
 
 
