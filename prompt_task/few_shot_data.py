@@ -129,6 +129,8 @@ class DatasetSpec:
         """
         try:
             content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        except AssertionError:  # OmegaConf's, of a file that holds a text in quotes
+            content = None
         except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):

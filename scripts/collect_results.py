@@ -329,9 +329,9 @@ def markdown_text(text: Any) -> str:
 
 def csv_text(records: Sequence[dict[str, Any]], columns: list[str] | None = None) -> str:
     """Records as CSV whose texts do nothing where it is opened, nor end their row: all of them are quoted."""
-    table = pd.DataFrame(records, columns=columns, dtype=object)  # pandas' own texts hold no halves of characters
-    marked = table.map(lambda cell: marked_cell(cell) if isinstance(cell, str) else cell)
-    return marked.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    marked = [{name: marked_cell(cell) if isinstance(cell, str) else cell for name, cell in r.items()} for r in records]
+    table = pd.DataFrame(marked, columns=columns, dtype=object)  # pandas' own texts hold no halves of characters
+    return table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 # --- the files ---

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from chat_task import command_line as chat_command
@@ -119,6 +119,7 @@ class TestOptions:
         result_or_one_line(sum_command.read_command, words)
 
     @search
+    @example(b"'0'")
     @given(st.binary(max_size=200) | st.builds(lambda v: yaml.safe_dump(v).encode(), plain_values))
     def test_any_content_of_a_configuration_file(self, tmp_path, content):
         path = tmp_path / "any.yaml"
@@ -307,6 +308,7 @@ class TestTexts:
         assert "script" not in found.elements
 
     @search
+    @example("\ud800")
     @given(awkward_text | st.text(MARKS, max_size=20))
     def test_no_text_does_anything_in_a_table(self, text):
         [line] = collect_results.markdown_text(text).splitlines() or [""]
