@@ -157,8 +157,8 @@ class ReplyFormat:
         tokenizer = load_tokenizer(AutoTokenizer, str(folder))
         path = Path(folder) / FORMAT_FILE
         loaded = cls(tokenizer, is_encoder_decoder, **(saved_fields(path, cls) if path.is_file() else {}))
-        if PLACE not in loaded.prompt_template or min(loaded.max_prompt_length, loaded.max_reply_length) < 1:
-            raise UserError(f"{path} is damaged: a template without {PLACE}, or a length below 1")
+        if min(loaded.max_prompt_length, loaded.max_reply_length) < 1:
+            raise UserError(f"cannot read {path}: a length is below 1")
         if loaded.refused is not None:
             raise UserError(f"'{folder}': {loaded.refused}")
         return loaded

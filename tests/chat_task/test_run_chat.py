@@ -202,7 +202,7 @@ def test_only_upper_layers_are_trained(words, tmp_path):
 
 def test_a_gradient_that_is_no_number_ends_reward_learning_in_one_line(words, tmp_path):
     with pytest.raises(UserError, match=r"reward (step|learning).* not finite.* a lower learning rate may help"):
-        results_of(words, tmp_path / "run", "--learning_rate=1e3", "--weight_decay=1e35", "--log_every=1")
+        results_of(words, tmp_path / "run", "--learning_rate=1e3", "--weight_decay=1e9", "--log_every=1")
 
 
 def test_scores_are_shown_in_colour_and_on_a_page(words, tmp_path, capsys):

@@ -468,7 +468,7 @@ WALK: dict[str, Walk] = {
         {"weight_decay_count": 5}, lambda run: [p.patience for p in run.plateaus], [2, 2], [5, 5]
     ),
     "early_stop_count": changed(
-        {"early_stop_count": 3, "learning_rate": 1e-30, "max_train_steps": 30},
+        {"early_stop_count": 3, "learning_rate": 1e-12, "max_train_steps": 30},
         lambda a, b: b.results["policy_steps"] == 8 and [p.stop_after for p in b.plateaus] == [3, 3],
     ),
     # candidates and result

@@ -160,7 +160,7 @@ def test_swap_accuracy_compares_the_token_rewards_with_the_preference_of_both_pr
 
 
 def test_validations_of_a_round_can_be_compared():
-    run = make_run(rew_learning_rate=1e-30, rew_num_train_epochs=4)  # a model that stands still
+    run = make_run(rew_learning_rate=1e-12, rew_num_train_epochs=4)  # a model that stands still
     run.reward_trainer.run_round()
     losses = run.log.values("reward/dev_loss")
     assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
@@ -179,7 +179,7 @@ def test_the_best_weights_of_a_round_are_the_ones_that_are_used():
 
 
 def test_a_round_ends_early_where_dev_brings_no_gain():
-    run = make_run(rew_learning_rate=1e-30, rew_num_train_epochs=40, rew_max_train_steps=40, early_stop_count=3)
+    run = make_run(rew_learning_rate=1e-12, rew_num_train_epochs=40, rew_max_train_steps=40, early_stop_count=3)
     run.reward_trainer.run_round()
     assert len(run.log.of("reward")) == 4  # one gain, three validations without
 

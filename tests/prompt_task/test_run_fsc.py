@@ -358,7 +358,7 @@ def test_the_exit_code_of_a_run_that_a_signal_ended(world, tmp_path):
         {"reward_pool_size": 10, "screening": 2, "pool_candidates": 3, "candidate_split": "both"},
         pytest.param({"guidance": "sequence", "agg_func": "max", "compute_zscore": True}, marks=pytest.mark.slow),
         pytest.param({"rew_freeze_backbone": True, "rew_gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
-        {"early_stop_count": 2, "learning_rate": 1e-30, "early_stop_eval_period": 1},
+        {"early_stop_count": 2, "learning_rate": 1e-12, "early_stop_eval_period": 1},
     ],
     ids=["pool", "sequence", "frozen", "early stop"],
 )

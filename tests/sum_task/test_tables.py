@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("without_wordnet")
 
 
 def test_rows_bound_what_a_batch_holds(tiny):
-    tables = tiny.settings(per_device_eval_batch_size=10**12, num_beams=3).tables(vocabulary=20, rows=12)
+    tables = tiny.settings(per_device_eval_batch_size=10**9, num_beams=3).tables(vocabulary=20, rows=12)
     assert tables["per_device_eval_batch_size x num_beams"] == 12 * 3 * 20
     padded = tiny.settings(per_device_train_batch_size=2, pad_to_max_length="true", reinforce_coeff=0.1)
     tables = padded.tables(vocabulary=20, rows=12)
@@ -21,9 +21,9 @@ def test_rows_bound_what_a_batch_holds(tiny):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_beams": 10**12}, "per_device_eval_batch_size x num_beams: a table of"),
-        ({"reward_learning_samples": 10**12}, "reward_learning_samples x max_target_length: a table of"),
-        ({"num_reinforce_samples": 10**12, "reinforce_coeff": 0.1}, "num_reinforce_samples x max_target_length: a "),
+        ({"num_beams": 10**9}, "per_device_eval_batch_size x num_beams: a table of"),
+        ({"reward_learning_samples": 10**9}, "reward_learning_samples x max_target_length: a table of"),
+        ({"num_reinforce_samples": 10**9, "reinforce_coeff": 0.1}, "num_reinforce_samples x max_target_length: a "),
     ],
 )
 def test_a_size_beyond_the_machine_is_one_line_before_the_work(tiny, tmp_path, monkeypatch, options, words):
