@@ -10,7 +10,7 @@ from chat_task.ranked_sets import EncodedSet
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import padded
 from common.reply_surprise import reply_expectations
-from common.reporting.marked_tokens import Table, areas, marked
+from common.reporting.marked_tokens import Table, areas, marked_row
 
 DRAWS = 20  # of random numbers, whose mean area stands beside the others
 
@@ -38,13 +38,10 @@ def marked_table(
                 continue
             text = reply if isinstance(reply, str) else str(reply[0]["content"])
             offsets = reply_format.encode_reply(item.source.prompt, reply, with_spans=True).spans
-            is_wrong = marked(offsets, text, spans)
             measures = {"reward": [-value for value in values], "position": [n / len(ids) for n in range(len(ids))]}
             if lm is not None:
                 measures |= _expected(lm, item.prompt_ids, ids)
-            kept = [place for place, wrong in enumerate(is_wrong) if wrong is not None]
-            columns = {name: [column[place] for place in kept] for name, column in measures.items()}
-            table.append(([bool(is_wrong[place]) for place in kept], columns))
+            table.append(marked_row(offsets, text, spans, measures))
     return table
 
 

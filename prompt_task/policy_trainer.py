@@ -191,15 +191,13 @@ class PolicyTrainer:
         learned = aggregate_token_rewards(
             per_set, torch.ones_like(per_set, dtype=torch.bool), settings.agg_func, settings.soft_maxmin_temp
         )
+        agreement = rank_accuracy(learned, scores.score.unsqueeze(0)).item() if len(shown) > 1 else math.nan
         rate = self._rate.steps_per_second(step)
         figures |= {
             "policy/train_score": scores.score.mean().item(),
             "policy/train_accuracy": scores.accuracy.mean().item(),
             "policy/distinct_prompts": len(torch.unique(tokens, dim=0)) / len(tokens),
-            # of one prompt there is no order
-            "policy/guidance_agreement": rank_accuracy(learned, scores.score.unsqueeze(0)).item()
-            if len(shown) > 1
-            else math.nan,
+            "policy/guidance_agreement": agreement,
             "policy/learning_rate": self.plateau.learning_rate,
             "perf/policy_steps_per_second": rate,
             "perf/sequences_per_second": rate * len(tokens),

@@ -37,7 +37,7 @@ from common.errors import UserError
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.language_models.replies import ReplyFormat
 from common.language_models.token_carry import Span
-from common.reporting.marked_tokens import Table, areas, marked
+from common.reporting.marked_tokens import areas, marked_row
 from common.token_reward_model import TokenRewardModel
 from common.training.console import Parser
 from common.training.data_files import is_text, parse_json, read_lines
@@ -132,17 +132,6 @@ def suspicions(
     return Suspicions(target.tolist(), offsets, columns)
 
 
-def marked_table(rows: Sequence[MarkedText], found: Sequence[Suspicions]) -> Table:
-    """Of each text which tokens are wrong, and how suspicious each measure finds them."""
-    table = []
-    for row, each in zip(rows, found, strict=True):
-        is_wrong = marked(each.offsets, row.text, row.spans)
-        kept = [place for place, wrong in enumerate(is_wrong) if wrong is not None]
-        columns = {name: [column[place] for place in kept] for name, column in each.values.items()}
-        table.append(([bool(is_wrong[place]) for place in kept], columns))
-    return table
-
-
 def swap_accuracy(
     rows: Sequence[MarkedText], found: Sequence[Suspicions], ask: Callable[[MarkedText], Suspicions]
 ) -> dict[str, float]:
@@ -223,7 +212,9 @@ def main(words: Sequence[str] | None = None) -> int:
     reward.to(device)  # type: ignore[arg-type]
     ask = partial(suspicions, reader=reader, reward=reward, language_model=language_model)
     found = [ask(row) for row in progress(rows, "asking of texts", "text")]
-    table = areas(marked_table(rows, found))
+    table = areas(
+        [marked_row(each.offsets, row.text, row.spans, each.values) for row, each in zip(rows, found, strict=True)]
+    )
     lines = ["| measure | pooled | within texts |", "| --- | --- | --- |"]
     for measure_name, area in table.items():
         cells = " | ".join("-" if value is None else f"{value:.3f}" for value in area.values())

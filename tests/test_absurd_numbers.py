@@ -3,14 +3,10 @@
 What an option allows is read off the settings, so that no list here can fall behind.
 """
 
-from common.training.program import run_command
-
 import dataclasses
 import os
 import signal
-import sys
 import time
-import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -32,6 +28,7 @@ from sum_task import command_line as sum_command
 from sum_task import run_sum
 from sum_task.settings import SummarizationSettings
 from tests.chat_task.test_run_chat import POLICY, words  # noqa: F401  a fixture
+from tests.forks import Child, fork
 from tests.sum_task.conftest import stand_in_for_wordnet, tiny  # noqa: F401  a fixture
 from tests.tiny_runs import published_options
 
@@ -100,32 +97,15 @@ def starts(world, tiny, words):  # noqa: F811
     }
 
 
-def in_a_fork(start: Callable[[], Any], log: Path, seconds: float) -> int:
-    """The exit code of a command, which gets SIGTERM where it takes longer, and whose words go to a log."""
-    log.touch()
-    pid = os.fork()
-    if not pid:
-        code = 99
-        try:
-            for stream in (1, 2):
-                os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), stream)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-            run_command(lambda: start() and None)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+def code_of(child: Child, seconds: float) -> int:
+    """The exit code of a child, which gets SIGTERM where it takes longer."""
     limits = [(seconds, signal.SIGTERM), (2 * seconds + 30, signal.SIGKILL)]
     started = time.monotonic()
-    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+    while (code := child.poll()) is None:
         if limits and time.monotonic() - started > limits[0][0]:
-            os.kill(pid, limits.pop(0)[1])
+            os.kill(child.pid, limits.pop(0)[1])
         time.sleep(0.02)
-    return os.waitstatus_to_exitcode(ended[1])
+    return code
 
 
 @pytest.mark.slow
@@ -135,7 +115,7 @@ def test_a_run_with_the_least_and_the_largest_number_of_an_option(starts, tmp_pa
     stand_in_for_wordnet(monkeypatch)
     for number, value in enumerate(ends(*numbers(TASKS[task][0])[name])):
         folder, log = tmp_path / str(number) / "run", tmp_path / f"log-{number}"
-        code = in_a_fork(partial(starts[task], folder, name, value), log, seconds=5)
+        code = code_of(fork(partial(starts[task], folder, name, value), log), seconds=5)
         said = log.read_text(encoding="utf-8", errors="replace")
         assert code in (0, 2, 143) and "Traceback" not in said, (value, code, said[-2000:])
         assert (code == 2) == (said.count("error: ") == 1), (value, said)

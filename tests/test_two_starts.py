@@ -3,15 +3,10 @@
 What is done next is drawn from a seed. The processes are forks of this one, so that none spends its time importing.
 """
 
-from common.training.program import run_command
-
 import os
 import random
 import signal
-import sys
 import time
-import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +14,7 @@ import pytest
 
 from common.training.lock import LOCK_VARIABLE
 from prompt_task import run_fsc
+from tests.forks import Child, fork
 from tests.prompt_task.test_run_fsc import figures
 
 OPTIONS: dict[str, Any] = {
@@ -33,48 +29,13 @@ BUSY = "another process is writing the run"
 SETTLED = ("; go on with it (resume=auto)", "already holds")
 
 
-@dataclass
-class Child:
-    """A process of a run and where its words go."""
-
-    pid: int
-    log: Path
-    code: int | None = None
-
-    def poll(self, wait: bool = False) -> int | None:
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, 0 if wait else os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
-        return self.code
-
-
 def start(world, folder: Path, log: Path, options: dict[str, Any]) -> Child:
-    log.touch()  # a kill may come before the child opens it
-    pid = os.fork()
-    if pid:
-        return Child(pid, log)
-    code = 99
-    try:
+    def main() -> None:
         os.environ.pop(LOCK_VARIABLE, None)
-        words = os.open(log, os.O_WRONLY)
-        os.dup2(words, 1)
-        os.dup2(words, 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         run_fsc.write_run_report = lambda folder, *_: folder.report.write_text("", encoding="utf-8")
+        run_fsc.run(world.command(output_folder=folder, **OPTIONS | options))
 
-        def main() -> None:
-            run_fsc.run(world.command(output_folder=folder, **OPTIONS | options))
-
-        run_command(main)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return fork(main, log)
 
 
 def play(world, folder: Path, seed: int, moves: int) -> None:

@@ -156,7 +156,8 @@ class ReplyFormat:
         """
         tokenizer = load_tokenizer(AutoTokenizer, str(folder))
         path = Path(folder) / FORMAT_FILE
-        loaded = cls(tokenizer, is_encoder_decoder, **(saved_fields(path, cls) if path.is_file() else {}))
+        fields = saved_fields(path, cls) if path.is_file() else {}
+        loaded = cls(**fields | {"tokenizer": tokenizer, "is_encoder_decoder": is_encoder_decoder})
         if min(loaded.max_prompt_length, loaded.max_reply_length) < 1:
             raise UserError(f"cannot read {path}: a length is below 1")
         if loaded.refused is not None:

@@ -1,14 +1,15 @@
 """Do numbers of tokens point at those that are known to be wrong? Areas under the curve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 
 RANDOM_DRAWS = 100
 
-# Of each text which of its tokens are wrong, and how suspicious each measure finds them.
-Table = list[tuple[list[bool], dict[str, list[float]]]]
+# Of a text which of its tokens are wrong, and how suspicious each measure finds them.
+MarkedRow = tuple[list[bool], dict[str, list[float]]]
+Table = list[MarkedRow]
 
 
 def area_under_curve(suspicion: Sequence[float], wrong: Sequence[bool]) -> float | None:
@@ -29,6 +30,19 @@ def marked(offsets: Sequence[tuple[int, int]], text: str, spans: Sequence[tuple[
         places = [place for place in range(start, min(end, len(text))) if not text[place].isspace()]
         found.append(any(a <= place < b for place in places for a, b in spans) if places else None)
     return found
+
+
+def marked_row(
+    offsets: Sequence[tuple[int, int]],
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    measures: Mapping[str, Sequence[float]],
+) -> MarkedRow:
+    """What a text adds to a table: its tokens that `marked` can tell, and a number for each by each measure."""
+    is_wrong = marked(offsets, text, spans)
+    kept = [place for place, wrong in enumerate(is_wrong) if wrong is not None]
+    columns = {name: [column[place] for place in kept] for name, column in measures.items()}
+    return [bool(is_wrong[place]) for place in kept], columns
 
 
 def areas(measured: Table, draws: int = RANDOM_DRAWS, seed: int = 0) -> dict[str, dict[str, float | None]]:
