@@ -238,7 +238,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def draw(table: dict[str, dict[str, float | None]], path: Path) -> None:
     """Bars of the areas, from chance."""
-    figure = Figure(figsize=(6, 3), layout="constrained")
+    figure = Figure(figsize=(7, 3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     names = list(table)
@@ -246,7 +246,7 @@ def draw(table: dict[str, dict[str, float | None]], path: Path) -> None:
         heights = [(table[name][kind] or 0.5) - 0.5 for name in names]
         axes.bar([place + shift for place in range(len(names))], heights, 0.38, bottom=0.5, label=kind)
     axes.axhline(0.5, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), [name.replace("-", "-\n").replace(" ", "\n") for name in names])
     axes.set_ylabel("area under the curve")
     axes.legend()
     figure.savefig(path, dpi=150)

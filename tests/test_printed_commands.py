@@ -419,7 +419,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shrink_builtin(place / "configs")
     text = (ROOT / "docs" / "own_pieces.md").read_text(encoding="utf-8")
     (place / "mine.py").write_text(text.split("```python\n")[1].split("```")[0])
-    tiny.write_rows(place / "XSUM.jsonl", 12, 0)
+    rows = [json.loads(line) for line in Path(tiny.write_rows(place / "XSUM.jsonl", 12, 0)).read_text().splitlines()]
+    with_clean = [row | {"clean_summary": row["summary"]} for row in rows]  # for --preference_column
+    (place / "XSUM.jsonl").write_text("".join(json.dumps(row) + "\n" for row in with_clean))
     (place / "file.txt").write_text("A storm hit the town.")
     error = {"prompt": "a storm hit the town", "text": "the flood hit the town", "spans": [[4, 9]]}
     (place / "errors.jsonl").write_text(json.dumps(error))
