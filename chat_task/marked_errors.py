@@ -11,6 +11,7 @@ from common.language_models.replies import ReplyFormat
 from common.reply_rewards import padded
 from common.reply_surprise import reply_expectations
 from common.reporting.marked_tokens import Table, areas, marked_row
+from common.training.progress import progress
 
 DRAWS = 20  # of random numbers, whose mean area stands beside the others
 
@@ -30,7 +31,7 @@ def marked_table(
         lm: of whose log-probabilities and entropies the baselines are; None: none of these.
     """
     table: Table = []
-    for item, of_replies in zip(sets, rewards, strict=True):
+    for item, of_replies in progress(zip(sets, rewards, strict=True), "errors in replies", "set", total=len(sets)):
         for reply, spans, ids, values in zip(
             item.source.replies, item.source.spans or (), item.reply_ids, of_replies, strict=False
         ):

@@ -36,6 +36,7 @@ from common.segments import fit_location_normalizer, spread_segments
 from common.swaps import draw_places
 from common.token_reward_model import TokenRewardModel
 from common.training.interruption import Checkpointer
+from common.training.progress import progress
 from common.training.random_keys import Purpose, keyed_generator
 from common.training.run import Run
 
@@ -170,7 +171,7 @@ class RewardStage(TrainerStage):
         tables, rewards, ends = [], [], []
         size = self._settings.per_device_eval_batch_size
         with evaluation_mode(self.model):
-            for first in range(0, len(self._validation), size):
+            for first in progress(range(0, len(self._validation), size), "reading held-out replies", "batch"):
                 batch = collate(self._validation[first : first + size])
                 loss, found = self.trainer.compute_figures(self.model, batch)
                 of_batch = float(batch["weights"].sum())
@@ -197,7 +198,7 @@ class RewardStage(TrainerStage):
         size, device = self._settings.per_device_eval_batch_size, self.model.device
         pairs = []
         self.model.eval()
-        for first in range(0, len(sets), size):
+        for first in progress(range(0, len(sets), size), "other tokens in held-out replies", "batch"):
             part = sets[first : first + size]
             best = [item.reply_ids[int(np.argmax(item.source.scores))] for item in part]
             ids, mask = padded(best, device)

@@ -9,6 +9,7 @@ import torch
 from common.integrations.trl import prompt_tokens
 from common.language_models.evaluation_mode import evaluation_mode
 from common.reply_rewards import ReplyRewards
+from common.training.progress import progress
 
 Judge = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 """Scores of replies (prompts, texts) by something else than the rewards, for figures alone."""
@@ -65,7 +66,7 @@ def write_replies(
     device = model.device
     tokens, paid_tokens, texts, scores = [], [], [], []
     with evaluation_mode(model):
-        for start in range(0, len(prompts), batch_size):
+        for start in progress(range(0, len(prompts), batch_size), "likeliest replies", "batch"):
             prompt_ids, prompt_mask = (
                 part.to(device) for part in prompt_tokens(tokenizer, prompts[start : start + batch_size])
             )

@@ -100,11 +100,13 @@ class PolicyTrainer:
             checkpointer.after_step(self.optimizer_steps, due)
 
         with Progress(self.max_steps, "policy learning", initial=self.steps_done) as bar:
-            while self.steps_done < self.max_steps:
+            while self.steps_done < self.max_steps or self._learns_rewards_alone:
                 if self._reward_is_due():
                     with bar.paused(), rate.paused():
                         self._learn_rewards(after_step)
                         after_step(due=checkpointer.periodic)
+                    if not self.max_steps:
+                        break
                 step = self.steps_done + 1
                 figures = self._step(step)
                 self.steps_done = step
@@ -125,6 +127,11 @@ class PolicyTrainer:
         if self.reward_trainer is None or self.steps_done not in self._reward_steps:
             return False
         return self.reward_trainer.rounds_done == sum(step < self.steps_done for step in self._reward_steps)
+
+    @property
+    def _learns_rewards_alone(self) -> bool:
+        """Whether a run without policy steps has its one round before it."""
+        return not self.max_steps and self._reward_is_due()
 
     def _learn_rewards(self, after_step: Callable[[], None]) -> None:
         assert self.reward_trainer is not None

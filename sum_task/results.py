@@ -116,5 +116,6 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     if any(results["rows_left_out"].values()):
         print(f"rows left out, article or summary blank: {results['rows_left_out']}")
     print(f"{results['policy_steps']} policy steps in {results['wall_seconds']:.0f} s")
-    for path in (folder.path / "predictions.jsonl", folder.results, folder.report, folder.policy):
+    paths = [folder.path / "predictions.jsonl", folder.results, folder.report, folder.policy]
+    for path in paths + ([folder.reward_model] if folder.reward_model.is_dir() else []):
         print(f"  {path}")

@@ -195,7 +195,7 @@ def test_evaluation_flags(plain_run, monkeypatch):
             return plain(policy, *rest, **named)
 
     monkeypatch.setattr(run_sum, "evaluate", evaluate)
-    plain_run(num_train_epochs=0, per_device_eval_batch_size=3, val_max_target_length=5, num_beams=2)
+    plain_run(num_train_epochs=0, guidance="none", per_device_eval_batch_size=3, val_max_target_length=5, num_beams=2)
     assert shapes == [(3, 5, 2), (1, 5, 2)]
     _, results = plain_run(max_eval_samples=2, max_predict_samples=3)
     assert (results["validation_rows"], results["test_rows"]) == (2, 3)

@@ -60,6 +60,15 @@ def test_rounds_come_before_the_first_step_and_periodically_in_the_first_epochs(
     assert validated == [3, 6, 9, 12]
 
 
+def test_no_policy_step_leaves_one_round_of_rewards(tiny, tmp_path):
+    trainer = make_policy_trainer(tiny, tmp_path, num_train_epochs=0)
+    before = {name: value.clone() for name, value in trainer.policy.lm.state_dict().items()}
+    trainer.train()
+    trainer.train()  # as after a resume: what is done stays done
+    assert (trainer.steps_done, trainer.reward_trainer.rounds_done) == (0, 1) and trainer.reward_trainer.steps_done > 0
+    assert all(torch.equal(value, before[name]) for name, value in trainer.policy.lm.state_dict().items())
+
+
 def test_learning_rate_is_constant_and_reset_optim_starts_afresh(tiny, tmp_path):
     trainer = make_policy_trainer(tiny, tmp_path, reset_optim="true", gradient_accumulation_steps=1)
     made = []

@@ -313,9 +313,10 @@ def test_reported_policy_is_the_last_and_the_best_is_kept_beside_it(tiny, tmp_pa
     assert any(not torch.equal(last[name], best[name]) for name in last)
 
 
-def test_no_epochs_test_the_policy_as_it_is(tiny, tmp_path):
-    results = run(tiny.settings(output_dir=tmp_path / "run", num_train_epochs=0))
-    assert (results["policy_steps"], results["reward_rounds"]) == (0, 0)
+@pytest.mark.parametrize(("guidance", "rounds"), [("none", 0), ("token", 1)])
+def test_no_epochs_test_the_policy_as_it_is(tiny, tmp_path, guidance, rounds):
+    results = run(tiny.settings(output_dir=tmp_path / "run", num_train_epochs=0, guidance=guidance))
+    assert (results["policy_steps"], results["reward_rounds"]) == (0, rounds)
     before = AutoModelForSeq2SeqLM.from_pretrained(tiny.t5).state_dict()
     after = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run" / "policy").state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
