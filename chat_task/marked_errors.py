@@ -14,6 +14,12 @@ from common.reporting.marked_tokens import Table, areas, marked_row
 from common.training.progress import progress
 
 DRAWS = 20  # of random numbers, whose mean area stands beside the others
+OWN_AREAS = {  # of the reward, in results.json: which of `areas` each is
+    "span_auc": "pooled",
+    "span_auc_within": "within texts",
+    "span_auc_words": "words",
+    "span_auc_names": "names and numbers",
+}
 
 
 def marked_table(
@@ -54,16 +60,14 @@ def _expected(lm: PreTrainedModel, prompt_ids: list[int], ids: list[int]) -> dic
 
 def span_figures(table: Table) -> dict[str, Any]:
     """For results.json: areas under the curve of the rewards and of what they have to beat; empty without an error."""
-    wrong = sum(sum(is_wrong) for is_wrong, _ in table)
+    wrong = sum(sum(row.is_wrong) for row in table)
     if not wrong:
         return {}
     found = areas(table, DRAWS)
     own = found.pop("reward")
-    return {
-        "span_auc": own["pooled"],
-        "span_auc_within": own["within texts"],
+    return {key: own[kind] for key, kind in OWN_AREAS.items()} | {
         "span_baselines": found,
         "marked_replies": len(table),
         "wrong_tokens": wrong,
-        "right_tokens": sum(map(len, (is_wrong for is_wrong, _ in table))) - wrong,
+        "right_tokens": sum(len(row.is_wrong) for row in table) - wrong,
     }

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from chat_task.evaluation import most_wrong
+from chat_task.marked_errors import OWN_AREAS
 from chat_task.ranked_sets import EncodedSet
 from chat_task.reward_stage import Found
 from chat_task.written_replies import Replies
@@ -79,11 +80,14 @@ def write_reward_report(
         "that of its segment or reply; an end token without colour belongs to none.",
     )
     if "span_auc" in results:
-        beside = {"the reward": {"pooled": results["span_auc"], "within texts": results["span_auc_within"]}}
-        rows = [{"measure": name} | areas for name, areas in (beside | results["span_baselines"]).items()]
+        own = {kind: results[key] for key, kind in OWN_AREAS.items()}
+        beside = {"the reward": own} | results["span_baselines"]
+        rows = [{"measure": name} | {kind: areas[kind] for kind in own} for name, areas in beside.items()]
         report.add_table(
             "Marked errors: area under the curve", rows, f"{results['wrong_tokens']} wrong tokens and "
-            f"{results['right_tokens']} others in {results['marked_replies']} replies. 0.5 is chance.",
+            f"{results['right_tokens']} others in {results['marked_replies']} replies. 0.5 is chance. A word is as "
+            "suspicious as the most suspicious of its tokens; names and numbers are the words with a capital letter or "
+            "a digit.",
         )  # fmt: skip
     report.add_table("Pairs by length", results["by_length_difference"], note="Length alone decides as it does best on "
                      "the training sets.")  # fmt: skip

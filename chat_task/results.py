@@ -49,8 +49,8 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
             )
         if "span_auc" in results:
             print(
-                f"area under the curve of marked errors: {results['span_auc']:.3f} "
-                f"(before training {results['span_auc_before']:.3f}, chance 0.5)"
+                f"area under the curve of marked errors: {results['span_auc']:.3f} (before training "
+                f"{results['span_auc_before']:.3f}, chance 0.5); of words {results['span_auc_words']:.3f}"
             )
         if results["bad_rows"]:
             print(f"rows left out: {results['bad_rows']}")

@@ -5,12 +5,14 @@
 Each line of the input has `text`, `spans` (pairs of characters, start and end, that are wrong) and, if it answers or
 sums up something, `prompt`. The area is the probability that a token inside of a span has a lower reward than one
 outside, 0.5 by chance: pooled over all tokens, and within each text, which leaves out that some texts are better than
-others, as a mean over the texts that have both. The level of a reward in a state means nothing (docs/credit.md), so its
-advantage over what the language model's own token would have there on average is measured too, where the reward model
-can tell it. Beside them stands what they have to beat: the position in the text, log-probability and entropy of the
-language model that the reward model started from (read off the run's results.json, or --language_model), the former
-less its own mean (excess surprise: -log p - entropy), and random numbers, as a mean over 100 draws. Prompts and texts
-are tokenized, set into templates and cut as by the run.
+others, as a mean over the texts that have both. Then the same of words, each as suspicious as the most suspicious of
+its tokens (those behind the first follow from it and look right), and of names and numbers alone, the words with a
+capital letter or a digit. The level of a reward in a state means nothing (docs/credit.md), so its advantage over what
+the language model's own token would have there on average is measured too, where the reward model can tell it. Beside
+them stands what they have to beat: the position in the text, log-probability and entropy of the language model that
+the reward model started from (read off the run's results.json, or --language_model), the former less its own mean
+(excess surprise: -log p - entropy), whether the word is a name or number, and random numbers, as a mean over 100
+draws. Prompts and texts are tokenized, set into templates and cut as by the run.
 
 Where lines also have `right`, for each span the words that belong there, each is put in place of its span: how often is
 the reward of the first token that differs higher for the right words than for the wrong ones, in the same state?
@@ -215,9 +217,10 @@ def main(words: Sequence[str] | None = None) -> int:
     table = areas(
         [marked_row(each.offsets, row.text, row.spans, each.values) for row, each in zip(rows, found, strict=True)]
     )
-    lines = ["| measure | pooled | within texts |", "| --- | --- | --- |"]
+    kinds = list(table["random"])
+    lines = [f"| {' | '.join(['measure', *kinds])} |", "| --- |" + " --- |" * len(kinds)]
     for measure_name, area in table.items():
-        cells = " | ".join("-" if value is None else f"{value:.3f}" for value in area.values())
+        cells = " | ".join("-" if area[kind] is None else f"{area[kind]:.3f}" for kind in kinds)
         lines.append(f"| {measure_name} | {cells} |")
     text = "\n".join(lines)
     swaps = None
@@ -238,13 +241,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def draw(table: dict[str, dict[str, float | None]], path: Path) -> None:
     """Bars of the areas, from chance."""
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(8, 3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     names = list(table)
-    for shift, kind in ((-0.2, "pooled"), (0.2, "within texts")):
+    shown = {"pooled": "tokens", "within texts": "tokens within texts", "words": "words", "names and numbers": None}
+    for number, (kind, label) in enumerate(shown.items()):
         heights = [(table[name][kind] or 0.5) - 0.5 for name in names]
-        axes.bar([place + shift for place in range(len(names))], heights, 0.38, bottom=0.5, label=kind)
+        places = [place + 0.2 * (number - 1.5) for place in range(len(names))]
+        axes.bar(places, heights, 0.19, bottom=0.5, label=label or kind)
     axes.axhline(0.5, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names)), [name.replace("-", "-\n").replace(" ", "\n") for name in names])
     axes.set_ylabel("area under the curve")

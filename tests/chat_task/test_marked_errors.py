@@ -8,6 +8,7 @@ from chat_task.ranked_sets import encode_sets
 from chat_task.ranking_rows import RankingSet
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
+from common.reporting.marked_tokens import NAME
 from tests.chat_task.test_reward_trainer import lm
 from tests.sum_task.tiny import word_tokenizer
 
@@ -23,12 +24,13 @@ REWARDS = [[[0.1, 0.5, 0.2, 0.3, 9.0], [5.0, 5.0], [0.2, 0.6, 9.0]]]  # the last
 
 def test_areas_of_marked_replies_alone_without_their_end_tokens():
     table = marked_table(SETS, REWARDS, FORMAT)
-    assert [wrong for wrong, _ in table] == [[True, False, False, True], [False, False]]
-    assert table[0][1] == {"reward": [-0.1, -0.5, -0.2, -0.3], "position": [0, 0.2, 0.4, 0.6]}
+    assert [row.is_wrong for row in table] == [[True, False, False, True], [False, False]]
+    assert table[0].measures == {"reward": [-0.1, -0.5, -0.2, -0.3], "position": [0, 0.2, 0.4, 0.6], NAME: [0.0] * 4}
     found = span_figures(table)
     # Right tokens: .5, .2, .2, .6. Below each of them is .1; below two of the four is .3.
     assert found["span_auc"] == (1 + 0.5) / 2
     assert found["span_auc_within"] == (1 + 0.5) / 2  # of the one reply with both: .1 below both, .3 below one
+    assert (found["span_auc_words"], found["span_auc_names"]) == (found["span_auc"], None)  # a token is a word here
     # Positions of the wrong ones 0 and .6, of the right ones .2, .4, 0 and 1/3.
     assert found["span_baselines"]["position"]["pooled"] == (0.5 / 4 + 1) / 2
     assert found["span_baselines"]["random"]["pooled"] == pytest.approx(0.5, abs=0.15)
@@ -37,7 +39,7 @@ def test_areas_of_marked_replies_alone_without_their_end_tokens():
 
 def test_a_language_model_says_what_it_expected_of_each_token():
     model = lm()
-    [(_, columns), _] = marked_table(SETS, REWARDS, FORMAT, model)
+    [(_, columns, _), _] = marked_table(SETS, REWARDS, FORMAT, model)
     ids = torch.tensor([FORMAT.tokenizer("the storm hit town fire", add_special_tokens=False)["input_ids"]])
     log_p = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
     expected = -log_p.gather(1, ids[0, 1:, None]).squeeze(1)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from common.errors import UserError
 from common.language_models.replies import ReplyFormat
-from common.reporting.marked_tokens import area_under_curve, areas, marked
+from common.reporting.marked_tokens import NAME, MarkedRow, area_under_curve, areas, by_words, marked, marked_row
 from common.token_reward_model import TokenRewardModel
 from scripts.credit_accuracy import MarkedText, _load, main, suspicions
 from sum_task.data import Row
@@ -20,6 +20,11 @@ from sum_task.text_format import TextFormat
 from tests.sum_task.tiny import save_llama, save_t5, word_tokenizer
 
 
+def measured_row(wrong, values):
+    """Of words of one token each, none of them a name."""
+    return MarkedRow(wrong, {"reward": values, NAME: [0.0] * len(wrong)}, list(range(len(wrong))))
+
+
 def test_areas_by_hand():
     # Of the three right ones (0.1, 0.2, 0.9) two are below 0.5; one is below 0.2, and one ties with it.
     found = area_under_curve([0.5, 0.2, 0.1, 0.2, 0.9], [True, True, False, False, False])
@@ -27,28 +32,32 @@ def test_areas_by_hand():
     assert area_under_curve([3.0, 1.0], [True, False]) == 1
     assert area_under_curve([3.0, 1.0], [False, False]) is None
     texts = [
-        ([True, False], {"reward": [2.0, 1.0]}),
-        ([True, False], {"reward": [5.0, 9.0]}),
-        ([False], {"reward": [0.0]}),
+        measured_row([True, False], [2.0, 1.0]),
+        measured_row([True, False], [5.0, 9.0]),
+        measured_row([False], [0.0]),
     ]
-    assert areas(texts)["reward"] == {"pooled": pytest.approx((2 / 3 + 2 / 3) / 2), "within texts": 0.5}
+    pooled = pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert areas(texts)["reward"] == {
+        "pooled": pooled, "within texts": 0.5, "words": pooled, "words within texts": 0.5, "names and numbers": None
+    }  # fmt: skip
 
 
 def test_an_area_is_the_share_of_pairs_in_order_and_random_numbers_have_one_half():
     draw = random.Random(3)
     texts = [[draw.random() < 0.2 for _ in range(12)] for _ in range(30)]
-    measured = [(wrong, {"reward": [float(draw.randint(0, 4) + is_wrong) for is_wrong in wrong]}) for wrong in texts]
+    measured = [measured_row(wrong, [float(draw.randint(0, 4) + is_wrong) for is_wrong in wrong]) for wrong in texts]
     found = areas(measured)
     inside, outside = (
-        [value for wrong, values in measured for value, w in zip(values["reward"], wrong, strict=True) if w is kind]
+        [value for row in measured for value, w in zip(row.measures["reward"], row.is_wrong, strict=True) if w is kind]
         for kind in (True, False)
     )
     pairs = [(a > b) + (a == b) / 2 for a in inside for b in outside]
     assert found["reward"]["pooled"] == pytest.approx(sum(pairs) / len(pairs))
     # One draw is 0.04 from one half on average here, the mean over a hundred ten times less.
+    assert found["random"].pop("names and numbers") is None
     for value in found["random"].values():
         assert value == pytest.approx(0.5, abs=0.015)
-    assert found == areas(measured)
+    assert found["reward"] == areas(measured)["reward"]
 
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
@@ -100,6 +109,25 @@ def test_a_token_is_wrong_where_it_shares_more_than_blanks_with_a_span():
     assert marked(offsets, text, [(0, 3), (8, 9)]) == [True, False, None, True]
 
 
+def test_words_are_as_suspicious_as_their_most_suspicious_token():
+    text = "It cost £1,200 in Bad-Ems."
+    offsets = [(0, 2), (2, 7), (7, 9), (9, 10), (10, 14), (14, 17), (17, 21), (21, 25), (25, 26), (26, 26)]
+    values = [0.0, 1, 2, 3, 9, 1, 5, 4, 0, 7]  # the last is of an end token
+    row = marked_row(offsets, text, [(9, 14)], {"reward": values})
+    # "£" stands alone, "1,200" and "Bad-Ems" are one word each.
+    assert row.words == [0, 1, 2, 3, 3, 4, 5, 5, 6]
+    assert row.measures[NAME] == [1, 0, 0, 1, 1, 0, 1, 1, 0]
+    words = by_words(row)
+    assert words.is_wrong == [False, False, False, True, False, False, False]
+    assert words.measures == {"reward": [0, 1, 2, 9, 1, 5, 0], NAME: [1, 0, 0, 1, 0, 1, 0]}
+    found = areas([row])
+    # Tokens: 3 is above 5 of 7 others, 9 above all; words: 9 above all; names: the one wrong among three.
+    assert found["reward"]["pooled"] == pytest.approx((5 / 7 + 1) / 2)
+    assert found["reward"]["words"] == found["reward"]["names and numbers"] == 1
+    assert found[NAME]["words"] == pytest.approx((4 + 2 / 2) / 6)
+    assert found[NAME]["names and numbers"] == 0.5
+
+
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_planted_reward_is_found(tmp_path, capsys, kind):
     save = save_t5 if kind == "t5" else save_llama
@@ -133,13 +161,14 @@ def test_a_planted_reward_is_found(tmp_path, capsys, kind):
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     assert table["swaps"] == {"reward": 1.0, "log-probability": 1.0, "spans": 1}
     found = table["areas"]
-    names = ["reward", "advantage", "log-probability", "excess surprise", "entropy", "position", "random"]
+    names = ["reward", "advantage", "log-probability", "excess surprise", "entropy", "position", NAME, "random"]
     assert list(found) == names
     for name in names[:4]:
-        assert found[name] == {"pooled": 1.0, "within texts": 1.0}
+        assert found[name].pop("names and numbers") is None  # there are none
+        assert set(found[name].values()) == {1.0}
     # "flood" is the second of five words and the last: above 1 and all 4 of the others in its text.
     assert found["position"]["within texts"] == pytest.approx((1 / 4 + 1) / 2)
-    assert "| reward | 1.000 | 1.000 |" in capsys.readouterr().out
+    assert "| reward | 1.000 | 1.000 | 1.000 | 1.000 | - |" in capsys.readouterr().out
     assert (tmp_path / "out" / "credit.png").stat().st_size > 5000
 
 
