@@ -59,12 +59,17 @@ def _expected(lm: PreTrainedModel, prompt_ids: list[int], ids: list[int]) -> dic
 
 
 def span_figures(table: Table) -> dict[str, Any]:
-    """For results.json: areas under the curve of the rewards and of what they have to beat; empty without an error."""
+    """For results.json: areas under the curve of the rewards and of what they have to beat.
+
+    Empty without a wrong word, and without a right one.
+    """
     wrong = sum(sum(row.is_wrong) for row in table)
     if not wrong:
         return {}
     found = areas(table, DRAWS)
     own = found.pop("reward")
+    if own["words"] is None:
+        return {}
     return {key: own[kind] for key, kind in OWN_AREAS.items()} | {
         "span_baselines": found,
         "marked_replies": len(table),

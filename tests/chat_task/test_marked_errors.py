@@ -51,3 +51,7 @@ def test_nothing_is_said_where_nothing_is_wrong():
     sets = encode_sets([RankingSet("the", ("town", "city"), (0, 1), spans=((), ()))], FORMAT, RewardReading())
     assert span_figures(marked_table(sets, [[[1.0, 2.0], [1.0, 2.0]]], FORMAT)) == {}
     assert span_figures([]) == {}
+    all_wrong = encode_sets(
+        [RankingSet("the", ("town", "city"), (0, 1), spans=(((0, 4),), ((0, 4),)))], FORMAT, RewardReading()
+    )
+    assert span_figures(marked_table(all_wrong, [[[1.0, 2.0], [1.0, 2.0]]], FORMAT)) == {}

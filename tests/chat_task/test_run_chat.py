@@ -21,6 +21,7 @@ from common.errors import Interrupted, UserError
 from common.language_models import kept_entropies
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
+from common.reporting.marked_tokens import NAME
 from common.token_reward_model import TokenRewardModel
 from common.training.command_line import ROOT
 from common.training.tracking import read_metrics
@@ -73,7 +74,7 @@ def test_a_run_leaves_what_it_promises(words, tmp_path, granularity, caplog):
     assert (results["reward_swap_accuracy"] is not None) == (granularity == "token")
     if granularity == "token":
         assert results["span_auc"] > max(0.8, results["span_auc_before"])
-    assert results["span_baselines"].keys() == {"position", "log-probability", "entropy", "random"}
+    assert results["span_baselines"].keys() == {"position", NAME, "log-probability", "entropy", "random"}
     names = {name for event in read_metrics(folder / "metrics.jsonl") for name in event}
     assert {"reward/loss", "reward/rank_accuracy", "reward/dev_loss", "reward/dev_rank_accuracy"} <= names
     assert "Held-out sets" in (folder / "report.html").read_text()
