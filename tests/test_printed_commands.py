@@ -435,6 +435,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranked = {"completions": ["a great film", "a dull film"], "scores": [0, -1], "wrong": [[], [[2, 6]]]}
     for name in ("ranked.jsonl", "held_out.jsonl"):
         (place / name).write_text("".join(json.dumps({"prompt": f"{name} {n}", **ranked}) + "\n" for n in range(4)))
+    answered = {name: ranked[name] for name in ("completions", "scores")} | {
+        "errors_in_first": [{"start": 2, "end": 7, "type": "Irrelevant"}]
+    }
+    (place / "qa_feedback.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Is it {n}?", **answered}) + "\n" for n in range(8))
+    )
     for name in ("TOKENIZER", "google/flan-t5-small"):  # a sweep's model is none that could be given once more
         tiny.save_t5(place / name, tiny.word_tokenizer())
     tiny_models.save("gpt2", place / "POLICY")
@@ -451,6 +457,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written_runs.prompt_run(place / "outputs" / "sweep" / "fsc" / "sst-2" / "seed-0", 0.9)
     for folder in ("RUN", "WARM"):
         run_in(place, "python sum_task/run_sum.py", [*small_summary_run([]), f"--output_dir={place / folder}"])
+    shutil.copytree(place / "RUN", place / "REWARD")
     small = ["--train_file=prefs.jsonl", "--rew_head=likelihood", *small_chat_run([]), "--output_dir=CHAT"]
     run_in(place, "python chat_task/run_chat.py", small)
     pretend_installed(place)
