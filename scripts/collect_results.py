@@ -95,6 +95,7 @@ REPLIES = TaskTable(
         Metric("length alone", "reward_length_only_accuracy", 100.0),
         Metric("swap accuracy", "reward_swap_accuracy", 100.0),
         Metric("errors, area under the curve", "span_auc", 100.0),
+        Metric("errors by words", "span_auc_words", 100.0),
         Metric("true score", "policy_judge_after"),
         Metric("true score before", "policy_judge_before"),
         Metric("learned score", "policy_score_after"),
