@@ -253,7 +253,7 @@ def draw(table: dict[str, dict[str, float | None]], path: Path) -> None:
     axes.axhline(0.5, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names)), [name.replace("-", "-\n").replace(" ", "\n") for name in names])
     axes.set_ylabel("area under the curve")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(shown))
     figure.savefig(path, dpi=150)
 
 
