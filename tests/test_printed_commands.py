@@ -198,10 +198,9 @@ def small_summary_run(words: Sequence[str]) -> list[str]:
         return []
     is_builtin = any("builtin.yaml" in word for word in words)
     own = BUILTIN_SUMMARIES if is_builtin else [*SUMMARY_RUN, *SUMMARY_DATA]
-    if not is_builtin and not any("WARM/" in word for word in words):
-        own = [*own, *SUMMARY_MODELS]
-    elif any("WARM/" in word for word in words):
-        own = [*own, SUMMARY_MODELS[1]]
+    if not is_builtin:
+        has_policy = any(word.lstrip("-").startswith("model_name_or_path=WARM/") for word in words)
+        own = [*own, *SUMMARY_MODELS[has_policy:]]
     return [f"--{word}" for word in own]
 
 
