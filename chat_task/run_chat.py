@@ -204,7 +204,7 @@ def _learn_policy(run: Run, settings: ChatSettings, policy: Policy, learned: dic
     results = trainer.learned | {
         "status": "complete", "task": "chat", "stage": settings.run.stage, "seed": settings.run.seed,
         "dataset": settings.data.dataset_name or settings.data.train_file, "granularity": settings.models.granularity,
-        "paid_by": settings.policy.paid_by, "policy": settings.policy_model,
+        "paid_by": settings.policy.paid_by, "paid_per": settings.policy.paid_per, "policy": settings.policy_model,
         "rewards": settings.models.rew_checkpoint_path, **trainer.results(), **run.figures(),
     }  # fmt: skip
 

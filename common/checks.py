@@ -22,6 +22,12 @@ def check_positive(value: float, name: str) -> None:
         raise ValueError(f"{name}: must be positive and finite, got {value}")
 
 
+def check_share(value: float, name: str) -> None:
+    """Refuse a number that is not from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: must be from 0 to 1, got {value}")
+
+
 def check_float(tensor: Tensor, name: str, dimensions: str) -> None:
     """Refuse a tensor that is not of a float dtype or lacks the dimensions, such as ``"(N, T)"`` or ``"(N,)"``."""
     if not tensor.is_floating_point():

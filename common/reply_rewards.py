@@ -31,6 +31,7 @@ from common.training.run_files import saved_fields
 READING_FILE = "reward_reading.json"
 BASELINES = ("leave-one-out", "group")  # of advantages, and what they are divided by; see common/integrations/trl.py
 SCALES = ("group", "batch", "none")
+PAID_PER = ("token", "reply")
 
 
 class TokenScorer(Protocol):

@@ -6,18 +6,37 @@ The one module that needs TRL to be imported (extra ``trl``). What it relies on 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from common.checks import check_name, check_shape
+from common.checks import check_name, check_shape, check_share
 from common.errors import UserError
-from common.reply_rewards import BASELINES, SCALES, ReplyRewards, RewardReading, TokenScorer, padded
+from common.reply_rewards import BASELINES, PAID_PER, SCALES, ReplyRewards, RewardReading, TokenScorer, padded
 
 _TINY = 1e-4  # TRL's own, beside a deviation
 
 
-def dense_advantages(rewards: Tensor, mask: Tensor, per_group: int, baseline: str, scale: str) -> Tensor:
+def rewards_to_go(rewards: Tensor, discount: float = 1.0) -> Tensor:
+    """What is still to come at each token, its own reward included: sum over s >= t of discount^(s - t) r_s.
+
+    Args:
+        rewards: (..., T), 0 at padding.
+        discount: from 0 (a token's own reward) to 1 (all that follow count alike).
+
+    Returns:
+        (..., T).
+    """
+    if discount == 1:
+        return rewards.flip(-1).cumsum(-1).flip(-1)
+    place = torch.arange(rewards.shape[-1], device=rewards.device)
+    return rewards @ (discount ** (place[:, None] - place).clamp(min=0).to(rewards.dtype)).tril()
+
+
+def dense_advantages(
+    rewards: Tensor, mask: Tensor, per_group: int, baseline: str, scale: str, discount: float = 1.0
+) -> Tensor:
     """Advantages of tokens over those of the other replies to the same prompt, at the same position.
 
     The reward-to-go of a token, less the mean of the rewards-to-go there: of the ``group``, or of its other members
@@ -30,13 +49,15 @@ def dense_advantages(rewards: Tensor, mask: Tensor, per_group: int, baseline: st
         per_group: K.
         baseline: one of :data:`BASELINES`.
         scale: one of :data:`SCALES`: divide by the deviation over the real tokens of a group, of all, or not at all.
+        discount: of :func:`rewards_to_go`.
 
     Returns:
         (N, T), float32; 0 at masked positions.
 
     Raises:
-        ValueError: naming the argument with a wrong name or shape.
+        ValueError: naming the argument with a wrong name, shape or value.
     """
+    check_share(discount, "discount")
     check_name(baseline, "baseline", BASELINES)
     check_name(scale, "scale", SCALES)
     check_shape(mask, "mask", rewards.shape)
@@ -44,7 +65,7 @@ def dense_advantages(rewards: Tensor, mask: Tensor, per_group: int, baseline: st
         raise ValueError(f"per_group: {len(rewards)} replies are no groups of {per_group}")
     real = mask.bool().unflatten(0, (-1, per_group))  # (G, K, T)
     paid = rewards.detach().float().masked_fill(~mask.bool(), 0)
-    to_go = paid.flip(-1).cumsum(-1).flip(-1).unflatten(0, (-1, per_group)) * real
+    to_go = rewards_to_go(paid, discount).unflatten(0, (-1, per_group)) * real
     count = real.sum(1, keepdim=True)
     centred = (to_go - to_go.sum(1, keepdim=True) / count.clamp(min=1)) * real
     advantages = centred * count / (count - 1).clamp(min=1) if baseline == "leave-one-out" else centred
@@ -117,6 +138,9 @@ class DenseGRPOTrainer(GRPOTrainer):
         reading: by token, segment or sequence; None: by token, as they are. By sequence every token of a reply has
             the reply's advantage, which with the baseline ``group`` is plain GRPO.
         baseline: one of :data:`BASELINES`.
+        discount: of :func:`rewards_to_go`.
+        paid_per: one of :data:`PAID_PER`. ``reply``: every token has the advantage of its reply's score, as by
+            sequence, whatever rewards the score is made of; what credit for tokens adds is the difference.
         entropy_model: of segments: the frozen LM.
         reward_funcs: for the log alone.
         options: the rest of what :class:`trl.GRPOTrainer` takes. ``args.scale_rewards`` holds for the advantages of
@@ -137,12 +161,16 @@ class DenseGRPOTrainer(GRPOTrainer):
         *,
         reading: RewardReading | None = None,
         baseline: str = "leave-one-out",
+        discount: float = 1.0,
+        paid_per: str = "token",
         entropy_model: PreTrainedModel | None = None,
         reward_funcs: Any = None,
         **options: Any,
     ) -> None:
         check_name(baseline, "baseline", BASELINES)
-        self.dense_baseline = baseline
+        check_name(paid_per, "paid_per", PAID_PER)
+        check_share(discount, "discount")
+        self.dense_baseline, self.discount, self.paid_per = baseline, discount, paid_per
         self.reply_rewards = ReplyRewards(scorer, reading, entropy_model)
         self.logs_own_score = reward_funcs is None
         if options.get("tools") or options.get("environment_factory"):
@@ -158,7 +186,9 @@ class DenseGRPOTrainer(GRPOTrainer):
         mask = output["completion_mask"].bool()
         masks = output["prompt_mask"], output["completion_mask"]
         paid = self.reply_rewards(output["prompt_ids"], output["completion_ids"], masks, self.eos_token_ids)
-        if self.reply_rewards.reading.granularity == "sequence":
+        if self.paid_per == "reply":
+            own_rewards, own_mask = paid.scores[:, None], mask.any(-1, keepdim=True)
+        elif self.reply_rewards.reading.granularity == "sequence":
             own_rewards, own_mask = paid.rewards.sum(-1, keepdim=True), mask.any(-1, keepdim=True)
         else:
             own_rewards, own_mask = paid.rewards, mask
@@ -168,7 +198,9 @@ class DenseGRPOTrainer(GRPOTrainer):
             for part in (own_rewards, own_mask.long(), paid.scores[:, None], mask.any(-1, keepdim=True).long())
         )
         per_group: Any = self.num_generations if self.model.training else self.num_generations_eval
-        advantages = dense_advantages(rewards, everyones, per_group, self.dense_baseline, self.scale_rewards)
+        advantages = dense_advantages(
+            rewards, everyones, per_group, self.dense_baseline, self.scale_rewards, self.discount
+        )
         first = self.accelerator.process_index * len(mask)
         own = advantages[first : first + len(mask), : own_mask.shape[1]]
         output["advantages"] = own.expand(mask.shape).masked_fill(~mask, 0)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from common.errors import UserError
-from common.integrations.trl import DenseGRPOTrainer, dense_advantages, scalar_reward
+from common.integrations.trl import DenseGRPOTrainer, dense_advantages, rewards_to_go, scalar_reward
 from common.reply_rewards import RewardReading
 from common.segments import LocationNormalizer
 from tests import tiny_models
@@ -117,6 +117,24 @@ def test_by_sequence_with_the_group_baseline_it_is_plain_grpo(tmp_path):
     assert [row["frac_reward_zero_std"] for row in logs[0]] == [row["frac_reward_zero_std"] for row in logs[1]]
 
 
+def test_paid_per_reply_it_is_plain_grpo_on_the_score_of_the_token_rewards(tmp_path):
+    end = trained(DenseGRPOTrainer(scorer=EvenIds(), paid_per="reply", baseline="group", **parts(tmp_path)))
+    made = parts(tmp_path)
+    plain = trained(GRPOTrainer(reward_funcs=scalar_reward(EvenIds(), made["processing_class"]), **made))
+    torch.testing.assert_close(end, plain)
+    by_token = trained(DenseGRPOTrainer(scorer=EvenIds(), baseline="group", **parts(tmp_path)))
+    assert not all(torch.equal(end[name], by_token[name]) for name in end)
+
+
+def test_a_discount_reaches_the_advantages(tmp_path):
+    batch: list[dict[str, Any]] = [{"prompt": "a great film"}] * 8
+    trainer = DenseGRPOTrainer(scorer=EvenIds(), discount=0.0, **parts(tmp_path))
+    output = trainer._generate_and_score_completions(batch)
+    own = ((output["completion_ids"] % 2 == 0) & (output["completion_ids"] != 2)).float()
+    expected = dense_advantages(own, output["completion_mask"].bool(), 4, "leave-one-out", "group", discount=0.0)
+    torch.testing.assert_close(output["advantages"], expected)
+
+
 def test_a_planted_token_reward_is_learnt(tmp_path):
     trainer = DenseGRPOTrainer(
         scorer=EvenIds(), **parts(tmp_path, max_steps=30, num_generations=8, per_device_train_batch_size=32)
@@ -177,6 +195,19 @@ def test_advantages_by_hand():
     apart = torch.cat([rewards, 100 + rewards]), torch.cat([mask, mask])
     torch.testing.assert_close(dense_advantages(*apart, 4, "group", "none")[:4], torch.tensor(group))
     torch.testing.assert_close(dense_advantages(*apart, 4, "group", "group")[:4], scaled)
+
+
+def test_rewards_to_go_by_hand():
+    rewards = torch.tensor([[1.0, 2, 4], [0, -8, 0]])
+    assert rewards_to_go(rewards).tolist() == [[7, 6, 4], [-8, -8, 0]]
+    assert rewards_to_go(rewards, 0.5).tolist() == [[3, 4, 4], [-4, -8, 0]]
+    assert torch.equal(rewards_to_go(rewards, 0.0), rewards)
+    many = torch.randn(2, 3, 40, dtype=torch.float64)
+    torch.testing.assert_close(rewards_to_go(many, 1 - 1e-12), rewards_to_go(many))
+    mask = torch.ones(2, 3).bool()
+    assert dense_advantages(rewards, mask, 2, "group", "none", discount=0.0).tolist() == [[0.5, 5, 2], [-0.5, -5, -2]]
+    with pytest.raises(ValueError, match="discount: must be from 0 to 1"):
+        dense_advantages(rewards, mask, 2, "group", "none", discount=1.5)
 
 
 @pytest.mark.parametrize(
