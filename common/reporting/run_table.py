@@ -318,7 +318,7 @@ def _joined_by_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def _without_seed(method: Mapping[str, str], seed: tuple[Any, ...]) -> dict[str, str]:
-    number = f"(?<![^/-])(?:{'|'.join(re.escape(str(part)) for part in seed)})(?![^/-])"
+    number = f"(?<![^/_-])(?:{'|'.join(re.escape(str(part)) for part in seed)})(?![^/_-])"
     return {key: re.sub(number, "{seed}", value) if key.endswith("_path") else value for key, value in method.items()}
 
 

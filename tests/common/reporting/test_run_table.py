@@ -88,13 +88,13 @@ def test_options_that_a_method_does_not_read_tell_nothing_apart(tmp_path):
 def test_folders_of_their_own_seed_are_one_option(tmp_path):
     for seed in (0, 1, 12):
         summary_run(tmp_path / f"own-{seed}", 40, seed=seed, rew_checkpoint_path=f"r/token/seed-{seed}/reward_model")
-        summary_run(tmp_path / f"named-{seed}", 41, seed=seed, rew_checkpoint_path=f"r/token-avg-{seed}/reward_model")
+        summary_run(tmp_path / f"named-{seed}", 41, seed=seed, rew_checkpoint_path=f"r/token_avg_{seed}/reward_model")
         summary_run(tmp_path / f"shared-{seed}", 42, seed=seed, rew_checkpoint_path="r/token/seed-0/reward_model/")
     rows, problems = gather(tmp_path)
     assert not problems
     assert [(row.options, list(row.runs)) for row in rows] == [
         ({"rew_checkpoint_path": f"r/{folder}"}, [(0,), (1,), (12,)])
-        for folder in ("token-avg-{seed}/reward_model", "token/seed-0/reward_model/", "token/seed-{seed}/reward_model")
+        for folder in ("token/seed-0/reward_model/", "token/seed-{seed}/reward_model", "token_avg_{seed}/reward_model")
     ]
     summary_run(tmp_path / "other", 43, seed=1, rew_checkpoint_path="r/token/seed-11/reward_model")
     assert len(gather(tmp_path)[0]) == 4  # of another seed
