@@ -13,13 +13,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
+from chat_task.judges import Judge
 from chat_task.settings import PolicySettings
 from chat_task.trainer_in_run import RunCallback, TrainerInRun, TrainerStage
-from chat_task.written_replies import Judge, Replies, write_replies
+from chat_task.written_replies import Replies, write_replies
 from common.integrations.trl import DenseGRPOTrainer
 from common.language_models.pretrained import load_pretrained
 from common.language_models.saved import check_saved, few_numbers
 from common.reply_rewards import ReplyRewards
+from common.reporting.win_rate import win_rate_figures
 from common.training.checkpoint import StateTree
 from common.training.interruption import Checkpointer
 from common.training.random_keys import Purpose
@@ -173,6 +175,10 @@ class PolicyTrainer(TrainerStage):
         }
         for when, replies in (("before", self.before), ("after", self.after)):
             figures |= {f"policy_{name}_{when}": value for name, value in replies.figures().items()}
+        if self.before.judged is not None and self.after.judged is not None:
+            lengths = ([len(tokens) for tokens in replies.tokens] for replies in (self.after, self.before))
+            rates = win_rate_figures(self.after.judged, self.before.judged, *lengths)
+            figures |= {f"policy_{name}": value for name, value in rates.items()}
         return figures
 
     def save(self, folder: Path) -> None:
@@ -203,9 +209,9 @@ class _Trainer(TrainerInRun, DenseGRPOTrainer):
 def _as_reward_function(judge: Judge) -> Callable[..., list[float]]:
     """The judge as TRL logs it, beside the rewards that train."""
 
-    def function(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+    def function(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
         texts = [item if isinstance(item, str) else item[-1]["content"] for item in completions]
-        return [float(value) for value in judge(prompts, texts)]
+        return [float(value) for value in judge(prompts, texts, completion_ids)]
 
     function.__name__ = "judge"
     return function

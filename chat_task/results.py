@@ -57,11 +57,23 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
         print(f"{results['reward_steps']} steps of reward learning")
     if "policy_steps" in results:
         paths.append(folder.policy)
-        shown = {"score": "score of the replies", "judge": "true score of the replies", "reply_length": "their tokens"}
+        shown = {
+            "score": "score of the replies",
+            "judge": "the judge's score of the replies",
+            "reply_length": "their tokens",
+        }
         for name, words in shown.items():
             if f"policy_{name}_after" in results:
                 before, after = (results[f"policy_{name}_{when}"] for when in ("before", "after"))
                 print(f"{words} to {results['held_out_prompts']} held-out prompts: {after:.3f} (before {before:.3f})")
+        if "policy_win_rate" in results:
+            rate, low, high, controlled = (
+                results[f"policy_win_rate{part}"] for part in ("", "_low", "_high", "_length_controlled")
+            )
+            print(
+                f"won against the start by the judge: {rate:.3f} ({low:.3f} to {high:.3f}; at equal length "
+                f"{controlled:.3f}, chance 0.5)"
+            )
         print(f"{results['policy_steps']} steps of policy learning, {results['rollouts']} samples")
     print(f"{results['wall_seconds']:.0f} s")
     for path in paths:

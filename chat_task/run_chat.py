@@ -20,7 +20,8 @@ from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from chat_task.command_line import DEFAULTS, read_command
-from chat_task.data import BUILTIN_DATA, Preferences, load_preferences, prompt_key
+from chat_task.data import Preferences, load_preferences, prompt_key
+from chat_task.judges import Judge, builtin_errors, load_judge
 from chat_task.known_rewards import KnownRewards
 from chat_task.models import check_head, check_reading, load_policy, load_reward_model, load_rewards
 from chat_task.ranked_sets import encode_sets
@@ -29,7 +30,6 @@ from chat_task.report import write_policy_report, write_reward_report
 from chat_task.results import final_results, print_summary
 from chat_task.reward_stage import RewardStage, training_arguments
 from chat_task.settings import NEUTRAL, ChatSettings
-from common.builtin.planted_errors import KnownErrors, known_errors
 from common.errors import UserError
 from common.language_models.adapters import check_adapters
 from common.language_models.kept_entropies import KeptEntropies
@@ -95,7 +95,8 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
         reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
         prompts, held_out = (policy_prompts(sets, reply_format) for sets in (preferences.train, preferences.validation))
         settings.policy.check_prompts(len(prompts))
-        policy = Policy(model, tokenizer, prompts, held_out[: settings.policy.policy_eval_prompts])
+        judge = load_judge(settings, model, tokenizer, run.runtime.device)
+        policy = Policy(model, tokenizer, prompts, held_out[: settings.policy.policy_eval_prompts], judge)
     learned: dict[str, Any] = {}
     if settings.run.stage != "policy":
         if run.goes_on_in("policy"):
@@ -115,6 +116,7 @@ class Policy(NamedTuple):
     tokenizer: Any
     prompts: list[Text]
     held_out: list[Text]
+    judge: Judge | None
 
 
 def _learn_rewards(
@@ -182,22 +184,18 @@ def _learn_policy(run: Run, settings: ChatSettings, policy: Policy, learned: dic
     """Trains the policy by rewards that are learnt or known, and writes it, with its page."""
     from chat_task.policy_trainer import PolicyTrainer  # needs the extra trl
 
-    known = None
-    if settings.data.dataset_name in BUILTIN_DATA:
-        known = known_errors(sentences=BUILTIN_DATA[settings.data.dataset_name])
     rewards: ReplyRewards
     if settings.policy.paid_by == "known":
-        assert known is not None  # see ChatSettings.check_stage
-        rewards = KnownRewards(known, policy.tokenizer)
+        rewards = KnownRewards(builtin_errors(settings), policy.tokenizer)
     else:
         source = settings.models.rew_checkpoint_path if settings.run.stage == "policy" else run.folder.reward_model
         rewards = load_rewards(str(source), settings.models.granularity, policy.tokenizer)
     if settings.run.stage == "policy":
         run.begin()  # else the stage before has
-    judge = None if known is None else functools.partial(_judged, known)
     trainer = PolicyTrainer(
-        run, settings.policy, policy.model, policy.tokenizer, rewards, policy.prompts, policy.held_out, judge, learned
-    )
+        run, settings.policy, policy.model, policy.tokenizer, rewards, policy.prompts, policy.held_out, policy.judge,
+        learned,
+    )  # fmt: skip
     run.restore(trainer.load_state)
     with run.checkpoints(trainer.save_state) as checkpointer:
         trainer.train(checkpointer)
@@ -236,10 +234,6 @@ def policy_prompts(sets: Sequence[RankingSet], reply_format: ReplyFormat) -> lis
     return kept
 
 
-def _judged(known: KnownErrors, prompts: Sequence[Any], replies: Sequence[str]) -> list[float]:
-    return [known.score(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True)]
-
-
 def run_options(settings: ChatSettings) -> RunOptions:
     """The part of the options that concerns the run as such."""
     options = settings.options()
@@ -259,7 +253,8 @@ def run_options(settings: ChatSettings) -> RunOptions:
 # The options that name what is read.
 INPUTS = (
     "dataset_name", "train_file", "validation_file", "chat_template", "model_name_or_path",
-    "reference_model_name_or_path", "rew_checkpoint_path", "policy_model_name_or_path", "agg_func",
+    "reference_model_name_or_path", "rew_checkpoint_path", "judge_checkpoint_path",
+    "policy_model_name_or_path", "agg_func",
 )  # fmt: skip
 
 

@@ -134,6 +134,7 @@ class PolicySettings:
     policy_model_name_or_path: str | None = setting()
     paid_by: str = setting(choices=PAID_BY)
     paid_per: str = setting(choices=PAID_PER)
+    judge_checkpoint_path: str | None = setting()
     policy_eval_prompts: int = setting(minimum=1)
     policy_steps: int = setting(minimum=1)
     prompts_per_step: int = setting(minimum=1)
@@ -224,6 +225,10 @@ class ChatSettings(TaskSettings):
                 raise UserError("paid_by=known: the true rewards need no learning; set stage=policy, granularity=token")
             if self.data.dataset_name not in BUILTIN_DATA:
                 raise UserError(f"paid_by=known: true rewards are known of {' and '.join(BUILTIN_DATA)} alone")
+        if self.policy.judge_checkpoint_path is not None and self.data.dataset_name in BUILTIN_DATA:
+            raise UserError(
+                f"judge_checkpoint_path: {self.data.dataset_name} has true scores to judge by; leave it out"
+            )
         if stage == "policy" and (folder is None) == (paid_by == "learned"):
             raise UserError(
                 "stage=policy needs rewards: set rew_checkpoint_path to the reward_model folder of a run, or "

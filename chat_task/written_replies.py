@@ -1,18 +1,16 @@
 """What a policy writes to held-out prompts, and what it is paid."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from chat_task.judges import Judge
 from common.integrations.trl import prompt_tokens
 from common.language_models.evaluation_mode import evaluation_mode
 from common.reply_rewards import ReplyRewards
 from common.training.progress import progress
-
-Judge = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
-"""Scores of replies (prompts, texts) by something else than the rewards, for figures alone."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def write_replies(
         judge: see `Judge`.
     """
     device = model.device
-    tokens, paid_tokens, texts, scores = [], [], [], []
+    tokens, paid_tokens, texts, scores, all_ids = [], [], [], [], []
     with evaluation_mode(model):
         for start in progress(range(0, len(prompts), batch_size), "likeliest replies", "batch"):
             prompt_ids, prompt_mask = (
@@ -81,8 +79,9 @@ def write_replies(
             scores += paid.scores.tolist()
             for row_ids, row_rewards, row_mask in zip(ids, paid.rewards, mask.bool(), strict=True):
                 reply = row_ids[row_mask].tolist()
+                all_ids.append(reply)
                 tokens.append([tokenizer.decode([token]) for token in reply])
                 paid_tokens.append(row_rewards[row_mask].tolist())
                 texts.append(tokenizer.decode(reply, skip_special_tokens=True))
-    judged = None if judge is None else [float(value) for value in judge(prompts, texts)]
+    judged = None if judge is None else [float(value) for value in judge(prompts, texts, all_ids)]
     return Replies(texts, tokens, paid_tokens, scores, judged)

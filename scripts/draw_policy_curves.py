@@ -27,7 +27,7 @@ from common.training.tracking import read_metrics
 from scripts.collect_results import REPLIES
 
 CURVES = ("policy/judge", "policy/score", "policy/reply_length", "policy/entropy", "policy/kl", "policy/cut_share")
-TITLES = {"policy/judge": "true score of the samples", "policy/score": "learned score of the samples"}
+TITLES = {"policy/judge": "judge's score of the samples", "policy/score": "learned score of the samples"}
 
 
 def curve(run: Run, name: str, steps_a_point: int) -> np.ndarray:

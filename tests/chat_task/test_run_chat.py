@@ -170,10 +170,14 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, mon
         page = (tmp_path / "cut" / "report.html").read_text()
         assert page.count(">before<") == 3  # "after" is a head as well
         assert results["rollouts"] == 32 and {"reward_rank_accuracy", "policy_score_after"} <= results.keys()
-        # The same rewards pay another run.
-        rewards = ["--stage=policy", f"--rew_checkpoint_path={tmp_path / 'whole' / 'reward_model'}"]
+        # The same rewards pay another run, and judge it.
+        folder = tmp_path / "whole" / "reward_model"
+        rewards = ["--stage=policy", f"--rew_checkpoint_path={folder}", f"--judge_checkpoint_path={folder}"]
         alone = results_of([*words, *more], tmp_path / "alone", *rewards)
         assert alone["policy_score_before"] == results["policy_score_before"]
+        for when in ("before", "after"):
+            assert alone[f"policy_judge_{when}"] == pytest.approx(alone[f"policy_score_{when}"], abs=1e-5)
+        assert 0 <= alone["policy_win_rate_low"] <= alone["policy_win_rate"] <= alone["policy_win_rate_high"] <= 1
         assert "reward_rank_accuracy" not in alone and not (tmp_path / "alone" / "reward_model").exists()
 
 
@@ -234,6 +238,7 @@ def test_scores_are_shown_in_colour_and_on_a_page(words, tmp_path, capsys):
         (["--stage=policy"], "stage=policy needs rewards: set rew_checkpoint_path"),
         (["--stage=policy", "--rew_checkpoint_path=common/builtin/causal-lm"], "has no fitted normaliser"),
         (["--stage=all", "--paid_by=known"], "paid_by=known: the true rewards need no learning"),
+        (["--stage=all", "--judge_checkpoint_path=/nowhere"], "/nowhere"),
         (["--stage=all", "--policy_batch_size=7"], "policy_batch_size: 64 samples of a step"),
         (["--stage=all", "--policy_model_name_or_path=builtin/seq2seq"], "is an encoder-decoder, of which TRL trains"),
         (

@@ -1,0 +1,45 @@
+"""Who judges a policy's replies beside what they are paid: the true score, or a reward model of other preferences."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from chat_task.data import BUILTIN_DATA
+from chat_task.settings import ChatSettings
+from common.builtin.planted_errors import KnownErrors, known_errors
+from common.language_models.text_scores import load_entropy_model
+from common.reply_rewards import RewardReading, TokenRewardScorer
+
+Judge = Callable[[Sequence[Any], Sequence[str], Sequence[Sequence[int]]], Sequence[float]]
+"""Scores of replies (prompts, texts, token ids of the policy with the end token), for figures alone."""
+
+
+def builtin_errors(settings: ChatSettings) -> KnownErrors:
+    """What is wrong in any reply to the built-in data that is asked for."""
+    return known_errors(sentences=BUILTIN_DATA[str(settings.data.dataset_name)])
+
+
+def load_judge(settings: ChatSettings, policy: Any, policy_tokenizer: Any, device: torch.device) -> Judge | None:
+    """The judge that the settings name: of built-in data always the true score. None: nobody judges.
+
+    Raises:
+        UserError: judge_checkpoint_path is no reward model, or none that reads the policy's tokens.
+    """
+    if settings.data.dataset_name in BUILTIN_DATA:
+        known = builtin_errors(settings)
+        return lambda prompts, texts, _: [known.score(*pair) for pair in zip(prompts, texts, strict=True)]
+    folder = settings.policy.judge_checkpoint_path
+    if folder is None:
+        return None
+    from common.integrations.trl import scalar_reward  # needs the extra trl
+
+    reading = RewardReading.load(folder)
+    scorer = TokenRewardScorer.from_pretrained(folder, policy_tokenizer).to(device)
+    surprised: Any = load_entropy_model(reading, scorer.model.is_encoder_decoder)
+    if surprised is not None:
+        surprised.to(device)
+    ends = policy.generation_config.eos_token_id
+    end_token_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    score = scalar_reward(scorer, policy_tokenizer, reading, surprised, end_token_ids)
+    return lambda prompts, _, ids: [float(value or 0) for value in score(list(prompts), [list(row) for row in ids])]
