@@ -20,10 +20,11 @@ class KnownRewards(ReplyRewards):
     Args:
         known: what is wrong in a reply.
         tokenizer: of the policy.
+        payment: as of :class:`ReplyRewards`; of a score that is a sum of rewards they are the increments.
     """
 
-    def __init__(self, known: KnownErrors, tokenizer: Any) -> None:
-        super().__init__(self)
+    def __init__(self, known: KnownErrors, tokenizer: Any, payment: str = "reward") -> None:
+        super().__init__(self, payment=payment)
         self._known, self._tokenizer = known, tokenizer
 
     def __call__(

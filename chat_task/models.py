@@ -129,13 +129,14 @@ def load_policy(settings: ChatSettings) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def load_rewards(folder: str | Path, granularity: str, policy_tokenizer: Any) -> ReplyRewards:
+def load_rewards(folder: str | Path, granularity: str, policy_tokenizer: Any, payment: str = "reward") -> ReplyRewards:
     """A saved reward model as what replies are paid by.
 
     Args:
         folder: of the reward model; its reading lies beside it.
         granularity: what the run asks for; that of the reward model has to be the same.
         policy_tokenizer: the policy's.
+        payment: as of :class:`ReplyRewards`.
 
     Raises:
         UserError: it cannot be loaded, has another granularity, or its normaliser was never fitted.
@@ -143,7 +144,7 @@ def load_rewards(folder: str | Path, granularity: str, policy_tokenizer: Any) ->
     check_reading(folder, granularity)
     reading = RewardReading.load(folder)
     scorer = TokenRewardScorer.from_pretrained(str(folder), policy_tokenizer)
-    return ReplyRewards(scorer, reading, load_entropy_model(reading, scorer.model.is_encoder_decoder))
+    return ReplyRewards(scorer, reading, load_entropy_model(reading, scorer.model.is_encoder_decoder), payment)
 
 
 def check_reading(folder: str | Path, granularity: str) -> None:

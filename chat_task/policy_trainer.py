@@ -116,7 +116,6 @@ class PolicyTrainer(TrainerStage):
             entropy_model=rewards.entropy_model,
             baseline=settings.baseline,
             discount=settings.discount,
-            paid_per=settings.paid_per,
             reward_funcs=None if judge is None else _as_reward_function(judge),
             args=args,
             train_dataset=Dataset.from_dict({"prompt": list(prompts)}),

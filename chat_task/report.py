@@ -106,8 +106,8 @@ def write_policy_report(
         facts |= {"judge before": results["policy_judge_before"], "judge after": results["policy_judge_after"]}
     facts |= {"rollouts": results["rollouts"], "wall time": f"{results['wall_seconds'] / 60:.1f} min"}
     subtitle = (
-        f"{results['policy']} learns from {results['paid_by']} {results['granularity']} rewards, paid per "
-        f"{results['paid_per']}, seed {results['seed']}; {results['held_out_prompts']} held-out prompts"
+        f"{results['policy']} learns from {results['paid_by']} {results['granularity']} rewards, payment by "
+        f"{results['payment']}, seed {results['seed']}; {results['held_out_prompts']} held-out prompts"
     )
     report = Report(f"Policy of replies: {results['dataset']}", subtitle, facts)
     rows = []

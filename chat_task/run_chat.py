@@ -186,10 +186,10 @@ def _learn_policy(run: Run, settings: ChatSettings, policy: Policy, learned: dic
 
     rewards: ReplyRewards
     if settings.policy.paid_by == "known":
-        rewards = KnownRewards(builtin_errors(settings), policy.tokenizer)
+        rewards = KnownRewards(builtin_errors(settings), policy.tokenizer, settings.policy.payment)
     else:
         source = settings.models.rew_checkpoint_path if settings.run.stage == "policy" else run.folder.reward_model
-        rewards = load_rewards(str(source), settings.models.granularity, policy.tokenizer)
+        rewards = load_rewards(str(source), settings.models.granularity, policy.tokenizer, settings.policy.payment)
     if settings.run.stage == "policy":
         run.begin()  # else the stage before has
     trainer = PolicyTrainer(
@@ -202,7 +202,7 @@ def _learn_policy(run: Run, settings: ChatSettings, policy: Policy, learned: dic
     results = trainer.learned | {
         "status": "complete", "task": "chat", "stage": settings.run.stage, "seed": settings.run.seed,
         "dataset": settings.data.dataset_name or settings.data.train_file, "granularity": settings.models.granularity,
-        "paid_by": settings.policy.paid_by, "paid_per": settings.policy.paid_per, "policy": settings.policy_model,
+        "paid_by": settings.policy.paid_by, "payment": settings.policy.payment, "policy": settings.policy_model,
         "rewards": settings.models.rew_checkpoint_path, **trainer.results(), **run.figures(),
     }  # fmt: skip
 

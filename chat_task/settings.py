@@ -7,7 +7,7 @@ from chat_task.ranked_sets import LONG_ROWS
 from chat_task.ranking_rows import Columns
 from common.errors import UserError
 from common.language_models.replies import PLACE
-from common.reply_rewards import BASELINES, PAID_PER, SCALES
+from common.reply_rewards import BASELINES, PAYMENTS, SCALES
 from common.segments import GRANULARITIES
 from common.token_reward_model import BOUNDS, HEADS
 from common.training.settings import NEUTRAL as RUN_NEUTRAL
@@ -133,7 +133,7 @@ class PolicySettings:
 
     policy_model_name_or_path: str | None = setting()
     paid_by: str = setting(choices=PAID_BY)
-    paid_per: str = setting(choices=PAID_PER)
+    payment: str = setting(choices=PAYMENTS)
     judge_checkpoint_path: str | None = setting()
     policy_eval_prompts: int = setting(minimum=1)
     policy_steps: int = setting(minimum=1)
@@ -259,6 +259,6 @@ UNREAD = {
     - {"model_name_or_path", "rew_checkpoint_path", "granularity", "gradient_checkpointing"}
     | {"swap_test"},
     ("granularity", "token"): frozenset({"segment_cut"}),
-    ("granularity", "sequence"): frozenset({"segment_cut", "discount", "paid_per"}),
-    ("paid_per", "reply"): frozenset({"discount"}),
+    ("granularity", "sequence"): frozenset({"segment_cut", "discount", "payment"}),
+    ("payment", "reply"): frozenset({"discount"}),
 }

@@ -22,6 +22,7 @@ from common.segments import (
     GRANULARITIES,
     LocationNormalizer,
     fit_location_normalizer,
+    score_increments,
     segment_ends,
     spread_segments,
 )
@@ -31,7 +32,7 @@ from common.training.run_files import saved_fields
 READING_FILE = "reward_reading.json"
 BASELINES = ("leave-one-out", "group")  # of advantages, and what they are divided by; see common/integrations/trl.py
 SCALES = ("group", "batch", "none")
-PAID_PER = ("token", "reply")
+PAYMENTS = ("reward", "increment", "reply")
 
 
 class TokenScorer(Protocol):
@@ -98,8 +99,7 @@ class Paid(NamedTuple):
     """What replies get.
 
     Attributes:
-        rewards: (B, T) of their tokens: those read at the ends of segments, normalised where a normaliser is fitted,
-            each divided evenly over the tokens of its segment.
+        rewards: (B, T) of their tokens, see ``payment`` of :class:`ReplyRewards`.
         scores: (B,) the replies' scores as the reward model means them: the mean of the rewards read, as they are.
     """
 
@@ -114,6 +114,12 @@ class ReplyRewards:
         scorer: the source.
         reading: where rewards are read.
         entropy_model: of ``segment``: the frozen LM, in the policy's tokens.
+        payment: one of :data:`PAYMENTS`. ``reward`` (arXiv 2501.02790): what is read at the end of each segment,
+            normalised where a normaliser is fitted, and divided evenly over the segment's tokens. The sum over a reply
+            grows with its length once the policy's rewards are better than those that the normaliser was fitted on.
+            ``increment``: what each segment adds to the score of the reply so far, divided likewise, so that the sum
+            over a reply is its score whatever its length. ``reply``: as ``increment``, for a trainer that pays the sum
+            to all tokens alike, as by sequence.
 
     Raises:
         UserError: ``segment`` without an LM or a fitted normaliser; rewards of another tokenizer that are not read at
@@ -125,8 +131,10 @@ class ReplyRewards:
         scorer: TokenScorer,
         reading: RewardReading | None = None,
         entropy_model: PreTrainedModel | None = None,
+        payment: str = "reward",
     ) -> None:
-        self.scorer = scorer
+        check_name(payment, "payment", PAYMENTS)
+        self.scorer, self.payment = scorer, payment
         self.reading = reading or RewardReading()
         self.entropy_model = entropy_model
         if self.reading.granularity == "segment":
@@ -162,7 +170,10 @@ class ReplyRewards:
             raw, ends = self._read(*chosen, end_token_ids)
             scores[there] = raw.masked_fill(~ends, 0).sum(-1) / ends.sum(-1)
             normalizer = self.reading.normalizer
-            paid = raw if normalizer is None else normalizer(raw, ends)
+            if self.payment != "reward":
+                paid = score_increments(raw, ends)
+            else:
+                paid = raw if normalizer is None else normalizer(raw, ends)
             rewards[there] = spread_segments(paid, ends, mask[there].bool(), "even")
         return Paid(rewards, scores)
 

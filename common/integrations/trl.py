@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 
 from common.checks import check_name, check_shape, check_share
 from common.errors import UserError
-from common.reply_rewards import BASELINES, PAID_PER, SCALES, ReplyRewards, RewardReading, TokenScorer, padded
+from common.reply_rewards import BASELINES, SCALES, ReplyRewards, RewardReading, TokenScorer, padded
 
 _TINY = 1e-4  # TRL's own, beside a deviation
 
@@ -40,8 +40,9 @@ def dense_advantages(
     """Advantages of tokens over those of the other replies to the same prompt, at the same position.
 
     The reward-to-go of a token, less the mean of the rewards-to-go there: of the ``group``, or of its other members
-    (``leave-one-out``), a baseline that does not depend on the reply itself. Members that have ended take no part, and
-    who is alone gets 0. With T = 1 these are advantages of replies, with ``group`` GRPO's own.
+    (``leave-one-out``), a baseline that does not depend on the reply itself, so that the policy gradient stays without
+    bias. A member that has ended has nothing more to come: its reward-to-go is 0. With T = 1 these are advantages of
+    replies, with ``group`` GRPO's own.
 
     Args:
         rewards: (N, T) of all processes, the members of a group one after the other.
@@ -66,7 +67,7 @@ def dense_advantages(
     real = mask.bool().unflatten(0, (-1, per_group))  # (G, K, T)
     paid = rewards.detach().float().masked_fill(~mask.bool(), 0)
     to_go = rewards_to_go(paid, discount).unflatten(0, (-1, per_group)) * real
-    count = real.sum(1, keepdim=True)
+    count = real.any(-1, keepdim=True).sum(1, keepdim=True)  # (G, 1, 1): members that take part
     centred = (to_go - to_go.sum(1, keepdim=True) / count.clamp(min=1)) * real
     advantages = centred * count / (count - 1).clamp(min=1) if baseline == "leave-one-out" else centred
     if scale != "none":
@@ -139,7 +140,7 @@ class DenseGRPOTrainer(GRPOTrainer):
             the reply's advantage, which with the baseline ``group`` is plain GRPO.
         baseline: one of :data:`BASELINES`.
         discount: of :func:`rewards_to_go`.
-        paid_per: one of :data:`PAID_PER`. ``reply``: every token has the advantage of its reply's score, as by
+        payment: of :class:`ReplyRewards`. ``reply``: every token has the advantage of its reply's score, as by
             sequence, whatever rewards the score is made of; what credit for tokens adds is the difference.
         entropy_model: of segments: the frozen LM.
         reward_funcs: for the log alone.
@@ -162,16 +163,15 @@ class DenseGRPOTrainer(GRPOTrainer):
         reading: RewardReading | None = None,
         baseline: str = "leave-one-out",
         discount: float = 1.0,
-        paid_per: str = "token",
+        payment: str = "reward",
         entropy_model: PreTrainedModel | None = None,
         reward_funcs: Any = None,
         **options: Any,
     ) -> None:
         check_name(baseline, "baseline", BASELINES)
-        check_name(paid_per, "paid_per", PAID_PER)
         check_share(discount, "discount")
-        self.dense_baseline, self.discount, self.paid_per = baseline, discount, paid_per
-        self.reply_rewards = ReplyRewards(scorer, reading, entropy_model)
+        self.dense_baseline, self.discount = baseline, discount
+        self.reply_rewards = ReplyRewards(scorer, reading, entropy_model, payment)
         self.logs_own_score = reward_funcs is None
         if options.get("tools") or options.get("environment_factory"):
             raise UserError("DenseGRPOTrainer takes no tools: their results are tokens that the policy did not choose")
@@ -186,9 +186,7 @@ class DenseGRPOTrainer(GRPOTrainer):
         mask = output["completion_mask"].bool()
         masks = output["prompt_mask"], output["completion_mask"]
         paid = self.reply_rewards(output["prompt_ids"], output["completion_ids"], masks, self.eos_token_ids)
-        if self.paid_per == "reply":
-            own_rewards, own_mask = paid.scores[:, None], mask.any(-1, keepdim=True)
-        elif self.reply_rewards.reading.granularity == "sequence":
+        if self.reply_rewards.payment == "reply" or self.reply_rewards.reading.granularity == "sequence":
             own_rewards, own_mask = paid.rewards.sum(-1, keepdim=True), mask.any(-1, keepdim=True)
         else:
             own_rewards, own_mask = paid.rewards, mask

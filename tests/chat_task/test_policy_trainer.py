@@ -30,7 +30,7 @@ from tests import tiny_models
 UNIT = LocationNormalizer(0, 0, 0, 1, 1)
 PROMPTS = ["a great film", "the plot is", "long", "terrible"] * 3
 SETTINGS = PolicySettings(
-    policy_model_name_or_path=None, paid_by="learned", paid_per="token", judge_checkpoint_path=None, discount=1.0,
+    policy_model_name_or_path=None, paid_by="learned", payment="reward", judge_checkpoint_path=None, discount=1.0,
     policy_eval_prompts=3,
     policy_steps=4, prompts_per_step=2, samples_per_prompt=4, policy_batch_size=4, max_reply_length=6,
     policy_learning_rate=1e-2, policy_warmup_share=0.25, baseline="leave-one-out", advantage_scale="group",

@@ -39,6 +39,16 @@ def test_by_token_the_end_token_gets_nothing_unless_it_is_all():
     assert scores.tolist() == [3, 7, 9, 0]
 
 
+def test_increments_sum_to_the_score():
+    rewards, scores = paid(RewardReading(normalizer=UNIT), payment="increment")
+    # Means so far of the first: 1, 1.5, 2, 2.5, 3; of the second: 6, 6.5, 7.
+    expected = [[1, 0.5, 0.5, 0.5, 0.5, 0], [6, 0.5, 0.5, 0, 0, 0], [END, 0, 0, 0, 0, 0], [0] * 6]
+    torch.testing.assert_close(rewards, torch.tensor(expected))
+    torch.testing.assert_close(rewards.sum(-1), scores)
+    with pytest.raises(ValueError, match="payment: unknown value 'all'"):
+        paid(RewardReading(), payment="all")
+
+
 def test_by_sequence_the_last_token_is_read():
     rewards, scores = paid(RewardReading("sequence", normalizer=LocationNormalizer(0, 1, 0, 2, 1)))
     assert scores.tolist() == [9, 8, 9, 0]
@@ -56,6 +66,8 @@ def test_by_segment_each_is_divided_evenly(monkeypatch):
     torch.testing.assert_close(rewards[0], torch.tensor([1, 1, 5 / 3, 5 / 3, 5 / 3, 0]))
     torch.testing.assert_close(rewards[1], torch.tensor([8 / 3, 8 / 3, 8 / 3, 0, 0, 0]))
     assert scores.tolist() == [3.5, 8, 9, 0]
+    rewards, _ = paid(reading, entropy_model=torch.nn.Identity(), payment="increment")
+    torch.testing.assert_close(rewards[0], torch.tensor([1, 1, 0.5, 0.5, 0.5, 0]))  # 2, then 3.5 - 2
 
 
 def test_segments_need_a_fitted_normaliser():

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from common.errors import UserError
 from common.integrations.trl import DenseGRPOTrainer, dense_advantages, rewards_to_go, scalar_reward
 from common.reply_rewards import RewardReading
-from common.segments import LocationNormalizer
+from common.segments import LocationNormalizer, score_increments
 from tests import tiny_models
 
 PROMPTS = Dataset.from_dict({"prompt": ["a great film", "the plot is", "long"] * 20})
@@ -117,8 +118,8 @@ def test_by_sequence_with_the_group_baseline_it_is_plain_grpo(tmp_path):
     assert [row["frac_reward_zero_std"] for row in logs[0]] == [row["frac_reward_zero_std"] for row in logs[1]]
 
 
-def test_paid_per_reply_it_is_plain_grpo_on_the_score_of_the_token_rewards(tmp_path):
-    end = trained(DenseGRPOTrainer(scorer=EvenIds(), paid_per="reply", baseline="group", **parts(tmp_path)))
+def test_paid_by_reply_it_is_plain_grpo_on_the_score_of_the_token_rewards(tmp_path):
+    end = trained(DenseGRPOTrainer(scorer=EvenIds(), payment="reply", baseline="group", **parts(tmp_path)))
     made = parts(tmp_path)
     plain = trained(GRPOTrainer(reward_funcs=scalar_reward(EvenIds(), made["processing_class"]), **made))
     torch.testing.assert_close(end, plain)
@@ -185,16 +186,56 @@ def test_advantages_by_hand():
     rewards = torch.tensor([[1.0, 2, 4], [3, 5, 9], [0, 6, 9], [1, 1, 1.0]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
     # To go: 7 6 4 | 8 5 . | 0 . . | none.
-    group = [[2, 0.5, 0], [3, -0.5, 0], [-5, 0, 0], [0, 0, 0]]
-    others = [[3, 1, 0], [4.5, -1, 0], [-7.5, 0, 0], [0, 0, 0]]
-    assert dense_advantages(rewards, mask, 4, "group", "none").tolist() == group
-    assert dense_advantages(rewards, mask, 4, "leave-one-out", "none").tolist() == others
+    group = [[2, 7 / 3, 8 / 3], [3, 4 / 3, 0], [-5, 0, 0], [0, 0, 0]]
+    others = [[3, 3.5, 4], [4.5, 2, 0], [-7.5, 0, 0], [0, 0, 0]]  # at the second place 6 - (5 + 0) / 2
+    torch.testing.assert_close(dense_advantages(rewards, mask, 4, "group", "none"), torch.tensor(group))
+    torch.testing.assert_close(dense_advantages(rewards, mask, 4, "leave-one-out", "none"), torch.tensor(others))
     deviation = (torch.tensor(group).square().sum() / 5).sqrt()
     scaled = dense_advantages(rewards, mask, 4, "group", "group")
     torch.testing.assert_close(scaled, torch.tensor(group) / (deviation + 1e-4))
     apart = torch.cat([rewards, 100 + rewards]), torch.cat([mask, mask])
     torch.testing.assert_close(dense_advantages(*apart, 4, "group", "none")[:4], torch.tensor(group))
     torch.testing.assert_close(dense_advantages(*apart, 4, "group", "group")[:4], scaled)
+
+
+@pytest.mark.parametrize("payment", ["reward", "increment"])
+def test_leave_one_out_gives_the_policy_gradient_without_bias(payment):
+    # A policy of two tokens and the end, whose logits depend on the tokens so far, at most three long. The expectation
+    # over all groups of two replies is exact; so is the gradient of the expected score.
+    torch.manual_seed(1)
+    logits = {
+        s: torch.randn(3, dtype=torch.float64, requires_grad=True) for n in range(3) for s in product((0, 1), repeat=n)
+    }
+    worth = {s: torch.randn(()) for n in range(1, 4) for s in product((0, 1), repeat=n)}
+    replies = [s for n in range(4) for s in product((0, 1), repeat=n)]
+
+    def log_probabilities(reply):
+        ended = reply if len(reply) == 3 else (*reply, 2)
+        return torch.stack([logits[reply[:t]].log_softmax(0)[token] for t, token in enumerate(ended)])
+
+    width = torch.arange(3)
+    rewards = torch.stack(
+        [torch.stack([worth[r[: t + 1]] if t < len(r) else torch.tensor(0.0) for t in width]) for r in replies]
+    )
+    ends = torch.stack([width < len(r) for r in replies])
+    mask = torch.stack([width < min(len(r) + 1, 3) for r in replies])
+    scores = rewards.sum(-1)
+    if payment == "increment":
+        rewards = score_increments(rewards, ends)
+        scores = scores / ends.sum(-1).clamp(min=1)
+    torch.testing.assert_close(rewards.sum(-1), scores)
+    logs = [log_probabilities(reply) for reply in replies]
+    chance = torch.stack([row.sum().exp() for row in logs])
+    assert chance.sum().item() == pytest.approx(1)
+    wanted = torch.autograd.grad((chance * scores).sum(), [*logits.values()], retain_graph=True)
+    surrogate = torch.zeros((), dtype=torch.float64)
+    for i, j in product(range(len(replies)), repeat=2):
+        both = [i, j]
+        advantages = dense_advantages(rewards[both], mask[both], 2, "leave-one-out", "none")
+        for row, k in enumerate(both):
+            surrogate += (chance[i] * chance[j]).detach() * (advantages[row, : len(logs[k])] * logs[k]).sum() / 2
+    found = torch.autograd.grad(surrogate, [*logits.values()])
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_rewards_to_go_by_hand():
