@@ -22,8 +22,13 @@ from common.token_reward_model import TokenRewardModel
 from common.training.data_files import read_text
 
 
-def load_reward_model(models: ModelSettings, text: TextSettings) -> tuple[TokenRewardModel, ReplyFormat, RewardReading]:
+def load_reward_model(
+    models: ModelSettings, text: TextSettings, agg_func: str
+) -> tuple[TokenRewardModel, ReplyFormat, RewardReading]:
     """What the options ask for; the head is drawn from torch's global generator unless rew_checkpoint_path is given.
+
+    The score by which replies are paid and logged is the sum of rewards where they learn by ``sum``, else their mean,
+    also where a reward model learns by ``max``, ``min`` or a function of the user's.
 
     Raises:
         UserError: it cannot be loaded, or cannot read as many tokens as a prompt and a reply may have.
@@ -53,6 +58,7 @@ def load_reward_model(models: ModelSettings, text: TextSettings) -> tuple[TokenR
         models.granularity,
         models.segment_cut if by_segment else None,
         models.reference_model if by_segment else None,
+        score="sum" if agg_func == "sum" else "mean",
     )
     return model, reply_format, reading
 

@@ -123,7 +123,7 @@ def _learn_rewards(
     run: Run, settings: ChatSettings, preferences: Preferences, arguments: TrainingArguments
 ) -> dict[str, Any]:
     """Learns a reward model and writes it, with its page. Returns what ``results.json`` says of it."""
-    model, reply_format, reading = load_reward_model(settings.models, settings.text)
+    model, reply_format, reading = load_reward_model(settings.models, settings.text, settings.reward.agg_func)
     model.config.trained_on = {
         "task": "chat", "dataset": settings.data.dataset_name or settings.data.train_file,
         "granularity": settings.models.granularity, "agg_func": settings.reward.agg_func,

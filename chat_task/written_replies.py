@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from chat_task.judges import Judge
-from common.integrations.trl import prompt_tokens
 from common.language_models.evaluation_mode import evaluation_mode
-from common.reply_rewards import ReplyRewards
+from common.reply_rewards import ReplyRewards, prompt_tokens
 from common.training.progress import progress
 
 

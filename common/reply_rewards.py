@@ -32,6 +32,7 @@ from common.training.run_files import saved_fields
 READING_FILE = "reward_reading.json"
 BASELINES = ("leave-one-out", "group")  # of advantages, and what they are divided by; see common/integrations/trl.py
 SCALES = ("group", "batch", "none")
+READ_SCORES = ("mean", "sum")
 PAYMENTS = ("reward", "increment", "reply")
 
 
@@ -60,15 +61,18 @@ class RewardReading:
         cut: of ``segment``, in nats; see :func:`common.segments.segment_ends`.
         entropy_model: of ``segment``: name or folder of the frozen LM whose surprise ends a segment.
         normalizer: fitted on held-out replies, see :func:`fit_reading`; None: not fitted.
+        score: what the score of a reply is of the rewards that are read, one of :data:`READ_SCORES`.
     """
 
     granularity: str = "token"
     cut: float | None = None
     entropy_model: str | None = None
     normalizer: LocationNormalizer | None = None
+    score: str = "mean"
 
     def __post_init__(self) -> None:
         check_name(self.granularity, "granularity", GRANULARITIES)
+        check_name(self.score, "score", READ_SCORES)
         if self.granularity == "segment" and self.cut is None:
             raise ValueError("cut: needed by granularity 'segment'")
 
@@ -88,7 +92,7 @@ class RewardReading:
             return cls()
         found = saved_fields(path, cls)
         try:
-            if missing := asdict(cls()).keys() - found.keys():
+            if missing := asdict(cls()).keys() - found.keys() - {"score"}:  # which older folders lack
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             return cls(**found)
         except ValueError as error:
@@ -100,7 +104,7 @@ class Paid(NamedTuple):
 
     Attributes:
         rewards: (B, T) of their tokens, see ``payment`` of :class:`ReplyRewards`.
-        scores: (B,) the replies' scores as the reward model means them: the mean of the rewards read, as they are.
+        scores: (B,) the replies' scores: mean or sum of the rewards read, as they are, see :class:`RewardReading`.
     """
 
     rewards: Tensor
@@ -168,12 +172,12 @@ class ReplyRewards:
         if bool(there.any()):
             chosen = prompt_ids[there], completion_ids[there], (prompt_mask[there], mask[there])
             raw, ends = self._read(*chosen, end_token_ids)
-            scores[there] = raw.masked_fill(~ends, 0).sum(-1) / ends.sum(-1)
+            increments = score_increments(raw, ends, self.reading.score)
+            scores[there] = increments.sum(-1)
             normalizer = self.reading.normalizer
+            paid = raw if normalizer is None else normalizer(raw, ends)
             if self.payment != "reward":
-                paid = score_increments(raw, ends)
-            else:
-                paid = raw if normalizer is None else normalizer(raw, ends)
+                paid = increments
             rewards[there] = spread_segments(paid, ends, mask[there].bool(), "even")
         return Paid(rewards, scores)
 
@@ -320,3 +324,16 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") ->
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
+
+
+def prompt_tokens(tokenizer: Any, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Token ids of prompts (text, or messages for the chat template) as TRL reads them, and their mask.
+
+    (N, P) each, padded on the left.
+    """
+    if isinstance(prompts[0], str):
+        rows = tokenizer(text=list(prompts))["input_ids"]
+    else:
+        rows = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)["input_ids"]
+    ids, mask = padded([list(row)[::-1] for row in rows])
+    return ids.flip(1), mask.flip(1)

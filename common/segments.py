@@ -116,20 +116,25 @@ def spread_segments(rewards: Tensor, ends: Tensor, mask: Tensor, how: str, outsi
     return per_segment.gather(-1, place).masked_fill(~inside, outside)
 
 
-def score_increments(rewards: Tensor, ends: Tensor) -> Tensor:
-    """What each segment adds to the mean of the rewards read so far: m_n - m_(n-1) = (r_n - m_(n-1)) / n, with m_0 = 0.
+def score_increments(rewards: Tensor, ends: Tensor, score: str = "mean") -> Tensor:
+    """What each segment adds to the score of the reply so far.
 
-    Known as soon as the segment is written, and their sum is the mean over the reply: what is still to come at a token
+    To the ``mean`` of the rewards read: m_n - m_(n-1) = (r_n - m_(n-1)) / n, with m_0 = 0; to their ``sum``: r_n. Known
+    as soon as the segment is written, and all of them sum to the score of the reply: what is still to come at a token
     is the score less what it was before, which no action at the token can change.
 
     Args:
         rewards: (..., T), read at the tokens of ``ends``; what stands elsewhere has no influence.
         ends: (..., T), see :func:`segment_ends`.
+        score: mean or sum.
 
     Returns:
         (..., T), 0 elsewhere.
     """
+    check_name(score, "score", ("mean", "sum"))
     check_shape(ends, "ends", rewards.shape)
+    if score == "sum":
+        return rewards.masked_fill(~ends, 0)
     means = rewards.masked_fill(~ends, 0).cumsum(-1) / ends.long().cumsum(-1).clamp(min=1)
     return means.diff(dim=-1, prepend=torch.zeros_like(means[..., :1])).masked_fill(~ends, 0)
 

@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 
 from common.checks import check_name, check_shape, check_share
 from common.errors import UserError
-from common.reply_rewards import BASELINES, SCALES, ReplyRewards, RewardReading, TokenScorer, padded
+from common.reply_rewards import BASELINES, SCALES, ReplyRewards, RewardReading, TokenScorer, padded, prompt_tokens
 
 _TINY = 1e-4  # TRL's own, beside a deviation
 
@@ -77,19 +77,6 @@ def dense_advantages(
     return advantages.flatten(0, 1)
 
 
-def prompt_tokens(tokenizer: Any, prompts: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Token ids of prompts (text, or messages for the chat template) as TRL reads them, and their mask.
-
-    (N, P) each, padded on the left.
-    """
-    if isinstance(prompts[0], str):
-        rows = tokenizer(text=list(prompts))["input_ids"]
-    else:
-        rows = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)["input_ids"]
-    ids, mask = padded([list(row)[::-1] for row in rows])
-    return ids.flip(1), mask.flip(1)
-
-
 def scalar_reward(
     scorer: TokenScorer,
     tokenizer: Any,
@@ -110,15 +97,9 @@ def scalar_reward(
     ends = {*end_token_ids, tokenizer.eos_token_id} - {None}
 
     def score(prompts: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-        if isinstance(prompts[0], str):
-            prompt_ids = tokenizer(text=prompts)["input_ids"]
-        else:
-            prompt_ids = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)[
-                "input_ids"
-            ]
-        left, left_mask = padded([list(ids)[::-1] for ids in prompt_ids])
+        left, left_mask = prompt_tokens(tokenizer, prompts)
         right, right_mask = padded(completion_ids)
-        found = reader(left.flip(1), right, (left_mask.flip(1), right_mask), ends)
+        found = reader(left, right, (left_mask, right_mask), ends)
         return list(found.scores.tolist())
 
     return score

@@ -24,6 +24,7 @@ PROGRAMS = {
     "fsc": ("prompt_task/run_fsc.py", "learn few-shot prompts"),
     "sum": ("sum_task/run_sum.py", "learn summarization"),
     "chat": ("chat_task/run_chat.py", "learn rewards of replies from preferences, and a policy"),
+    "rank": ("chat_task/rank_replies.py", "replies of a model, ranked by a preference of your own"),
     "score": ("chat_task/score_tokens.py", "the learned reward of each token of replies"),
     "score-summaries": ("sum_task/score_tokens.py", "the learned reward of each token of summaries"),
     "generate": ("sum_task/generate.py", "summarize texts with a trained policy"),

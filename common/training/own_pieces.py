@@ -5,6 +5,7 @@ piece          is called with                                         gives back
 =============  =====================================================  ========================================
 preference     of summaries: predictions, references, sources, a      N numbers, higher is better
                list of N texts each
+preference     of replies: prompts, replies, a list of N each         N numbers, higher is better
 preference     of prompts: prompts, P texts; probabilities (P, E, C)  (P,) numbers, higher is better
                of the classes on E examples; labels (E,)
 aggregation    token_rewards (B, K, T), 0 at padding; mask (B, K, T)  scores (B, K), higher is better, which a

@@ -1,5 +1,6 @@
 """What replies are paid: where rewards are read, how they are normalised, and those of a model of other tokens."""
 
+import json
 from typing import Any
 
 import pytest
@@ -45,6 +46,9 @@ def test_increments_sum_to_the_score():
     expected = [[1, 0.5, 0.5, 0.5, 0.5, 0], [6, 0.5, 0.5, 0, 0, 0], [END, 0, 0, 0, 0, 0], [0] * 6]
     torch.testing.assert_close(rewards, torch.tensor(expected))
     torch.testing.assert_close(rewards.sum(-1), scores)
+    rewards, scores = paid(RewardReading(normalizer=UNIT, score="sum"), payment="increment")
+    assert rewards.tolist() == [[1, 2, 3, 4, 5, 0], [6, 7, 8, 0, 0, 0], [END, 0, 0, 0, 0, 0], [0] * 6]
+    assert scores.tolist() == [15, 21, END, 0]
     with pytest.raises(ValueError, match="payment: unknown value 'all'"):
         paid(RewardReading(), payment="all")
 
@@ -82,6 +86,10 @@ def test_a_fitted_reading_is_kept_with_the_model(tmp_path):
     assert fitted.normalizer.mean_intercept == pytest.approx(26 / 3)
     assert RewardReading.load(tmp_path) == RewardReading()
     fitted.save(tmp_path)
+    assert RewardReading.load(tmp_path) == fitted
+    file = tmp_path / reply_rewards.READING_FILE
+    older = {key: value for key, value in json.loads(file.read_text()).items() if key != "score"}
+    file.write_text(json.dumps(older))
     assert RewardReading.load(tmp_path) == fitted
     (tmp_path / reply_rewards.READING_FILE).write_text("{}")
     with pytest.raises(UserError, match="cannot read"):
