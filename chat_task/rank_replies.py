@@ -85,6 +85,8 @@ def main(words: Sequence[str] | None = None) -> int:
         logger.warning(
             "prompts longer than --max_prompt_length: %d of %d left out", len(asked) - len(prompts), len(asked)
         )
+    if not prompts:
+        raise UserError(f"--max_prompt_length: {len(asked)} prompts, and all of them are longer")
     rows = []
     for first in progress(range(0, len(prompts), options.batch_size), "sampling replies", "batch"):
         batch = prompts[first : first + options.batch_size]

@@ -276,6 +276,7 @@ PROGRAMS: dict[str, Program] = {
     ),
     "chat_task/run_chat.py": Program(read_chat_command, small_chat_run),
     "chat_task/score_tokens.py": Program(flags_of("chat_task.score_tokens"), lambda words: ["--device", "cpu"]),
+    "chat_task/rank_replies.py": Program(flags_of("chat_task.rank_replies"), not_run="it has tests"),
     "sum_task/generate.py": Program(
         flags_of("sum_task.generate"), lambda words: ["--max_length", "4", "--device", "cpu"]
     ),

@@ -1,0 +1,95 @@
+"""Replies that a model writes, ranked: what the file holds, and what is refused."""
+
+import json
+
+import pytest
+
+from chat_task import rank_replies
+from chat_task.data import load_preferences
+from chat_task.ranking_rows import Columns
+from common.builtin.planted_errors import known_errors
+from common.errors import UserError
+from tests import tiny_models
+
+SMALL = ["--samples=3", "--max_reply_length=12", "--batch_size=2", "--device=cpu"]
+
+
+def by_length(prompts, replies):
+    assert len(prompts) == len(replies)
+    return [len(reply) for reply in replies]
+
+
+def all_alike(prompts, replies):
+    return [1.0] * len(replies)
+
+
+def fails_later(prompts, replies):
+    if len(replies) > 2:
+        raise RuntimeError("no such\nreply")
+    return [0, 1]
+
+
+def too_few(prompts, replies):
+    return [1.0]
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A saved model and a file of five rows, four different prompts among them."""
+    model, tokenizer = tiny_models.make("llama")
+    model.save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    rows = [{"question": text} for text in ("the plot", "a great film", "the plot", "terrible", "long " * 50)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [f"--model={tmp_path / 'lm'}", f"--input={tmp_path / 'prompts.jsonl'}", "--prompt_column=question",
+            "--max_prompt_length=20", *SMALL]  # fmt: skip
+
+
+def ranked(words, file):
+    rank_replies.main([*words, f"--output={file}"])
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_each_prompt_has_different_replies_with_their_scores(given, tmp_path, caplog):
+    words = [*given, f"--preference={__name__}:by_length"]
+    rows = ranked(words, tmp_path / "ranked.jsonl")
+    assert {row["prompt"] for row in rows} <= {"the plot", "a great film", "terrible"}
+    assert len(rows) >= 2 and "1 of 4 left out" in caplog.text  # the long one
+    for row in rows:
+        assert row["scores"] == [len(text) for text in row["completions"]]
+        assert len(set(row["completions"])) == len(row["completions"]) <= 3
+    assert rows == ranked(words, tmp_path / "again.jsonl")
+    assert rows != ranked([*words, "--seed=1"], tmp_path / "other.jsonl")
+    found = load_preferences(columns=Columns(), train_file=str(tmp_path / "ranked.jsonl"), validation_share=0.5)
+    assert len(found.train) + len(found.validation) == len(rows)
+
+
+def test_built_in_replies_get_their_true_scores(tmp_path):
+    words = ["--model=builtin/report-lm", "--input=builtin/planted-errors", "--prompt_template=summarize: {prompt}",
+             "--limit=6", "--samples=4", "--max_reply_length=32", "--device=cpu"]  # fmt: skip
+    known = known_errors(count=10)
+    for row in ranked(words, tmp_path / "ranked.jsonl"):
+        for text, score, wrong in zip(row["completions"], row["scores"], row["wrong"], strict=True):
+            edits = known.edits(row["prompt"], text)
+            assert score == -sum(count for _, count in edits) and text.count(" ") > 3
+            assert all([start, end] in wrong or not count for (start, end), count in edits[:-1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ([], "--preference: name a function that ranks"),
+        (["--preference=mine"], "has not the form package.module:function"),
+        ([f"--preference={__name__}:too_few"], r"numbers of shape \(1,\), not \(2,\)"),
+        ([f"--preference={__name__}:fails_later"], "fails_later' fails: RuntimeError: no such$"),
+        ([f"--preference={__name__}:all_alike"], "all alike, or equally good"),
+        ([f"--preference={__name__}:by_length", "--prompt_column=answer"], "no column 'answer'"),
+        ([f"--preference={__name__}:by_length", "--prompt_template=Q:"], "has no {prompt}"),
+        ([f"--preference={__name__}:by_length", "--max_prompt_length=1"], "all of them are longer"),
+        (["--input=builtin/planted-errors", f"--preference={__name__}:by_length"], "by their true score; leave it out"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_file(given, tmp_path, flags, line):
+    with pytest.raises(UserError, match=line):
+        rank_replies.main([*given, *flags, f"--output={tmp_path / 'ranked.jsonl'}"])
+    assert not (tmp_path / "ranked.jsonl").exists()
