@@ -8,6 +8,7 @@ import torch
 from chat_task.data import BUILTIN_DATA
 from chat_task.settings import ChatSettings
 from common.builtin.planted_errors import KnownErrors, known_errors
+from common.errors import UserError
 from common.language_models.text_scores import load_entropy_model
 from common.reply_rewards import RewardReading, TokenRewardScorer
 
@@ -20,11 +21,19 @@ def builtin_errors(settings: ChatSettings) -> KnownErrors:
     return known_errors(sentences=BUILTIN_DATA[str(settings.data.dataset_name)])
 
 
-def load_judge(settings: ChatSettings, policy: Any, policy_tokenizer: Any, device: torch.device) -> Judge | None:
+def load_judge(
+    settings: ChatSettings, policy: Any, policy_tokenizer: Any, prompts: Sequence[Any], device: torch.device
+) -> Judge | None:
     """The judge that the settings name: of built-in data always the true score. None: nobody judges.
 
+    Args:
+        settings: of the run.
+        policy, policy_tokenizer: whose replies are judged.
+        prompts: some, of which the first one is tried out.
+        device: where a reward model computes.
+
     Raises:
-        UserError: judge_checkpoint_path is no reward model, or none that reads the policy's tokens.
+        UserError: judge_checkpoint_path is no reward model, or none that reads the policy's tokens or prompts.
     """
     if settings.data.dataset_name in BUILTIN_DATA:
         known = builtin_errors(settings)
@@ -34,12 +43,16 @@ def load_judge(settings: ChatSettings, policy: Any, policy_tokenizer: Any, devic
         return None
     from common.integrations.trl import scalar_reward  # needs the extra trl
 
-    reading = RewardReading.load(folder)
-    scorer = TokenRewardScorer.from_pretrained(folder, policy_tokenizer).to(device)
-    surprised: Any = load_entropy_model(reading, scorer.model.is_encoder_decoder)
-    if surprised is not None:
-        surprised.to(device)
     ends = policy.generation_config.eos_token_id
     end_token_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    score = scalar_reward(scorer, policy_tokenizer, reading, surprised, end_token_ids)
+    try:
+        reading = RewardReading.load(folder)
+        scorer = TokenRewardScorer.from_pretrained(folder, policy_tokenizer).to(device)
+        surprised: Any = load_entropy_model(reading, scorer.model.is_encoder_decoder)
+        if surprised is not None:
+            surprised.to(device)
+        score = scalar_reward(scorer, policy_tokenizer, reading, surprised, end_token_ids)
+        score([prompts[0]], [policy_tokenizer("a")["input_ids"]])
+    except UserError as error:
+        raise UserError(f"judge_checkpoint_path: {error}") from None
     return lambda prompts, _, ids: [float(value or 0) for value in score(list(prompts), [list(row) for row in ids])]

@@ -4,6 +4,7 @@ The arms ``token``, ``segment`` and ``sequence`` differ in where rewards are rea
 ``trl``.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,13 @@ class PolicyTrainer(TrainerStage):
         for when, replies in (("before", self.before), ("after", self.after)):
             figures |= {f"policy_{name}_{when}": value for name, value in replies.figures().items()}
         if self.before.judged is not None and self.after.judged is not None:
+            # A reply that is the same again is a tie, whatever padding it was read with.
+            pairs = zip(self.after.tokens, self.before.tokens, self.after.judged, self.before.judged, strict=True)
+            judged = [earlier if same == tokens else score for tokens, same, score, earlier in pairs]
             lengths = ([len(tokens) for tokens in replies.tokens] for replies in (self.after, self.before))
-            rates = win_rate_figures(self.after.judged, self.before.judged, *lengths)
-            figures |= {f"policy_{name}": value for name, value in rates.items()}
+            if all(map(math.isfinite, [*judged, *self.before.judged])):
+                rates = win_rate_figures(judged, self.before.judged, *lengths)
+                figures |= {f"policy_{name}": value for name, value in rates.items()}
         return figures
 
     def save(self, folder: Path) -> None:

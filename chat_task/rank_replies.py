@@ -1,36 +1,38 @@
 """Replies of a language model, ranked by a preference of your own: the file of rankings that run_chat.py learns from.
 
 python chat_task/rank_replies.py --model POLICY --input prompts.jsonl --preference mine:prefer --output ranked.jsonl
-python chat_task/rank_replies.py --model builtin/report-lm --input builtin/planted-errors --output ranked.jsonl
-python chat_task/run_chat.py --train_file=ranked.jsonl
+python chat_task/rank_replies.py --model builtin/report-lm --input builtin/planted-errors --output ranked.jsonl \\
+    --prompt_template 'summarize: {prompt}' --max_reply_length 32
+python chat_task/run_chat.py --config=chat_builtin --dataset_name=null --train_file=ranked.jsonl
 
 Each prompt gets several sampled replies. mine:prefer is package.module:function, called with the prompts and replies of
 a batch, a list of each; it gives back a number for each reply, higher is better. Of built-in data it is the true score,
 and the column "wrong" holds the characters of each wrong word. A reward model that learnt from replies which its policy
 would not write does not know what is wrong with those that it does write: the method ranks the policy's own, and again
-(--model RUN/policy) once the policy has learnt. Prompts are drawn upon as they are in the input, each once; a prompt
-whose replies are all alike, or equally good, is left out and counted.
+(--model RUN/policy) once the policy has learnt. Prompts are written as they are in the input, each once; learn with the
+same --prompt_template. Empty replies are left out, and prompts without two replies of which one is better.
 """
 
 from common.training.program import run_command
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from chat_task.data import BUILTIN_DATA
-from chat_task.ranking_rows import text_or_messages
+from chat_task.ranking_rows import parsed, text_or_messages
 from common.builtin.planted_errors import KnownErrors, known_errors, ranked_rows
 from common.errors import UserError
+from common.language_models.capabilities import position_limits
 from common.language_models.pretrained import load_pretrained, load_tokenizer
 from common.language_models.replies import PLACE, ReplyFormat, Text
 from common.language_models.text_scores import load_lm
-from common.reply_rewards import prompt_tokens
+from common.reply_rewards import padded, prompt_tokens
 from common.training.console import Parser
 from common.training.data_files import read_rows, shown_columns
 from common.training.files import check_output, json_text, write_jsonl_atomic
@@ -42,7 +44,7 @@ from common.training.runtime import start_runtime
 Prefer = Callable[[Sequence[Text], Sequence[str]], Sequence[float]]
 logger = logging.getLogger("chat_task.rank_replies")  # not __name__, which is __main__ for a command
 
-MADE_UP = ["Name a river.", "Name a town."], ["The Rhine.", "Bonn."]
+MADE_UP = ["The Rhine.", "Bonn."]  # replies
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -58,7 +60,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--preference", metavar="NAME", help="package.module:function(prompts, replies) -> scores")
     parser.add_argument("--prompt_column", default="prompt", metavar="NAME", help="column of prompts (prompt)")
     parser.add_argument("--prompt_template", default=PLACE, help=f"text around prompts that are text ({PLACE})")
-    parser.add_argument("--samples", type=COUNT, default=4, metavar="K", help="replies to each prompt (4)")
+    parser.add_argument(
+        "--samples", type=number(int, minimum=2), default=4, metavar="K", help="replies to each prompt (4)"
+    )
     parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N prompts")
     parser.add_argument("--temperature", type=number(float, minimum=1e-3, maximum=1e3), default=1.0, help="(1)")
     parser.add_argument("--max_prompt_length", type=COUNT, default=1024, help="tokens; longer ones are left out (1024)")
@@ -71,8 +75,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if PLACE not in options.prompt_template:
         raise UserError(f"--prompt_template: {options.prompt_template!r} has no {PLACE}")
     known = known_errors(sentences=BUILTIN_DATA[options.input]) if options.input in BUILTIN_DATA else None
-    prefer = _preference(options.preference, known)
+    if known is not None and options.preference is not None:
+        raise UserError("--preference: built-in replies are ranked by their true score; leave it out")
+    if known is None and options.preference is None:
+        raise UserError("--preference: name a function that ranks, package.module:function(prompts, replies) -> scores")
     asked = list(_prompts(options.input, options.prompt_column, options.limit))
+    prefer = _preference(options.preference, known, [asked[0], asked[-1]])
     runtime = start_runtime(options.seed, options.device)
     tokenizer = load_tokenizer(AutoTokenizer, options.model)
     is_encoder_decoder = load_pretrained(AutoConfig, options.model).is_encoder_decoder
@@ -80,18 +88,33 @@ def main(words: Sequence[str] | None = None) -> int:
     reply_format = ReplyFormat(
         tokenizer, is_encoder_decoder, options.prompt_template, options.max_prompt_length, options.max_reply_length
     )
-    prompts = [prompt for prompt in asked if not reply_format.encode_prompt(prompt)[1]]
+    encoded = [reply_format.encode_prompt(prompt) if prompt else ([], False) for prompt in asked]
+    prompts = [prompt for prompt, (ids, cut) in zip(asked, encoded, strict=True) if ids and not cut]
     if len(prompts) < len(asked):
+        left_out = len(asked) - len(prompts)
         logger.warning(
-            "prompts longer than --max_prompt_length: %d of %d left out", len(asked) - len(prompts), len(asked)
+            "prompts that are empty or longer than --max_prompt_length: %d of %d left out", left_out, len(asked)
         )
     if not prompts:
-        raise UserError(f"--max_prompt_length: {len(asked)} prompts, and all of them are longer")
-    rows = []
+        raise UserError(f"--max_prompt_length: {len(asked)} prompts, and all of them are empty or longer")
+    check_positions(model, max(len(ids) for ids, cut in encoded if not cut), options.max_reply_length)
+    rows: list[dict[str, Any]] = []
+    cut_replies, empty = 0, 0
     for first in progress(range(0, len(prompts), options.batch_size), "sampling replies", "batch"):
         batch = prompts[first : first + options.batch_size]
         replies = sample_replies(model, reply_format, batch, options.samples, options.temperature)
-        rows += _ranked(batch, replies, prefer, known)
+        cut_replies += sum(not reply.ended for of_prompt in replies for reply in of_prompt)
+        texts = [[reply.text for reply in of_prompt if reply.text.strip()] for of_prompt in replies]
+        empty += sum(options.samples - len(of_prompt) for of_prompt in texts)
+        rows += _ranked(batch, texts, prefer, known)
+    written = len(prompts) * options.samples
+    if cut_replies:
+        logger.warning(
+            "%d of %d replies reached --max_reply_length; who learns from them with a greater one reads them as ended",
+            cut_replies, written,
+        )  # fmt: skip
+    if empty:
+        logger.warning("empty replies: %d of %d left out", empty, written)
     if not rows:
         raise UserError(f"--samples: the replies to each of {len(prompts)} prompts are all alike, or equally good")
     write_jsonl_atomic(options.output, rows)
@@ -100,30 +123,73 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Sample(NamedTuple):
+    """A reply, and whether it ended before there were too many tokens."""
+
+    text: str
+    ended: bool
+
+
 @torch.no_grad()
 def sample_replies(
     model: Any, reply_format: ReplyFormat, prompts: Sequence[Text], samples: int, temperature: float = 1.0
-) -> list[list[str]]:
-    """Sampled replies to each prompt, as text; torch's global generator is drawn upon.
+) -> list[list[Sample]]:
+    """Sampled replies to each prompt, from the whole vocabulary; torch's global generator is drawn upon.
+
+    What the model's own generation_config asks for, such as beams or a penalty, is left out: the samples are those of
+    the policy as it is trained. A reply ends at the end tokens of model and tokenizer, as in policy learning.
 
     Args:
         model: an LM, decoder-only or encoder-decoder, in evaluation mode.
         reply_format: its tokenizer, how prompts are read, and the most tokens of a reply.
-        prompts: texts or messages.
+        prompts: texts or messages, none of them empty.
         samples: replies to each.
-        temperature: of the softmax; the whole vocabulary is sampled from.
+        temperature: of the softmax.
     """
     tokenizer, template = reply_format.tokenizer, reply_format.prompt_template
     asked = [template.replace(PLACE, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    ids, mask = (part.to(model.device) for part in prompt_tokens(tokenizer, asked))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    whole: Tensor = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
-        num_return_sequences=samples, max_new_tokens=reply_format.max_reply_length, pad_token_id=pad,
-    )  # fmt: skip
-    written = whole if reply_format.is_encoder_decoder else whole[:, ids.shape[1] :]
-    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [texts[n * samples : (n + 1) * samples] for n in range(len(prompts))]
+    # A batch may hold both kinds, which a tokenizer reads in different ways.
+    ids = [prompt_tokens(tokenizer, [prompt])[0][0].tolist() for prompt in asked]
+    if reply_format.is_encoder_decoder:
+        prompt_ids, prompt_mask = padded(ids, model.device)
+    else:
+        prompt_ids, prompt_mask = (part.flip(1) for part in padded([row[::-1] for row in ids], model.device))
+    own = model.generation_config
+    given = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    ends = sorted({*given, tokenizer.eos_token_id} - {None})
+    pad = next((i for i in (tokenizer.pad_token_id, own.pad_token_id, *ends) if i is not None), 0)
+    starts = {
+        name: getattr(own, name, None) for name in ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+    }
+    model.generation_config = GenerationConfig(**starts, eos_token_id=ends or None, pad_token_id=pad)
+    try:
+        whole: Tensor = model.generate(
+            input_ids=prompt_ids, attention_mask=prompt_mask, do_sample=True, temperature=temperature, top_k=0,
+            num_return_sequences=samples, max_new_tokens=reply_format.max_reply_length,
+        )  # fmt: skip
+    finally:
+        model.generation_config = own
+    written = whole[:, 1:] if reply_format.is_encoder_decoder else whole[:, prompt_ids.shape[1] :]
+    found = []
+    for row in written.tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        found.append(Sample(tokenizer.decode(row[:end], skip_special_tokens=True), end is not None))
+    return [found[n * samples : (n + 1) * samples] for n in range(len(prompts))]
+
+
+def check_positions(model: Any, longest_prompt: int, max_reply_length: int) -> None:
+    """Refuse prompts and replies that the model has no positions for.
+
+    Raises:
+        UserError: naming both lengths.
+    """
+    sources, targets = position_limits(model)
+    together = longest_prompt + (0 if model.config.is_encoder_decoder else max_reply_length)
+    if (sources is not None and together > sources) or (targets is not None and max_reply_length > targets):
+        raise UserError(
+            f"--max_reply_length: the model reads at most {sources or targets} tokens; the longest prompt has "
+            f"{longest_prompt}, and a reply may have {max_reply_length}"
+        )
 
 
 def _ranked(
@@ -131,9 +197,12 @@ def _ranked(
 ) -> list[dict[str, Any]]:
     """Rows of the file; without prompts that teach nothing."""
     different = [list(dict.fromkeys(texts)) for texts in replies]
+    if not any(different):
+        return []
     pairs = [(prompt, text) for prompt, texts in zip(prompts, different, strict=True) for text in texts]
     found = prefer([prompt for prompt, _ in pairs], [text for _, text in pairs])
-    scores = iter(numbers("--preference", found, (len(pairs),)).tolist())
+    numbers("--preference", found, (len(pairs),))
+    scores = iter(torch.as_tensor(found, dtype=torch.float64).tolist())
     rows = []
     for prompt, texts in zip(prompts, different, strict=True):
         own = [next(scores) for _ in texts]
@@ -147,20 +216,21 @@ def _ranked(
     return rows
 
 
-def _preference(name: str | None, known: KnownErrors | None) -> Prefer:
+def _preference(name: str | None, known: KnownErrors | None, prompts: Sequence[Text]) -> Prefer:
     """What ranks.
 
+    Args:
+        name: a function of the user's, where nothing is known.
+        known: what is wrong in any reply.
+        prompts: two, for the function to be tried out on.
+
     Raises:
-        UserError: none is named, or the function cannot be had or gives back something else.
+        UserError: the function cannot be had, or gives back something else.
     """
     if known is not None:
-        if name is not None:
-            raise UserError("--preference: built-in replies are ranked by their true score; leave it out")
         return lambda prompts, replies: [known.score(str(p), r) for p, r in zip(prompts, replies, strict=True)]
-    if name is None:
-        raise UserError("--preference: name a function that ranks, package.module:function(prompts, replies) -> scores")
-    prompts, replies = MADE_UP
-    numbers(f"--preference: '{name}'", try_out("--preference", name, prompts=prompts, replies=replies), (len(replies),))
+    assert name is not None  # see `main`
+    numbers(f"--preference: '{name}'", try_out("--preference", name, prompts=prompts, replies=MADE_UP), (2,))
     function = own_function(name)
 
     def prefer(prompts: Sequence[Text], replies: Sequence[str]) -> Any:
@@ -187,12 +257,17 @@ def _prompts(source: str, column: str, limit: int | None) -> Iterator[Text]:
     for where, row in rows:
         if row.get(column) is None:
             raise UserError(f"{where}: no column '{column}' ({shown_columns(row)}); --prompt_column names it")
-        prompt = text_or_messages(row[column], column)
+        try:
+            prompt = text_or_messages(parsed(row[column]), column)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
         if (key := json_text(prompt)) not in seen:
             seen.add(key)
             yield prompt
         if limit is not None and len(seen) == limit:
             return
+    if not seen:
+        raise UserError(f"--input: '{source}' holds no row")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def ranking_set(row: Mapping[str, Any], columns: Columns, where: str = "row") ->
             broken messages, a prompt that cannot be found in a pair, scores that are no numbers.
     """
     try:
-        return _ranking_set({name: _parsed(value) for name, value in row.items()}, columns, where)
+        return _ranking_set({name: parsed(value) for name, value in row.items()}, columns, where)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -228,7 +228,7 @@ def _cell(row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """A cell of a csv file that holds a list, as JSON, becomes that list."""
     if isinstance(value, str) and value[:1] == "[" and value.rstrip()[-1:] == "]":
         try:

@@ -95,7 +95,7 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
         reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
         prompts, held_out = (policy_prompts(sets, reply_format) for sets in (preferences.train, preferences.validation))
         settings.policy.check_prompts(len(prompts))
-        judge = load_judge(settings, model, tokenizer, run.runtime.device)
+        judge = load_judge(settings, model, tokenizer, prompts, run.runtime.device)
         policy = Policy(model, tokenizer, prompts, held_out[: settings.policy.policy_eval_prompts], judge)
     learned: dict[str, Any] = {}
     if settings.run.stage != "policy":

@@ -259,6 +259,6 @@ UNREAD = {
     - {"model_name_or_path", "rew_checkpoint_path", "granularity", "gradient_checkpointing"}
     | {"swap_test"},
     ("granularity", "token"): frozenset({"segment_cut"}),
-    ("granularity", "sequence"): frozenset({"segment_cut", "discount", "payment"}),
+    ("granularity", "sequence"): frozenset({"segment_cut", "discount"}),
     ("payment", "reply"): frozenset({"discount"}),
 }

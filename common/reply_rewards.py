@@ -122,8 +122,8 @@ class ReplyRewards:
             normalised where a normaliser is fitted, and divided evenly over the segment's tokens. The sum over a reply
             grows with its length once the policy's rewards are better than those that the normaliser was fitted on.
             ``increment``: what each segment adds to the score of the reply so far, divided likewise, so that the sum
-            over a reply is its score whatever its length. ``reply``: as ``increment``, for a trainer that pays the sum
-            to all tokens alike, as by sequence.
+            over a reply is its score (of a mean whatever its length). ``reply``: as ``increment``, for a trainer that
+            pays the sum to all tokens alike, as by sequence.
 
     Raises:
         UserError: ``segment`` without an LM or a fitted normaliser; rewards of another tokenizer that are not read at

@@ -30,8 +30,10 @@ def rewards_to_go(rewards: Tensor, discount: float = 1.0) -> Tensor:
     """
     if discount == 1:
         return rewards.flip(-1).cumsum(-1).flip(-1)
-    place = torch.arange(rewards.shape[-1], device=rewards.device)
-    return rewards @ (discount ** (place[:, None] - place).clamp(min=0).to(rewards.dtype)).tril()
+    columns = list(rewards.unbind(-1))
+    for place in range(len(columns) - 2, -1, -1):
+        columns[place] = columns[place] + discount * columns[place + 1]
+    return torch.stack(columns, -1)
 
 
 def dense_advantages(
@@ -122,7 +124,8 @@ class DenseGRPOTrainer(GRPOTrainer):
         baseline: one of :data:`BASELINES`.
         discount: of :func:`rewards_to_go`.
         payment: of :class:`ReplyRewards`. ``reply``: every token has the advantage of its reply's score, as by
-            sequence, whatever rewards the score is made of; what credit for tokens adds is the difference.
+            sequence, whatever rewards the score is made of; what credit for tokens adds is what ``increment`` has over
+            it.
         entropy_model: of segments: the frozen LM.
         reward_funcs: for the log alone.
         options: the rest of what :class:`trl.GRPOTrainer` takes. ``args.scale_rewards`` holds for the advantages of

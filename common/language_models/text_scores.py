@@ -16,7 +16,7 @@ from common.language_models.replies import ReplyFormat, Text
 from common.language_models.token_carry import Span
 from common.reply_rewards import READING_FILE, RewardReading, padded
 from common.reply_surprise import reply_entropies
-from common.segments import segment_ends, spread_segments
+from common.segments import score_increments, segment_ends, spread_segments
 from common.token_reward_model import TokenRewardModel
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def score_texts(
             last = torch.tensor(unread, device=ids.device)
             is_end = torch.arange(ids.shape[1], device=ids.device) == last.unsqueeze(1)
             ends = segment_ends(reading.granularity, mask, is_end, entropies, reading.cut)
-            scores = raw.masked_fill(~ends, 0).sum(-1) / ends.sum(-1)
+            scores = score_increments(raw, ends, reading.score).sum(-1)
             if normalized and reading.normalizer is not None:
                 raw = reading.normalizer(raw, ends)
             shown = spread_segments(raw, ends, mask.bool(), spread, outside=math.nan)

@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 NUM_RESAMPLES = 1000
-RIDGE = 1e-6  # keeps the coefficients of preferences that a line separates without an error finite
+RIDGE = 1.0  # on phi, of the whole loss: the length explains no more than so many prompts can tell
 
 
 def length_controlled_win_rate(
@@ -15,9 +15,9 @@ def length_controlled_win_rate(
 ) -> float:
     """The win rate that is left where both replies are equally long.
 
-    The preferences are fitted by ``sigmoid(theta + phi tanh(d / std(d)))`` of the difference d in length; at d = 0 that
-    is ``sigmoid(theta)``. The regression of AlpacaEval 2 (arXiv 2404.04475, section 3) without its term for the
-    difficulty of a prompt, which takes many models to estimate.
+    The preferences are fitted by ``sigmoid(theta + phi tanh(d / std(d)))`` of the difference d in length, with an L2
+    penalty on phi; at d = 0 that is ``sigmoid(theta)``. The regression of AlpacaEval 2 (arXiv 2404.04475, section 3)
+    without its term for the difficulty of a prompt, which takes many models to estimate.
 
     Args:
         preferences: (N,) of [0, 1]: the probability, or a label, that the first reply is the better one.
@@ -41,7 +41,8 @@ def length_controlled_win_rate(
         loss = -(share * log_expit(logit) + (1 - share) * log_expit(-logit)).mean()
         slope = expit(logit) - share
         gradient = np.array([slope.mean(), (slope * scaled).mean()])
-        return loss + RIDGE / 2 * (parameters**2).sum(), gradient + RIDGE * parameters
+        pull = RIDGE / len(share) * np.array([0.01, 1.0]) * parameters  # theta stays finite where one side always wins
+        return loss + (pull * parameters).sum() / 2, gradient + pull
 
     return float(expit(minimize(objective, np.zeros(2), jac=True, method="BFGS").x[0]))
 

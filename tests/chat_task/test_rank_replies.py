@@ -1,14 +1,18 @@
 """Replies that a model writes, ranked: what the file holds, and what is refused."""
 
 import json
+from typing import Any
 
 import pytest
+import torch
+from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from chat_task import rank_replies
 from chat_task.data import load_preferences
 from chat_task.ranking_rows import Columns
 from common.builtin.planted_errors import known_errors
 from common.errors import UserError
+from common.language_models.replies import ReplyFormat
 from tests import tiny_models
 
 SMALL = ["--samples=3", "--max_reply_length=12", "--batch_size=2", "--device=cpu"]
@@ -17,6 +21,14 @@ SMALL = ["--samples=3", "--max_reply_length=12", "--batch_size=2", "--device=cpu
 def by_length(prompts, replies):
     assert len(prompts) == len(replies)
     return [len(reply) for reply in replies]
+
+
+def ends_well(prompts, replies):
+    return [reply.endswith("t") for reply in replies]
+
+
+def by_last_message(prompts, replies):
+    return [len(prompt[-1]["content"]) + len(reply) for prompt, reply in zip(prompts, replies, strict=True)]
 
 
 def all_alike(prompts, replies):
@@ -54,7 +66,7 @@ def test_each_prompt_has_different_replies_with_their_scores(given, tmp_path, ca
     words = [*given, f"--preference={__name__}:by_length"]
     rows = ranked(words, tmp_path / "ranked.jsonl")
     assert {row["prompt"] for row in rows} <= {"the plot", "a great film", "terrible"}
-    assert len(rows) >= 2 and "1 of 4 left out" in caplog.text  # the long one
+    assert len(rows) >= 2 and "longer than --max_prompt_length: 1 of 4 left out" in caplog.text  # the long one
     for row in rows:
         assert row["scores"] == [len(text) for text in row["completions"]]
         assert len(set(row["completions"])) == len(row["completions"]) <= 3
@@ -75,6 +87,55 @@ def test_built_in_replies_get_their_true_scores(tmp_path):
             assert all([start, end] in wrong or not count for (start, end), count in edits[:-1])
 
 
+def test_empty_replies_and_bools_make_no_rows_that_are_refused(given, tmp_path, caplog, monkeypatch):
+    written = [["", "cat", "cat"], [" ", "\n", ""], ["dog", "cat", "dog"]]
+    monkeypatch.setattr(
+        rank_replies, "sample_replies",
+        lambda model, form, prompts, *_: [[rank_replies.Sample(t, True) for t in written.pop()] for _ in prompts],
+    )  # fmt: skip
+    rows = ranked([*given, f"--preference={__name__}:ends_well"], tmp_path / "ranked.jsonl")
+    assert [(row["completions"], row["scores"]) for row in rows] == [(["dog", "cat"], [0.0, 1.0])]
+    assert "empty replies: 4 of 9 left out" in caplog.text
+
+
+def test_prompts_may_be_messages(given, tmp_path):
+    folder = tmp_path / "lm"
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
+    prompts = [[{"role": "user", "content": text}] for text in ("the plot", "a great film")]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"question": p}) + "\n" for p in [*prompts, "the plot"]))
+    rows = ranked([*given, f"--preference={__name__}:by_length"], tmp_path / "mixed.jsonl")
+    assert [row["prompt"] for row in rows] == [*prompts, "the plot"]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"question": prompt}) + "\n" for prompt in prompts))
+    assert ranked([*given, f"--preference={__name__}:by_last_message"], tmp_path / "messages.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_samples_end_where_policies_end_and_do_not_depend_on_the_models_own_search(kind):
+    model, tokenizer = tiny_models.make("llama")
+    if kind == "t5":
+        sizes: Any = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        torch.manual_seed(0)
+        config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, eos_token_id=2, **sizes)
+        model = T5ForConditionalGeneration(config)
+    form = ReplyFormat(tokenizer, kind == "t5", max_reply_length=12)
+    prompts = ["the plot", "a great film is long"]
+
+    def sampled():
+        torch.manual_seed(2)
+        return rank_replies.sample_replies(model.eval(), form, prompts, 40)
+
+    plain = sampled()
+    assert [len(of_prompt) for of_prompt in plain] == [40, 40]
+    assert {sample.ended for of_prompt in plain for sample in of_prompt} == {True, False}
+    own = GenerationConfig(num_beams=3, repetition_penalty=2.0, eos_token_id=5, decoder_start_token_id=0)
+    model.generation_config = own
+    found = sampled()
+    assert model.generation_config is own
+    fifth = tokenizer.decode([5])
+    assert not [s for of_prompt in found for s in of_prompt if fifth in s.text.split()]  # the model's own end token
+    assert sum(s.ended for o in found for s in o) > sum(s.ended for o in plain for s in o)
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
@@ -85,7 +146,9 @@ def test_built_in_replies_get_their_true_scores(tmp_path):
         ([f"--preference={__name__}:all_alike"], "all alike, or equally good"),
         ([f"--preference={__name__}:by_length", "--prompt_column=answer"], "no column 'answer'"),
         ([f"--preference={__name__}:by_length", "--prompt_template=Q:"], "has no {prompt}"),
-        ([f"--preference={__name__}:by_length", "--max_prompt_length=1"], "all of them are longer"),
+        ([f"--preference={__name__}:by_length", "--max_prompt_length=1"], "all of them are empty or longer"),
+        ([f"--preference={__name__}:by_length", "--max_reply_length=500"], "the model reads at most 128 tokens"),
+        ([f"--preference={__name__}:by_length", "--samples=1"], "at least 2"),
         (["--input=builtin/planted-errors", f"--preference={__name__}:by_length"], "by their true score; leave it out"),
     ],
 )

@@ -14,11 +14,17 @@ def test_two_lengths_by_hand():
     # Three quarters of wins where the reply is longer, a quarter where it is shorter: the length is all there is.
     longer = [5, 5, 5, 5, -5, -5, -5, -5]
     assert length_controlled_win_rate([1, 1, 1, 0, 1, 0, 0, 0], longer) == pytest.approx(0.5, abs=1e-4)
-    # 0.9 and 0.6: the logits' mean is left.
-    found = length_controlled_win_rate([0.9, 0.6], [7, -7])
-    assert found == pytest.approx(1 / (1 + np.exp(-(logit(0.9) + logit(0.6)) / 2)), abs=1e-4)
+    # 0.9 and 0.6: the logits' mean is left, of so many prompts that the penalty is nothing.
+    found = length_controlled_win_rate([0.9, 0.6] * 10_000, [7, -7] * 10_000)
+    assert found == pytest.approx(1 / (1 + np.exp(-(logit(0.9) + logit(0.6)) / 2)), abs=1e-3)
     assert length_controlled_win_rate([1, 0, 1, 1], [3, 3, 3, 3]) == 0.75
     assert length_controlled_win_rate([1, 0], [4, -4]) == pytest.approx(0.5, abs=1e-6)  # a line separates them
+
+
+def test_few_prompts_are_not_extrapolated_to_certainty():
+    for wins, longer in (([1, 1, 1, 0], [5, 4, 3, 2]), ([1, 1, 0, 0], [4, 3, 2, 1])):
+        assert 0.05 < length_controlled_win_rate(wins, longer) < 0.9
+    assert 0.8 < length_controlled_win_rate([1] * 8, [1, 2, -1, 3, 0, 2, -2, 1]) < 1
 
 
 def test_what_is_planted_is_found():
