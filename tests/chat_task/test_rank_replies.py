@@ -113,9 +113,16 @@ def test_prompts_may_be_messages(given, tmp_path):
 def test_samples_end_where_policies_end_and_do_not_depend_on_the_models_own_search(kind):
     model, tokenizer = tiny_models.make("llama")
     if kind == "t5":
-        sizes: Any = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        sizes: dict[str, Any] = {
+            "decoder_start_token_id": 0,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 16,
+            "num_layers": 1,
+            "num_heads": 2,
+        }
         torch.manual_seed(0)
-        config = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, eos_token_id=2, **sizes)
+        config = T5Config(vocab_size=len(tokenizer), eos_token_id=2, **sizes)
         model = T5ForConditionalGeneration(config)
     form = ReplyFormat(tokenizer, kind == "t5", max_reply_length=12)
     prompts = ["the plot", "a great film is long"]
