@@ -59,15 +59,29 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON lines of prompt, completions, scores")
     parser.add_argument("--preference", metavar="NAME", help="package.module:function(prompts, replies) -> scores")
     parser.add_argument("--prompt_column", default="prompt", metavar="NAME", help="column of prompts (prompt)")
-    parser.add_argument("--prompt_template", default=PLACE, help=f"text around prompts that are text ({PLACE})")
+    parser.add_argument(
+        "--prompt_template", default=PLACE, metavar="TEXT", help=f"text around prompts that are text ({PLACE})"
+    )
     parser.add_argument(
         "--samples", type=number(int, minimum=2), default=4, metavar="K", help="replies to each prompt (4)"
     )
     parser.add_argument("--limit", type=COUNT, metavar="N", help="only the first N prompts")
-    parser.add_argument("--temperature", type=number(float, minimum=1e-3, maximum=1e3), default=1.0, help="(1)")
-    parser.add_argument("--max_prompt_length", type=COUNT, default=1024, help="tokens; longer ones are left out (1024)")
-    parser.add_argument("--max_reply_length", type=COUNT, default=256, help="tokens, the end token included (256)")
-    parser.add_argument("--batch_size", type=COUNT, default=16, help="prompts whose replies are written at once (16)")
+    parser.add_argument(
+        "--temperature",
+        type=number(float, minimum=1e-3, maximum=1e3),
+        default=1.0,
+        metavar="T",
+        help="1 samples the LM",
+    )
+    parser.add_argument(
+        "--max_prompt_length", type=COUNT, default=1024, metavar="N", help="tokens; longer ones are left out (1024)"
+    )
+    parser.add_argument(
+        "--max_reply_length", type=COUNT, default=256, metavar="N", help="tokens, the end token included (256)"
+    )
+    parser.add_argument(
+        "--batch_size", type=COUNT, default=16, metavar="N", help="prompts whose replies are written at once (16)"
+    )
     parser.add_argument("--seed", type=INDEX, default=0, help="of the samples (0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     options = parser.parse_args(words)
