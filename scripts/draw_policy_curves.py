@@ -10,6 +10,7 @@ A point is a mean over several steps; a curve ends where the shortest of its run
 
 from common.training.program import run_command
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from common.training.tracking import read_metrics
 from scripts.collect_results import REPLIES
 
 CURVES = ("policy/judge", "policy/score", "policy/reply_length", "policy/entropy", "policy/kl", "policy/cut_share")
+LABEL_WIDTH = 80  # characters
 TITLES = {"policy/judge": "judge's score of the samples", "policy/score": "learned score of the samples"}
 
 
@@ -57,22 +59,25 @@ def draw(rows: Sequence[Row], name: str, steps_a_point: int, path: Path) -> int:
     Raises:
         UserError: there is none.
     """
-    lines: dict[str, list[tuple[str, list[np.ndarray]]]] = {}
+    lines: dict[str, list[tuple[Row, list[np.ndarray]]]] = {}
     for row in rows:
         runs = [run for run in row.runs.values() if "policy_steps" in run.results]
         curves = [points for points in (curve(run, name, steps_a_point) for run in runs) if len(points)]
         if curves:
-            lines.setdefault(row.dataset, []).append((f"{row.label or 'all runs'} (n={len(curves)})", curves))
+            lines.setdefault(row.dataset, []).append((row, curves))
     if not lines:
         raise UserError(f"--curve: no complete run with a policy has {steps_a_point} steps of '{name}' in its log")
     with matplotlib.rc_context({"svg.hashsalt": "token-guidance", "text.parse_math": False, "font.size": 9}):
-        figure = Figure(figsize=(6 * len(lines), 4), layout="constrained")
+        most = max(map(len, lines.values()))
+        figure = Figure(figsize=(6 * len(lines), 4 + 0.3 * most), layout="constrained")
         FigureCanvasAgg(figure)
         for number, (dataset, methods) in enumerate(lines.items(), start=1):
             axes = figure.add_subplot(1, len(lines), number)
-            for color, (label, curves) in enumerate(methods):
+            labels = _labels([row for row, _ in methods])
+            for color, (label, (_, curves)) in enumerate(zip(labels, methods, strict=True)):
+                label = textwrap.fill(f"{printable_text(label)} (n={len(curves)})", LABEL_WIDTH)
                 rollouts, mean, deviation = band(curves)
-                axes.plot(rollouts, mean, color=f"C{color % 10}", label=printable_text(label))
+                axes.plot(rollouts, mean, color=f"C{color % 10}", label=label)
                 axes.fill_between(
                     rollouts, mean - deviation, mean + deviation, color=f"C{color % 10}", alpha=0.2, linewidth=0
                 )
@@ -80,9 +85,17 @@ def draw(rows: Sequence[Row], name: str, steps_a_point: int, path: Path) -> int:
             axes.set_xlabel("rollouts")
             axes.set_ylabel(TITLES.get(name, name))
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.12))  # below the curves
         figure.savefig(path, dpi=150)
     return sum(map(len, lines.values()))
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """What tells the lines apart; without folders where other options do."""
+    short = [
+        ", ".join(f"{name}={row.options[name]}" for name in row.options if not name.endswith("_path")) for row in rows
+    ]
+    return [row.label for row in rows] if len(set(short)) < len(rows) or not all(short) else short
 
 
 def main(words: Sequence[str] | None = None) -> int:
