@@ -104,6 +104,8 @@ def write_policy_report(
     facts = {"score before": results["policy_score_before"], "score after": results["policy_score_after"]}
     if "policy_judge_after" in results:
         facts |= {"judge before": results["policy_judge_before"], "judge after": results["policy_judge_after"]}
+    if "policy_win_rate" in results:
+        facts |= {"won against the start": results["policy_win_rate"]}
     facts |= {"rollouts": results["rollouts"], "wall time": f"{results['wall_seconds'] / 60:.1f} min"}
     subtitle = (
         f"{results['policy']} learns from {results['paid_by']} {results['granularity']} rewards, payment by "
@@ -113,13 +115,14 @@ def write_policy_report(
     rows = []
     for number, prompt in enumerate(prompts[:SHOWN_PROMPTS]):
         for name, replies in (("before", before), ("after", after)):
-            columns: dict[str, Any] = {"prompt": _excerpt(prompt), "score": replies.scores[number]}
+            columns: dict[str, Any] = {"policy": name, "score": replies.scores[number]}
             if replies.judged is not None:
                 columns["judge"] = replies.judged[number]
-            rows.append(TokenRewards(replies.tokens[number], replies.rewards[number], name, columns))
+            caption = _excerpt(prompt) if name == "before" else ""
+            rows.append(TokenRewards(replies.tokens[number], replies.rewards[number], caption, columns))
     report.add_token_rewards(
         "Replies before and after", rows, note="The most likely reply to each held-out prompt, coloured by what "
-        "each token is paid: normalised, that of a segment divided over its tokens.",
+        "each token is paid; what a segment is paid is divided over its tokens.",
     )  # fmt: skip
     metrics = read_metrics(folder.metrics)
     report.add_curves("Policy learning", curves_from_metrics(metrics, POLICY_CURVES, POLICY_TITLES))
