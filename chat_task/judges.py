@@ -9,6 +9,7 @@ from chat_task.data import BUILTIN_DATA
 from chat_task.settings import ChatSettings
 from common.builtin.planted_errors import KnownErrors, known_errors
 from common.errors import UserError
+from common.language_models.replies import end_token_ids
 from common.language_models.text_scores import load_entropy_model
 from common.reply_rewards import RewardReading, TokenRewardScorer
 
@@ -43,15 +44,14 @@ def load_judge(
         return None
     from common.integrations.trl import scalar_reward  # needs the extra trl
 
-    ends = policy.generation_config.eos_token_id
-    end_token_ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    ends = sorted(end_token_ids(policy, policy_tokenizer))
     try:
         reading = RewardReading.load(folder)
         scorer = TokenRewardScorer.from_pretrained(folder, policy_tokenizer).to(device)
         surprised: Any = load_entropy_model(reading, scorer.model.is_encoder_decoder)
         if surprised is not None:
             surprised.to(device)
-        score = scalar_reward(scorer, policy_tokenizer, reading, surprised, end_token_ids)
+        score = scalar_reward(scorer, policy_tokenizer, reading, surprised, ends)
         score([prompts[0]], [policy_tokenizer("a")["input_ids"]])
     except UserError as error:
         raise UserError(f"judge_checkpoint_path: {error}") from None

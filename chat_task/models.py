@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from chat_task.ranked_sets import EncodedSet, collate
 from chat_task.settings import ChatSettings, ModelSettings, TextSettings
@@ -48,7 +48,7 @@ def load_reward_model(
         tokenizer, model.is_encoder_decoder, text.prompt_template, text.max_prompt_length,
         text.max_reply_length,
     )  # fmt: skip
-    _check_positions(model, text)
+    check_positions(model.backbone, model.is_encoder_decoder, text.max_prompt_length, text.max_reply_length)
     add_adapters(model.backbone, models.lora_rank, models.lora_alpha)
     train_upper_layers(model.backbone, models.trained_layers)
     if models.gradient_checkpointing:
@@ -63,17 +63,22 @@ def load_reward_model(
     return model, reply_format, reading
 
 
-def _check_positions(model: TokenRewardModel, text: TextSettings) -> None:
-    sources, targets = position_limits(model.backbone)
-    reads = text.max_prompt_length + (0 if model.is_encoder_decoder else text.max_reply_length)
+def check_positions(model: PreTrainedModel, is_encoder_decoder: bool, prompt_length: int, reply_length: int) -> None:
+    """Refuse prompts and replies of more tokens than a model has positions for.
+
+    Raises:
+        UserError: naming the option, or flag, with the length that is too large.
+    """
+    sources, targets = position_limits(model)
+    reads = prompt_length + (0 if is_encoder_decoder else reply_length)
     for name, limit, needed in (
         ("max_prompt_length", sources, reads),
-        ("max_reply_length", targets, text.max_reply_length + 1 if model.is_encoder_decoder else 0),
+        ("max_reply_length", targets, reply_length + 1 if is_encoder_decoder else 0),
     ):
         if limit is not None and needed > limit:
             raise UserError(
-                f"{name}: the backbone reads at most {limit} tokens, not the {needed} of "
-                f"max_prompt_length={text.max_prompt_length} and max_reply_length={text.max_reply_length}"
+                f"{name}: the backbone reads at most {limit} tokens, not the {needed} of prompts of {prompt_length} "
+                f"and replies of {reply_length}"
             )
 
 

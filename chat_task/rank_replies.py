@@ -25,12 +25,12 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from chat_task.data import BUILTIN_DATA
+from chat_task.models import check_positions
 from chat_task.ranking_rows import parsed, text_or_messages
 from common.builtin.planted_errors import KnownErrors, known_errors, ranked_rows
 from common.errors import UserError
-from common.language_models.capabilities import position_limits
 from common.language_models.pretrained import load_pretrained, load_tokenizer
-from common.language_models.replies import PLACE, ReplyFormat, Text
+from common.language_models.replies import PLACE, ReplyFormat, Text, end_token_ids
 from common.language_models.text_scores import load_lm
 from common.reply_rewards import padded, prompt_tokens
 from common.training.console import Parser
@@ -111,7 +111,8 @@ def main(words: Sequence[str] | None = None) -> int:
         )
     if not prompts:
         raise UserError(f"--max_prompt_length: {len(asked)} prompts, and all of them are empty or longer")
-    check_positions(model, max(len(ids) for ids, cut in encoded if not cut), options.max_reply_length)
+    longest = max(len(ids) for ids, cut in encoded if not cut)
+    check_positions(model, is_encoder_decoder, longest, options.max_reply_length)
     rows: list[dict[str, Any]] = []
     cut_replies, empty = 0, 0
     for first in progress(range(0, len(prompts), options.batch_size), "sampling replies", "batch"):
@@ -169,8 +170,7 @@ def sample_replies(
     else:
         prompt_ids, prompt_mask = (part.flip(1) for part in padded([row[::-1] for row in ids], model.device))
     own = model.generation_config
-    given = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-    ends = sorted({*given, tokenizer.eos_token_id} - {None})
+    ends = sorted(end_token_ids(model, tokenizer))
     pad = next((i for i in (tokenizer.pad_token_id, own.pad_token_id, *ends) if i is not None), 0)
     starts = {
         name: getattr(own, name, None) for name in ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
@@ -189,21 +189,6 @@ def sample_replies(
         end = next((place for place, token in enumerate(row) if token in ends), None)
         found.append(Sample(tokenizer.decode(row[:end], skip_special_tokens=True), end is not None))
     return [found[n * samples : (n + 1) * samples] for n in range(len(prompts))]
-
-
-def check_positions(model: Any, longest_prompt: int, max_reply_length: int) -> None:
-    """Refuse prompts and replies that the model has no positions for.
-
-    Raises:
-        UserError: naming both lengths.
-    """
-    sources, targets = position_limits(model)
-    together = longest_prompt + (0 if model.config.is_encoder_decoder else max_reply_length)
-    if (sources is not None and together > sources) or (targets is not None and max_reply_length > targets):
-        raise UserError(
-            f"--max_reply_length: the model reads at most {sources or targets} tokens; the longest prompt has "
-            f"{longest_prompt}, and a reply may have {max_reply_length}"
-        )
 
 
 def _ranked(

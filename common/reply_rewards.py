@@ -20,6 +20,7 @@ from common.language_models.token_carry import carry_over, token_spans
 from common.reply_surprise import Masks, reply_entropies
 from common.segments import (
     GRANULARITIES,
+    READ_SCORES,
     LocationNormalizer,
     fit_location_normalizer,
     score_increments,
@@ -32,7 +33,6 @@ from common.training.run_files import saved_fields
 READING_FILE = "reward_reading.json"
 BASELINES = ("leave-one-out", "group")  # of advantages, and what they are divided by; see common/integrations/trl.py
 SCALES = ("group", "batch", "none")
-READ_SCORES = ("mean", "sum")
 PAYMENTS = ("reward", "increment", "reply")
 
 
@@ -61,7 +61,8 @@ class RewardReading:
         cut: of ``segment``, in nats; see :func:`common.segments.segment_ends`.
         entropy_model: of ``segment``: name or folder of the frozen LM whose surprise ends a segment.
         normalizer: fitted on held-out replies, see :func:`fit_reading`; None: not fitted.
-        score: what the score of a reply is of the rewards that are read, one of :data:`READ_SCORES`.
+        score: what the score of a reply is of the rewards that are read, one of
+            :data:`common.segments.READ_SCORES`.
     """
 
     granularity: str = "token"

@@ -17,6 +17,7 @@ from common.checks import at_least_float32, check_float, check_name, check_posit
 
 GRANULARITIES = ("token", "segment", "sequence")
 SPREADS = ("even", "repeat", "last")
+READ_SCORES = ("mean", "sum")
 
 HUBER_EPSILON = 1.35  # of scikit-learn's HuberRegressor, with which the published normalisers were fitted
 DEVIATION_FLOOR = 0.1  # of a fitted deviation, as a share of that of all rewards
@@ -126,12 +127,12 @@ def score_increments(rewards: Tensor, ends: Tensor, score: str = "mean") -> Tens
     Args:
         rewards: (..., T), read at the tokens of ``ends``; what stands elsewhere has no influence.
         ends: (..., T), see :func:`segment_ends`.
-        score: mean or sum.
+        score: one of :data:`READ_SCORES`.
 
     Returns:
         (..., T), 0 elsewhere.
     """
-    check_name(score, "score", ("mean", "sum"))
+    check_name(score, "score", READ_SCORES)
     check_shape(ends, "ends", rewards.shape)
     if score == "sum":
         return rewards.masked_fill(~ends, 0)

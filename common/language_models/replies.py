@@ -21,6 +21,12 @@ PLACE = "{prompt}"
 FORMAT_FILE = "reply_format.json"
 
 
+def end_token_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens at which an LM ends a reply: its own, and the tokenizer's end token."""
+    own = model.generation_config.eos_token_id
+    return {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+
+
 @dataclass(frozen=True)
 class EncodedReply:
     """A reply in a model's tokens.

@@ -154,7 +154,10 @@ def test_samples_end_where_policies_end_and_do_not_depend_on_the_models_own_sear
         ([f"--preference={__name__}:by_length", "--prompt_column=answer"], "no column 'answer'"),
         ([f"--preference={__name__}:by_length", "--prompt_template=Q:"], "has no {prompt}"),
         ([f"--preference={__name__}:by_length", "--max_prompt_length=1"], "all of them are empty or longer"),
-        ([f"--preference={__name__}:by_length", "--max_reply_length=500"], "the model reads at most 128 tokens"),
+        (
+            [f"--preference={__name__}:by_length", "--max_reply_length=500"],
+            "max_prompt_length: the backbone reads at most 128 tokens",
+        ),
         ([f"--preference={__name__}:by_length", "--samples=1"], "at least 2"),
         (["--input=builtin/planted-errors", f"--preference={__name__}:by_length"], "by their true score; leave it out"),
     ],
