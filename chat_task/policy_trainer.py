@@ -29,6 +29,7 @@ from common.training.random_keys import Purpose
 from common.training.run import Run
 
 SHOWN_TEXTS = 3  # replies that trackers get before and after
+LAST_STEPS = 20  # whose samples results.json has the mean of
 
 # What TRL calls what is logged here.
 LOGGED = {
@@ -175,6 +176,11 @@ class PolicyTrainer(TrainerStage):
         }
         for when, replies in (("before", self.before), ("after", self.after)):
             figures |= {f"policy_{name}_{when}": value for name, value in replies.figures().items()}
+        for name in ("score", "judge"):
+            logged = LOGGED[f"policy/{name}"]
+            of_steps = [entry[logged] for entry in self.trainer.state.log_history if logged in entry][-LAST_STEPS:]
+            if of_steps:
+                figures[f"policy_samples_{name}"] = sum(of_steps) / len(of_steps)
         if self.before.judged is not None and self.after.judged is not None:
             # A reply that is the same again is a tie, whatever padding it was read with.
             pairs = zip(self.after.tokens, self.before.tokens, self.after.judged, self.before.judged, strict=True)

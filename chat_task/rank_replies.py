@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from chat_task.data import BUILTIN_DATA
 from chat_task.models import check_positions
 from chat_task.ranking_rows import parsed, text_or_messages
+from chat_task.written_replies import generate_replies
 from common.builtin.planted_errors import KnownErrors, known_errors, ranked_rows
 from common.errors import UserError
 from common.language_models.pretrained import load_pretrained, load_tokenizer
@@ -145,14 +145,12 @@ class Sample(NamedTuple):
     ended: bool
 
 
-@torch.no_grad()
 def sample_replies(
     model: Any, reply_format: ReplyFormat, prompts: Sequence[Text], samples: int, temperature: float = 1.0
 ) -> list[list[Sample]]:
     """Sampled replies to each prompt, from the whole vocabulary; torch's global generator is drawn upon.
 
-    What the model's own generation_config asks for, such as beams or a penalty, is left out: the samples are those of
-    the policy as it is trained. A reply ends at the end tokens of model and tokenizer, as in policy learning.
+    See `generate_replies`; a reply ends at the end tokens of model and tokenizer, as in policy learning.
 
     Args:
         model: an LM, decoder-only or encoder-decoder, in evaluation mode.
@@ -169,25 +167,14 @@ def sample_replies(
         prompt_ids, prompt_mask = padded(ids, model.device)
     else:
         prompt_ids, prompt_mask = (part.flip(1) for part in padded([row[::-1] for row in ids], model.device))
-    own = model.generation_config
-    ends = sorted(end_token_ids(model, tokenizer))
-    pad = next((i for i in (tokenizer.pad_token_id, own.pad_token_id, *ends) if i is not None), 0)
-    starts = {
-        name: getattr(own, name, None) for name in ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
-    }
-    model.generation_config = GenerationConfig(**starts, eos_token_id=ends or None, pad_token_id=pad)
-    try:
-        whole: Tensor = model.generate(
-            input_ids=prompt_ids, attention_mask=prompt_mask, do_sample=True, temperature=temperature, top_k=0,
-            num_return_sequences=samples, max_new_tokens=reply_format.max_reply_length,
-        )  # fmt: skip
-    finally:
-        model.generation_config = own
-    written = whole[:, 1:] if reply_format.is_encoder_decoder else whole[:, prompt_ids.shape[1] :]
+    ends = end_token_ids(model, tokenizer)
+    written = generate_replies(
+        model, prompt_ids, prompt_mask, ends, reply_format.max_reply_length, samples, temperature
+    )
     found = []
-    for row in written.tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), None)
-        found.append(Sample(tokenizer.decode(row[:end], skip_special_tokens=True), end is not None))
+    for reply in written:
+        ended = reply[-1] in ends
+        found.append(Sample(tokenizer.decode(reply[:-1] if ended else reply, skip_special_tokens=True), ended))
     return [found[n * samples : (n + 1) * samples] for n in range(len(prompts))]
 
 

@@ -66,6 +66,8 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
             if f"policy_{name}_after" in results:
                 before, after = (results[f"policy_{name}_{when}"] for when in ("before", "after"))
                 print(f"{words} to {results['held_out_prompts']} held-out prompts: {after:.3f} (before {before:.3f})")
+        if "policy_samples_judge" in results:
+            print(f"the judge's score of the samples of the last steps: {results['policy_samples_judge']:.3f}")
         if "policy_win_rate" in results:
             rate, low, high, controlled = (
                 results[f"policy_win_rate{part}"] for part in ("", "_low", "_high", "_length_controlled")

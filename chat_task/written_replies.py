@@ -1,15 +1,70 @@
-"""What a policy writes to held-out prompts, and what it is paid."""
+"""What a language model writes to prompts; of a policy also what it is paid for that."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import GenerationConfig
 
 from chat_task.judges import Judge
 from common.language_models.evaluation_mode import evaluation_mode
-from common.reply_rewards import ReplyRewards, prompt_tokens
+from common.reply_rewards import ReplyRewards, padded, prompt_tokens
 from common.training.progress import progress
+
+
+@torch.no_grad()
+def generate_replies(
+    model: Any,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    end_token_ids: Collection[int],
+    max_reply_length: int,
+    samples: int | None = None,
+    temperature: float = 1.0,
+) -> list[list[int]]:
+    """Replies to prompts, up to their first end token and with it.
+
+    What the model's own generation_config asks for, such as beams or a penalty, is left out: the replies are those of
+    the policy as it is trained.
+
+    Args:
+        model: an LM, decoder-only or encoder-decoder, in evaluation mode.
+        prompt_ids, prompt_mask: (B, P), padded on the left for a decoder-only LM.
+        end_token_ids: tokens that end a reply.
+        max_reply_length: in tokens, the end token included.
+        samples: replies that are sampled to each prompt from the whole vocabulary, with torch's global generator; None:
+            the likeliest token at each place, one reply.
+        temperature: of the samples.
+
+    Returns:
+        Token ids of B x samples replies, those of a prompt one after the other.
+    """
+    # Adapters hand their own on to the model that they are around.
+    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    kept, own, ends = [holder.generation_config for holder in holders], model.generation_config, sorted(end_token_ids)
+    pad = next((i for i in (own.pad_token_id, *ends) if i is not None), 0)
+    starts = {
+        name: getattr(own, name, None) for name in ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+    }
+    sampling: dict[str, Any] = {"do_sample": False}
+    if samples is not None:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "num_return_sequences": samples}
+    model.generation_config = GenerationConfig(**starts, eos_token_id=ends or None, pad_token_id=pad)
+    try:
+        whole: Tensor = model.generate(
+            input_ids=prompt_ids, attention_mask=prompt_mask, max_new_tokens=max_reply_length, **sampling
+        )
+    finally:
+        for holder, config in zip(holders, kept, strict=True):
+            holder.generation_config = config
+    written = whole[:, 1:] if model.config.is_encoder_decoder else whole[:, prompt_ids.shape[1] :]
+    found = []
+    for row in written.tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), len(row))
+        found.append(row[: end + 1])
+    return found
 
 
 @dataclass(frozen=True)
@@ -61,26 +116,21 @@ def write_replies(
         judge: see `Judge`.
     """
     device = model.device
-    tokens, paid_tokens, texts, scores, all_ids = [], [], [], [], []
+    tokens, paid_tokens, texts, scores = [], [], [], []
+    all_ids: list[list[int]] = []
     with evaluation_mode(model):
         for start in progress(range(0, len(prompts), batch_size), "likeliest replies", "batch"):
             prompt_ids, prompt_mask = (
                 part.to(device) for part in prompt_tokens(tokenizer, prompts[start : start + batch_size])
             )
-            whole = model.generate(
-                input_ids=prompt_ids, attention_mask=prompt_mask, do_sample=False, eos_token_id=list(end_token_ids),
-                max_new_tokens=max_reply_length, pad_token_id=tokenizer.pad_token_id,
-            )  # fmt: skip
-            ids = whole[:, prompt_ids.shape[1] :]
-            ended = torch.isin(ids, torch.tensor(list(end_token_ids), device=device)).long()
-            mask = (ended.cumsum(-1) - ended == 0).long()  # up to the first end token, with it
+            replies = generate_replies(model, prompt_ids, prompt_mask, end_token_ids, max_reply_length)
+            ids, mask = padded(replies, device)
             paid = rewards(prompt_ids, ids, (prompt_mask, mask), end_token_ids)
             scores += paid.scores.tolist()
-            for row_ids, row_rewards, row_mask in zip(ids, paid.rewards, mask.bool(), strict=True):
-                reply = row_ids[row_mask].tolist()
-                all_ids.append(reply)
+            for reply, row_rewards in zip(replies, paid.rewards.tolist(), strict=True):
                 tokens.append([tokenizer.decode([token]) for token in reply])
-                paid_tokens.append(row_rewards[row_mask].tolist())
+                paid_tokens.append(row_rewards[: len(reply)])
                 texts.append(tokenizer.decode(reply, skip_special_tokens=True))
+            all_ids += replies
     judged = None if judge is None else [float(value) for value in judge(prompts, texts, all_ids)]
     return Replies(texts, tokens, paid_tokens, scores, judged)

@@ -96,6 +96,7 @@ REPLIES = TaskTable(
         Metric("swap accuracy", "reward_swap_accuracy", 100.0),
         Metric("errors, area under the curve", "span_auc", 100.0),
         Metric("errors by words", "span_auc_words", 100.0),
+        Metric("judge's score of the last samples", "policy_samples_judge"),
         Metric("judge's score", "policy_judge_after"),
         Metric("judge's score before", "policy_judge_before"),
         Metric("won against the start", "policy_win_rate", 100.0),

@@ -15,6 +15,7 @@ import torch
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
 
+from chat_task import policy_trainer
 from chat_task.models import load_rewards
 from chat_task.policy_trainer import PolicyTrainer
 from chat_task.settings import PolicySettings
@@ -90,7 +91,8 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k != "seconds"} for event in read_metrics(folder / "metrics.jsonl")]
 
 
-def test_arms_share_their_first_samples_and_differ_behind(tmp_path):
+def test_arms_share_their_first_samples_and_differ_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(policy_trainer, "LAST_STEPS", 2)
     logs = []
     for granularity in GRANULARITIES:
         results = train(tmp_path / granularity, granularity=granularity, judge=judge)
@@ -98,6 +100,8 @@ def test_arms_share_their_first_samples_and_differ_behind(tmp_path):
         assert {"policy_score_before", "policy_reply_length_after", "policy_judge_after"} <= results.keys()
         logs.append(events(tmp_path / granularity))
         assert [event["phase"] for event in logs[-1]] == ["eval", *["policy"] * 4, "eval"]
+        judged = [event["policy/judge"] for event in logs[-1] if event["phase"] == "policy"]
+        assert results["policy_samples_judge"] == pytest.approx(sum(judged[-2:]) / 2)
         assert {"policy/score", "policy/judge", "policy/reply_length", "policy/entropy"} <= logs[-1][1].keys()
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = {name for log in logs for event in log for name in event} - {"phase", "round", "step"}

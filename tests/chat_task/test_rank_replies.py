@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 
 from chat_task import rank_replies
@@ -109,7 +110,7 @@ def test_prompts_may_be_messages(given, tmp_path):
     assert ranked([*given, f"--preference={__name__}:by_last_message"], tmp_path / "messages.jsonl")
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("kind", ["llama", "llama with adapters", "t5"])
 def test_samples_end_where_policies_end_and_do_not_depend_on_the_models_own_search(kind):
     model, tokenizer = tiny_models.make("llama")
     if kind == "t5":
@@ -124,6 +125,8 @@ def test_samples_end_where_policies_end_and_do_not_depend_on_the_models_own_sear
         torch.manual_seed(0)
         config = T5Config(vocab_size=len(tokenizer), eos_token_id=2, **sizes)
         model = T5ForConditionalGeneration(config)
+    if kind == "llama with adapters":
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     form = ReplyFormat(tokenizer, kind == "t5", max_reply_length=12)
     prompts = ["the plot", "a great film is long"]
 
@@ -135,9 +138,11 @@ def test_samples_end_where_policies_end_and_do_not_depend_on_the_models_own_sear
     assert [len(of_prompt) for of_prompt in plain] == [40, 40]
     assert {sample.ended for of_prompt in plain for sample in of_prompt} == {True, False}
     own = GenerationConfig(num_beams=3, repetition_penalty=2.0, eos_token_id=5, decoder_start_token_id=0)
-    model.generation_config = own
+    for holder in [model, model.get_base_model()] if kind == "llama with adapters" else [model]:
+        holder.generation_config = own
     found = sampled()
     assert model.generation_config is own
+    assert kind != "llama with adapters" or model.get_base_model().generation_config is own
     fifth = tokenizer.decode([5])
     assert not [s for of_prompt in found for s in of_prompt if fifth in s.text.split()]  # the model's own end token
     assert sum(s.ended for o in found for s in o) > sum(s.ended for o in plain for s in o)
