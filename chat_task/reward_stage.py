@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from accelerate import DistributedType
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, TrainingArguments
@@ -23,7 +24,7 @@ from chat_task.evaluation import (
 )
 from chat_task.marked_errors import marked_table, span_figures
 from chat_task.ranked_sets import EncodedSets, collate
-from chat_task.reward_trainer import TokenRewardTrainer, joined
+from chat_task.reward_trainer import NO_FSDP, TokenRewardTrainer, joined
 from chat_task.settings import RewardSettings
 from chat_task.trainer_in_run import RunCallback, TrainerInRun, TrainerStage
 from common.errors import UserError, nearest
@@ -112,7 +113,7 @@ class RewardStage(TrainerStage):
 
     @property
     def model(self) -> TokenRewardModel:
-        model: TokenRewardModel = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        model: TokenRewardModel = self.trainer.reward_model
         return model
 
     def bare_model(self) -> TokenRewardModel:
@@ -207,7 +208,8 @@ class RewardStage(TrainerStage):
             places = draw_places(mask, noise[first : first + size]).unsqueeze(1)
             others = likeliest_others(lm, prompt_ids, ids, (prompt_mask, mask))
             both = torch.stack([ids, ids.scatter(1, places, others.gather(1, places))], 1)  # (B, 2, R)
-            rewards = self.model.reply_rewards(prompt_ids, prompt_mask, both, mask.unsqueeze(1).expand_as(both).bool())
+            replies = {"reply_ids": both, "reply_mask": mask.unsqueeze(1).expand_as(both).bool()}
+            rewards = self.model(replies={"prompt_ids": prompt_ids, "prompt_mask": prompt_mask} | replies)
             pairs.append(rewards.gather(2, places.unsqueeze(1).expand(-1, 2, 1)).squeeze(2))
         scores = torch.cat(pairs)
         return Answers.of(((scores[:, 0] - scores[:, 1]).sign().add(1) / 2).tolist(), [1] * len(scores))
@@ -287,10 +289,14 @@ def training_arguments(settings: RewardSettings, run: Run) -> TrainingArguments:
             raise UserError(
                 f"trainer_options: transformers.TrainingArguments has no '{name}'{nearest(str(name), known)}"
             )
+    kind = run.engine.accelerator.distributed_type  # before TrainingArguments reset what accelerate knows
     try:
-        return TrainingArguments(**options | more)
+        arguments = TrainingArguments(**options | more)
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"the Trainer refuses its options: {str(error).strip().splitlines()[0]}") from None
+    if arguments.fsdp_plugin_args is not None and kind in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise UserError(f"trainer_options: {NO_FSDP}")
+    return arguments
 
 
 class _Trainer(TrainerInRun, TokenRewardTrainer):

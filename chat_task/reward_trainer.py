@@ -8,16 +8,19 @@
     trainer.train()
     trainer.save_reward_model("reward_model")
 
-Everything but loss, batches and figures is the Trainer's: processes, FSDP and DeepSpeed, precision, accumulation,
-schedules, trackers, hub, resuming.
+Everything but loss, batches and figures is the Trainer's: processes, FSDP, precision, accumulation, schedules, hub,
+trackers, resuming.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
@@ -27,12 +30,25 @@ from chat_task.ranking_rows import Columns, RankingSet, ranking_set
 from common.aggregation import aggregate_token_rewards
 from common.errors import UserError
 from common.grounding_loss import partial_order_losses
-from common.language_models.adapters import merged_state_dict
+from common.language_models.adapters import weights_to_save
 from common.language_models.kept_entropies import KeptEntropies
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import RewardReading
 from common.token_reward_model import TokenRewardModel, saturated
 from common.transfers import upload
+
+NO_FSDP = "fsdp: it needs several processes, each with a GPU"
+
+
+def check_fsdp_version(accelerator: Accelerator) -> None:
+    """Refuse the first version of FSDP, whose weights cannot be read one by one.
+
+    Raises:
+        UserError: it was asked for.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise UserError("fsdp: rewards of replies are learnt with its version 2; set fsdp_version to 2")
 
 
 def set_scores(
@@ -102,10 +118,14 @@ class TokenRewardTrainer(Trainer):
         self.agg_func, self.agg_temperature = agg_func, agg_temperature
         self._columns = columns or Columns()
         self._since_log: list[Tensor] = []  # tables of batches, where they were computed
+        asks_fsdp = args.fsdp_plugin_args is not None
+        if asks_fsdp and args.world_size < 2:
+            raise UserError(NO_FSDP)
         options = {"data_collator": collate, "compute_metrics": _metrics} | options
         super().__init__(
             model, args, train_dataset=self._encoded(train_dataset), eval_dataset=self._encoded(eval_dataset), **options
         )
+        self._check_fsdp(asks_fsdp)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step's weight below
         self.can_return_loss = True
         self.label_names = ["preferences"]
@@ -117,7 +137,32 @@ class TokenRewardTrainer(Trainer):
         processes would train a model of its own.
         """
         vars(self.model).pop("_is_accelerate_prepared", None)
+        if self.is_fsdp_enabled and self._fsdp.mixed_precision_policy is not None:
+            # In half precision layers alone: what the model gives stays in float32, in which rewards do not tie.
+            self._fsdp.mixed_precision_policy = replace(self._fsdp.mixed_precision_policy, output_dtype=None)
         return super().train(*given, **options)
+
+    @property
+    def _fsdp(self) -> Any:
+        return self.accelerator.state.fsdp_plugin
+
+    def _check_fsdp(self, asked: bool) -> None:
+        """Refuse FSDP that would be passed over, of another version than 2, or of a model that it cannot divide.
+
+        Raises:
+            UserError: it is so.
+        """
+        if not self.is_fsdp_enabled:
+            if asked:  # on CPUs accelerate does without
+                raise UserError(NO_FSDP)
+            return
+        check_fsdp_version(self.accelerator)
+        model = self.reward_model
+        weights = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+        ends = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
+        if max(weights.values()) > len(ends):  # accelerate keeps together those that these two share
+            kind = model.backbone.config.model_type
+            raise UserError(f"fsdp: weights of {kind} that several modules share cannot be divided; go without it")
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -177,12 +222,28 @@ class TokenRewardTrainer(Trainer):
         return np.asarray(self.accelerator.gather(rows).cpu())
 
     def save_reward_model(self, folder: str | Path, reading: RewardReading | None = None) -> None:
-        """Write the reward model, adapters merged into it, with tokenizer, format and reading beside it."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        model.save_pretrained(folder, state_dict=merged_state_dict(model))
+        """Write the reward model, adapters merged into it, with tokenizer, format and reading beside it.
+
+        Of several processes all have to call it, and the main one writes.
+        """
+        weights = weights_to_save(self.reward_model)
+        if self.is_world_process_zero():
+            self.write_reward_model(folder, weights, reading)
+
+    def write_reward_model(
+        self, folder: str | Path, weights: dict[str, Tensor] | None, reading: RewardReading | None = None
+    ) -> None:
+        """The part of the main process in `save_reward_model`; `weights` are those of `weights_to_save`."""
+        self.reward_model.save_pretrained(folder, state_dict=weights)
         if self.reply_format is not None:
             self.reply_format.save(folder)
         (reading or self.reading).save(folder)
+
+    @property
+    def reward_model(self) -> TokenRewardModel:
+        """The model without what it is wrapped in for training, but for the parts of FSDP."""
+        model: TokenRewardModel = self.accelerator.unwrap_model(self.model)
+        return model
 
     @property
     def _bound(self) -> str:

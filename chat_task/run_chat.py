@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
@@ -29,12 +30,13 @@ from chat_task.ranking_rows import RankingSet
 from chat_task.report import write_policy_report, write_reward_report
 from chat_task.results import final_results, print_summary
 from chat_task.reward_stage import RewardStage, training_arguments
+from chat_task.reward_trainer import check_fsdp_version
 from chat_task.settings import NEUTRAL, ChatSettings
 from common.errors import UserError
-from common.language_models.adapters import check_adapters
+from common.language_models.adapters import check_adapters, is_in_parts, weights_to_save
 from common.language_models.kept_entropies import KeptEntropies
 from common.language_models.replies import PLACE, ReplyFormat, Text
-from common.language_models.saved import check_saved, few_numbers
+from common.language_models.saved import check_saved, few_numbers, weight_sums
 from common.language_models.text_scores import load_lm
 from common.reply_rewards import ReplyRewards
 from common.reporting.intervals import interval_figures, interval_results
@@ -85,6 +87,7 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
     if settings.run.stage != "reward":
         settings.policy.accumulation(run.engine.count)
     check_wrapped(run.engine.accelerator)
+    check_fsdp_version(run.engine.accelerator)
     arguments = training_arguments(settings.reward, run)
     preferences = load_preferences(columns=settings.columns.names, **vars(settings.data))
     logger.info("%d ranking sets, %d held out", len(preferences.train), len(preferences.validation))
@@ -146,7 +149,7 @@ def _learn_rewards(
     stage = RewardStage(run, settings.reward, model, reply_format, reading, train, validation, arguments)
     before = stage.figures_before()
     run.restore(stage.load_state)
-    with run.checkpoints(stage.save_state) as checkpointer:
+    with run.checkpoints(stage.save_state, stage.trainer.in_parts) as checkpointer:
         stage.train(checkpointer)
 
     # What it knows of the held-out sets.
@@ -166,13 +169,18 @@ def _learn_rewards(
     results = final_results(settings, stage, preferences, found) | before | run.figures()
     results |= swaps | {"cut": train.counts, "validation_cut": validation.counts}
 
+    weights, in_parts = weights_to_save(stage.model), is_in_parts(stage.model)  # every process asks for its parts
+
     def write_files() -> None:
+        trained = weight_sums(weights or {}) if in_parts else few_numbers(stage.bare_model())
         with write_folder_atomic(run.folder.reward_model) as temporary:
-            stage.trainer.save_reward_model(temporary, stage.reading)
-        check_saved(
-            "reward model", run.folder.reward_model, few_numbers(stage.bare_model()),
-            lambda: few_numbers(TokenRewardModel.from_pretrained(run.folder.reward_model)),
-        )  # fmt: skip
+            stage.trainer.write_reward_model(temporary, weights, stage.reading)
+
+        def load() -> Tensor:
+            saved = TokenRewardModel.from_pretrained(run.folder.reward_model)
+            return weight_sums(saved.state_dict()) if in_parts else few_numbers(saved)
+
+        check_saved("reward model", run.folder.reward_model, trained, load)
         page = run.folder.report if settings.run.stage == "reward" else run.folder.path / REWARD_PAGE
         write_reward_report(page, run.folder, results, found, validation, reply_format, stage.model.config.bound)
 

@@ -34,11 +34,12 @@ class TrainerInRun(Trainer):
         """Nothing: it would wait for all processes, and the main one alone writes a run's checkpoints."""
 
     @property
-    def _in_parts(self) -> bool:
+    def in_parts(self) -> bool:
+        """Whether each process has a part of a checkpoint to write."""
         return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._in_parts:
+        if self.in_parts:
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = StateTree()
@@ -47,7 +48,7 @@ class TrainerInRun(Trainer):
         save_checkpoint(Path(output_dir) / "optimizer", state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self._in_parts:
+        if checkpoint is None or self.in_parts:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         state = load_checkpoint(Path(checkpoint) / "optimizer")
@@ -66,6 +67,8 @@ class TrainerInRun(Trainer):
             self.accelerator.scaler.load_state_dict(load_checkpoint(Path(checkpoint) / "scaler").get("scaler")[1])
 
     def _save_rng_state(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
         state = StateTree()
         state.put("random", *random_state())
         save_checkpoint(Path(output_dir) / "random", state)

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import (
     MODEL_MAPPING,
@@ -253,6 +254,10 @@ class TokenRewardModel(PreTrainedModel):
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.backbone.forward).parameters
         self.post_init()
 
+    def get_output_embeddings(self) -> Any:
+        """The backbone's, which its head ``likelihood`` alone keeps."""
+        return self.backbone.get_output_embeddings()
+
     @classmethod
     def is_custom_code(cls) -> bool:
         """No: transformers would leave out to make anew what a backbone computes and no file holds."""
@@ -427,9 +432,15 @@ class TokenRewardModel(PreTrainedModel):
 
     def _raw_of_states(self, states: Tensor) -> Tensor:
         """What a head that reads states says of them: (..., d) -> (...)."""
+        weights: dict[str, Tensor] = dict(self.head.named_parameters())
+        dtype = next(iter(weights.values())).dtype
         with torch.autocast(states.device.type, enabled=False):
-            raw: Tensor = self.head(states.to(next(self.head.parameters()).dtype)).squeeze(-1)
-        return raw
+            if dtype.itemsize < 4:  # by FSDP, which rounds the weights of all modules for the time of a pass
+                weights = {name: at_least_float32(weight) for name, weight in weights.items()}
+                raw: Tensor = functional_call(self.head, weights, (at_least_float32(states),))
+            else:
+                raw = self.head(states.to(dtype))
+        return raw.squeeze(-1)
 
     def reply_rewards(self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor) -> Tensor:
         """Reward of each token of several replies to each prompt, which is read once where the backbone allows it.

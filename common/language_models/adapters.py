@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from common.errors import UserError
@@ -94,3 +96,32 @@ def merged_state_dict(model: PreTrainedModel) -> dict[str, Tensor] | None:
         for name, value in model.state_dict(keep_vars=True).items()
         if ".lora_" not in name
     }
+
+
+def weights_to_save(model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """The weights as one process can write them: adapters merged, parts that FSDP keeps in several processes together.
+
+    Every process has to ask for parts, and the first one gets them. None: those of the model, as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what the last pass left together
+    state: dict[str, Any] | None = merged_state_dict(model)
+    if not is_in_parts(model):
+        return state
+    is_first, found = torch.distributed.get_rank() == 0, {}
+    whole: dict[tuple[int, str], Tensor] = {}  # weights that are one, such as of embeddings and LM head, stay one
+    for name, value in (state or model.state_dict()).items():
+        own = value.to_local() if isinstance(value, DTensor) else value
+        key = (own.data_ptr(), "") if own.numel() else (0, name)
+        if key not in whole:
+            gathered = value.full_tensor() if isinstance(value, DTensor) else value
+            whole[key] = gathered.detach().cpu() if is_first else own
+        if is_first:
+            found[name] = whole[key]
+    return found
+
+
+def is_in_parts(model: torch.nn.Module) -> bool:
+    """Whether each process holds a part of the weights."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())

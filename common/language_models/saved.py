@@ -1,6 +1,6 @@
 """What was saved is loaded again and asked the same, before a run is called complete."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -51,3 +51,8 @@ def check_saved(name: str, folder: Path, trained: Tensor, load: Callable[[], Ten
             f"the {name} in '{folder}' is not what was trained, so the run is not complete: loaded again it gives "
             f"{what}"
         )
+
+
+def weight_sums(weights: Mapping[str, Tensor]) -> Tensor:
+    """The sum of each weight, by name: for `check_saved`, of models whose parts lie in several processes."""
+    return torch.stack([weights[name].double().sum() for name in sorted(weights)])

@@ -161,11 +161,18 @@ class Run:
         return True
 
     @contextmanager
-    def checkpoints(self, save_state: Callable[[StateTree], None]) -> Iterator[Checkpointer]:
-        """While a run trains: what to call after each step. A signal ends the run there, its state saved."""
+    def checkpoints(self, save_state: Callable[[StateTree], None], in_parts: bool = False) -> Iterator[Checkpointer]:
+        """While a run trains: what to call after each step. A signal ends the run there, its state saved.
+
+        Args:
+            save_state: notes the state; called by the main process.
+            in_parts: every process calls it, as each has a part to write.
+        """
 
         def save(steps: int) -> None:
             if not self.engine.is_main:
+                if in_parts:
+                    save_state(StateTree())
                 return
             self.check_there()
             self.log.sync()

@@ -258,6 +258,10 @@ def test_scores_are_shown_in_colour_and_on_a_page(words, tmp_path, capsys):
         (["--trained_layers=2"], "trained_layers: 2, but LlamaModel has 1 of them"),
         (["--trainer_options={fdsp: full_shard}"], "TrainingArguments has no 'fdsp'; did you mean 'fsdp'?"),
         (["--trainer_options={seed: 3}"], "'seed' is decided by an option of the run itself"),
+        (
+            ["--trainer_options={fsdp: full_shard}"],
+            "trainer_options: fsdp: it needs several processes, each with a GPU",
+        ),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(words, tmp_path, flags, line):
