@@ -43,7 +43,8 @@ def generate_replies(
     """
     # Adapters hand their own on to the model that they are around.
     holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    kept, own, ends = [holder.generation_config for holder in holders], model.generation_config, sorted(end_token_ids)
+    kept, ends = [holder.generation_config for holder in holders], sorted(end_token_ids)
+    own = kept[0]
     pad = next((i for i in (own.pad_token_id, *ends) if i is not None), 0)
     starts = {
         name: getattr(own, name, None) for name in ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
