@@ -1,6 +1,6 @@
 """Who judges a policy's replies beside what they are paid: the true score, or a reward model of other preferences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -42,17 +42,35 @@ def load_judge(
     folder = settings.policy.judge_checkpoint_path
     if folder is None:
         return None
-    from common.integrations.trl import scalar_reward  # needs the extra trl
-
-    ends = sorted(end_token_ids(policy, policy_tokenizer))
+    ends = end_token_ids(policy.generation_config, policy_tokenizer)
     try:
-        reading = RewardReading.load(folder)
-        scorer = TokenRewardScorer.from_pretrained(folder, policy_tokenizer).to(device)
-        surprised: Any = load_entropy_model(reading, scorer.model.is_encoder_decoder)
-        if surprised is not None:
-            surprised.to(device)
-        score = scalar_reward(scorer, policy_tokenizer, reading, surprised, ends)
-        score([prompts[0]], [policy_tokenizer("a")["input_ids"]])
+        return reward_model_judge(folder, policy_tokenizer, ends, prompts[0], device)
     except UserError as error:
         raise UserError(f"judge_checkpoint_path: {error}") from None
+
+
+def reward_model_judge(
+    folder: str, policy_tokenizer: Any, end_token_ids: Collection[int], prompt: Any, device: torch.device
+) -> Judge:
+    """A saved reward model of replies as a judge: its score of a whole reply, as its own reading means it.
+
+    Args:
+        folder: of the reward model.
+        policy_tokenizer: whose tokens are judged; pads on the left.
+        end_token_ids: tokens that end a reply.
+        prompt: one, which is tried out.
+        device: where it computes.
+
+    Raises:
+        UserError: the folder is no reward model, or none that reads these tokens or prompts.
+    """
+    from common.integrations.trl import scalar_reward  # needs the extra trl
+
+    reading = RewardReading.load(folder)
+    scorer = TokenRewardScorer.from_pretrained(folder, policy_tokenizer).to(device)
+    surprised: Any = load_entropy_model(reading, scorer.model.is_encoder_decoder)
+    if surprised is not None:
+        surprised.to(device)
+    score = scalar_reward(scorer, policy_tokenizer, reading, surprised, sorted(end_token_ids))
+    score([prompt], [policy_tokenizer("a")["input_ids"]])
     return lambda prompts, _, ids: [float(value or 0) for value in score(list(prompts), [list(row) for row in ids])]

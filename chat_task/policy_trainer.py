@@ -183,9 +183,9 @@ class PolicyTrainer(TrainerStage):
                 figures[f"policy_samples_{name}"] = sum(of_steps) / len(of_steps)
         if self.before.judged is not None and self.after.judged is not None:
             # A reply that is the same again is a tie, whatever padding it was read with.
-            pairs = zip(self.after.tokens, self.before.tokens, self.after.judged, self.before.judged, strict=True)
-            judged = [earlier if same == tokens else score for tokens, same, score, earlier in pairs]
-            lengths = ([len(tokens) for tokens in replies.tokens] for replies in (self.after, self.before))
+            pairs = zip(self.after.ids, self.before.ids, self.after.judged, self.before.judged, strict=True)
+            judged = [earlier if ids == same else score for ids, same, score, earlier in pairs]
+            lengths = ([len(ids) for ids in replies.ids] for replies in (self.after, self.before))
             if all(map(math.isfinite, [*judged, *self.before.judged])):
                 rates = win_rate_figures(judged, self.before.judged, *lengths)
                 figures |= {f"policy_{name}": value for name, value in rates.items()}

@@ -167,7 +167,7 @@ def sample_replies(
         prompt_ids, prompt_mask = padded(ids, model.device)
     else:
         prompt_ids, prompt_mask = (part.flip(1) for part in padded([row[::-1] for row in ids], model.device))
-    ends = end_token_ids(model, tokenizer)
+    ends = end_token_ids(model.generation_config, tokenizer)
     written = generate_replies(
         model, prompt_ids, prompt_mask, ends, reply_format.max_reply_length, samples, temperature
     )

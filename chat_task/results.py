@@ -56,7 +56,7 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
             print(f"rows left out: {results['bad_rows']}")
         print(f"{results['reward_steps']} steps of reward learning")
     if "policy_steps" in results:
-        paths.append(folder.policy)
+        paths += [folder.predictions, folder.policy]
         shown = {
             "score": "score of the replies",
             "judge": "the judge's score of the replies",

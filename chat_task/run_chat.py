@@ -32,6 +32,7 @@ from chat_task.results import final_results, print_summary
 from chat_task.reward_stage import RewardStage, training_arguments
 from chat_task.reward_trainer import check_fsdp_version
 from chat_task.settings import NEUTRAL, ChatSettings
+from chat_task.written_replies import write_predictions
 from common.errors import UserError
 from common.language_models.adapters import check_adapters, is_in_parts, weights_to_save
 from common.language_models.kept_entropies import KeptEntropies
@@ -217,6 +218,7 @@ def _learn_policy(run: Run, settings: ChatSettings, policy: Policy, learned: dic
     def write_files() -> None:
         trainer.save(run.folder.policy)
         assert trainer.before is not None and trainer.after is not None  # after `train`
+        write_predictions(run.folder.predictions, trainer.held_out, trainer.before, trainer.after)
         write_policy_report(run.folder, results, trainer.held_out, trainer.before, trainer.after)
 
     run.finish(results, write_files)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import GenerationConfig
 from chat_task.judges import Judge
 from common.language_models.evaluation_mode import evaluation_mode
 from common.reply_rewards import ReplyRewards, padded, prompt_tokens
+from common.training.files import write_jsonl_atomic
 from common.training.progress import progress
 
 
@@ -74,6 +76,7 @@ class Replies:
 
     Attributes:
         texts, tokens: of each reply, without special tokens; and its tokens one by one.
+        ids: the policy's token ids of each reply, its end token among them.
         rewards: of those tokens.
         scores: of each reply.
         judged: what the judge gives it, where there is one.
@@ -81,6 +84,7 @@ class Replies:
 
     texts: list[str]
     tokens: list[list[str]]
+    ids: list[list[int]]
     rewards: list[list[float]]
     scores: list[float]
     judged: list[float] | None
@@ -92,6 +96,22 @@ class Replies:
             "reply_length": sum(map(len, self.tokens)) / len(self.tokens),
         }
         return figures if self.judged is None else figures | {"judge": sum(self.judged) / len(self.judged)}
+
+    def columns(self, number: int) -> dict[str, Any]:
+        """One reply as ``predictions.jsonl`` has it."""
+        columns = {"prediction": self.texts[number], "ids": self.ids[number], "score": self.scores[number]}
+        return columns if self.judged is None else columns | {"judge": self.judged[number]}
+
+
+def write_predictions(path: Path, prompts: Sequence[Any], before: Replies, after: Replies) -> None:
+    """Write ``predictions.jsonl``: a line for each held-out prompt, as the policy reads it, with both replies to it."""
+    write_jsonl_atomic(
+        path,
+        (
+            {"prompt": prompt, **after.columns(n), **{f"{key}_before": cell for key, cell in before.columns(n).items()}}
+            for n, prompt in enumerate(prompts)
+        ),
+    )
 
 
 @torch.no_grad()
@@ -134,4 +154,4 @@ def write_replies(
                 texts.append(tokenizer.decode(reply, skip_special_tokens=True))
             all_ids += replies
     judged = None if judge is None else [float(value) for value in judge(prompts, texts, all_ids)]
-    return Replies(texts, tokens, paid_tokens, scores, judged)
+    return Replies(texts, tokens, all_ids, paid_tokens, scores, judged)

@@ -47,7 +47,7 @@ def write_predictions(folder: RunFolder, data: TokenizedRows, evaluation: Evalua
         {"source": row.source, "reference": row.reference, "prediction": prediction, **scores}
         for row, prediction, scores in zip(data.rows, evaluation.predictions, evaluation.scores, strict=True)
     ]
-    write_jsonl_atomic(folder.path / "predictions.jsonl", rows)
+    write_jsonl_atomic(folder.predictions, rows)
 
 
 def final_results(
@@ -116,6 +116,6 @@ def print_summary(folder: RunFolder, results: dict[str, Any]) -> None:
     if any(results["rows_left_out"].values()):
         print(f"rows left out, article or summary blank: {results['rows_left_out']}")
     print(f"{results['policy_steps']} policy steps in {results['wall_seconds']:.0f} s")
-    paths = [folder.path / "predictions.jsonl", folder.results, folder.report, folder.policy]
+    paths = [folder.predictions, folder.results, folder.report, folder.policy]
     for path in paths + ([folder.reward_model] if folder.reward_model.is_dir() else []):
         print(f"  {path}")

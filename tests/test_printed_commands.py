@@ -292,6 +292,7 @@ PROGRAMS: dict[str, Program] = {
         ],
     ),
     "scripts/collect_results.py": Program(flags_of("scripts.collect_results")),
+    "scripts/compare_policies.py": Program(flags_of("scripts.compare_policies"), not_run="it has tests"),
     "scripts/lead_summaries.py": Program(
         flags_of("scripts.lead_summaries", read_summary_command),
         lambda words: [f"--{word}" for word in [*SUMMARY_DATA, "max_predict_samples=2"]],

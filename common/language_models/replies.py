@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from common.errors import UserError
 from common.language_models.pretrained import load_tokenizer
@@ -21,9 +21,9 @@ PLACE = "{prompt}"
 FORMAT_FILE = "reply_format.json"
 
 
-def end_token_ids(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens at which an LM ends a reply: its own, and the tokenizer's end token."""
-    own = model.generation_config.eos_token_id
+def end_token_ids(generation_config: GenerationConfig, tokenizer: Any) -> set[int]:
+    """The tokens at which an LM ends a reply: those of its configuration, and the tokenizer's end token."""
+    own = generation_config.eos_token_id
     return {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
 
 

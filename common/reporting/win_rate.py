@@ -1,6 +1,6 @@
 """How often one policy's replies are preferred to another's to the same prompts, also as if both were of one length."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy.optimize import minimize
@@ -48,28 +48,40 @@ def length_controlled_win_rate(
 
 
 def win_rate_figures(
-    scores: Sequence[float], other_scores: Sequence[float], lengths: Sequence[int], other_lengths: Sequence[int]
+    scores: Sequence[float],
+    other_scores: Sequence[float],
+    lengths: Sequence[int],
+    other_lengths: Sequence[int],
+    prompts: Sequence[Hashable] | None = None,
 ) -> dict[str, float]:
-    """Win rates of replies over others to the same prompts, by a judge's scores, with 95 % bootstrap intervals.
+    """Replies against others to the same prompts, by a judge's scores, with 95 % bootstrap intervals over prompts.
 
     Args:
         scores, other_scores: (N,) of the judge; the higher one of a prompt wins, and equal ones are half a win each.
         lengths, other_lengths: (N,) in tokens.
+        prompts: (N,) what each is a reply to, where a prompt was answered several times, as by policies of several
+            seeds: a prompt is drawn with all that answers it. None: all are different.
 
     Returns:
-        ``win_rate`` and ``win_rate_length_controlled``, each with ``_low`` and ``_high``: percentiles over prompts that
-        are drawn again with a fixed generator.
+        ``judge_gain`` (mean difference in score), ``win_rate``, ``win_rate_length_controlled``, each with ``_low`` and
+        ``_high``: percentiles over prompts that are drawn again with a fixed generator.
     """
-    wins = (np.sign(np.subtract(scores, other_scores)) + 1) / 2
+    gains = np.subtract(scores, other_scores)
+    wins = (np.sign(gains) + 1) / 2
     longer = np.subtract(lengths, other_lengths).astype(float)
-    draws = np.random.default_rng(0).integers(len(wins), size=(NUM_RESAMPLES, len(wins)))
+    places: dict[Hashable, list[int]] = {}
+    for place, prompt in enumerate(range(len(wins)) if prompts is None else prompts):
+        places.setdefault(prompt, []).append(place)
+    answers = list(map(np.array, places.values()))
+    draws = np.random.default_rng(0).integers(len(answers), size=(NUM_RESAMPLES, len(answers)))
+    drawn = [np.concatenate([answers[unit] for unit in draw]) for draw in draws]
     figures: dict[str, float] = {}
-    for name, rate in (("win_rate", _mean), ("win_rate_length_controlled", length_controlled_win_rate)):
-        figures[name] = rate(wins, longer)
-        low, high = np.percentile([rate(wins[draw], longer[draw]) for draw in draws], [2.5, 97.5])
+    for name, figure in (
+        ("judge_gain", lambda at: float(gains[at].mean())),
+        ("win_rate", lambda at: float(wins[at].mean())),
+        ("win_rate_length_controlled", lambda at: length_controlled_win_rate(wins[at], longer[at])),
+    ):
+        figures[name] = figure(np.arange(len(wins)))
+        low, high = np.percentile([figure(at) for at in drawn], [2.5, 97.5])
         figures |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return figures
-
-
-def _mean(wins: np.ndarray, _: np.ndarray) -> float:
-    return float(wins.mean())

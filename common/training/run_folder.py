@@ -42,6 +42,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self.report = path / "report.html"
+        self.predictions = path / "predictions.jsonl"
         self.policy = path / "policy"
         self.reward_model = path / "reward_model"
         self.checkpoints = path / "checkpoints"

@@ -25,6 +25,7 @@ from common.reporting.marked_tokens import NAME
 from common.token_reward_model import TokenRewardModel
 from common.training.command_line import ROOT
 from common.training.tracking import read_metrics
+from scripts import compare_policies
 from tests.chat_task.tiny import ranking_sets
 from tests.sum_task.tiny import save_llama, word_tokenizer
 
@@ -132,7 +133,7 @@ def events(folder):
 @pytest.mark.parametrize(
     ("stage", "more", "stop"), [("reward_stage.RewardStage", [], 6), ("policy_trainer.PolicyTrainer", POLICY, 2)]
 )
-def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, monkeypatch, stage, more, stop):
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, monkeypatch, capsys, stage, more, stop):
     if more:
         pytest.importorskip("trl")
         words = [*words, "--granularity=segment", "--segment_cut=2.9"]
@@ -170,6 +171,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, mon
         page = (tmp_path / "cut" / "report.html").read_text()
         assert page.count(">before<") == 3  # "after" is a head as well
         assert results["rollouts"] == 32 and {"reward_rank_accuracy", "policy_score_after"} <= results.keys()
+        assert (tmp_path / "cut" / "predictions.jsonl").read_text() == (
+            tmp_path / "whole" / "predictions.jsonl"
+        ).read_text()
         # The same rewards pay another run, and judge it.
         folder = tmp_path / "whole" / "reward_model"
         rewards = ["--stage=policy", f"--rew_checkpoint_path={folder}", f"--judge_checkpoint_path={folder}"]
@@ -178,6 +182,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(words, tmp_path, mon
         for when in ("before", "after"):
             assert alone[f"policy_judge_{when}"] == pytest.approx(alone[f"policy_score_{when}"], abs=1e-5)
         assert 0 <= alone["policy_win_rate_low"] <= alone["policy_win_rate"] <= alone["policy_win_rate_high"] <= 1
+        gain = alone["policy_judge_after"] - alone["policy_judge_before"]
+        assert alone["policy_judge_gain"] == pytest.approx(gain, abs=1e-6)
+        # What was written is on the disk, and a judge who comes later says the same of it.
+        written = (tmp_path / "alone" / "predictions.jsonl").read_text().splitlines()
+        assert len(written) == alone["held_out_prompts"] == 3
+        row = json.loads(written[0])
+        assert {*row} == {n + s for n in ("prediction", "ids", "score", "judge") for s in ("", "_before")} | {"prompt"}
+        tables = []
+        capsys.readouterr()
+        for judge in ([], ["--judge", str(folder)]):
+            assert compare_policies.main([str(tmp_path / "alone"), *judge, "--device=cpu"]) == 0
+            tables.append(capsys.readouterr().out)
+        with pytest.raises(UserError, match="--judge: "):
+            compare_policies.main([str(tmp_path / "alone"), "--judge", str(tmp_path)])
+        assert tables[0] == tables[1] and f"{alone['policy_judge_gain']:.3f} (" in tables[0]
         assert "reward_rank_accuracy" not in alone and not (tmp_path / "alone" / "reward_model").exists()
 
 

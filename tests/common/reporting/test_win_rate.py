@@ -40,9 +40,22 @@ def test_figures_and_their_intervals():
     scores, lengths = [2.0, 1.0, 3.0, 0.5] * 20, [10, 12, 14, 16] * 20
     figures = win_rate_figures(scores, [1.0, 1.0, 4.0, 0.0] * 20, lengths, [11, 11, 15, 15] * 20)
     assert figures["win_rate"] == 0.625  # two wins, a tie and a loss
-    for name in ("win_rate", "win_rate_length_controlled"):
-        assert 0 < figures[f"{name}_low"] < figures[name] < figures[f"{name}_high"] < 1
+    assert figures["judge_gain"] == 0.125  # 1, 0, -1 and 0.5
+    for name in ("judge_gain", "win_rate", "win_rate_length_controlled"):
+        assert -1 < figures[f"{name}_low"] < figures[name] < figures[f"{name}_high"] < 1
     assert figures == win_rate_figures(scores, [1.0, 1.0, 4.0, 0.0] * 20, lengths, [11, 11, 15, 15] * 20)
+
+
+def test_answers_to_one_prompt_are_drawn_together():
+    scores, lengths = [1.0, 0.0, 2.0, 0.0], [10, 12, 11, 9]
+    alone = win_rate_figures(scores, [0.0] * 4, lengths, [10] * 4)
+    # As many answers again to each prompt, all the same: nothing is known better for that.
+    thrice = win_rate_figures(scores * 3, [0.0] * 12, lengths * 3, [10] * 12, list("abcd") * 3)
+    for name in ("judge_gain", "win_rate"):
+        for part in ("", "_low", "_high"):
+            assert thrice[f"{name}{part}"] == pytest.approx(alone[f"{name}{part}"])
+    one = win_rate_figures(scores, [0.0] * 4, lengths, [10] * 4, ["a"] * 4)
+    assert one["judge_gain_low"] == one["judge_gain"] == one["judge_gain_high"] == 0.75
 
 
 @pytest.mark.parametrize(("preferences", "longer"), [([], []), ([1.5], [0]), ([0.5, 0.5], [1])])
