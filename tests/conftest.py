@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from tests.tiny_runs import World, make_world
 
 
 def pytest_configure() -> None:
-    """Tiny models gain nothing from threads, which on a busy machine only wait for each other."""
+    """Tiny models gain nothing from threads, which on a busy machine only wait for each other; a disk, of what no test
+    wants to keep through a power cut, neither."""
     torch.set_num_threads(1)
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
