@@ -74,6 +74,7 @@ class KeptEntropies:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._known = _read(self._path) | self._known  # other runs may have written since it was read
             write_bytes_atomic(self._path, save(self._known, {"sha256": _checksum(self._known)}))
         except (OSError, UserError) as error:
             logger.warning("the entropies of %d prompts' replies are not kept: %s", self.computed, error)

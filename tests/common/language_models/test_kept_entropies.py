@@ -55,6 +55,17 @@ def test_what_is_known_is_not_computed_again(model, tmp_path):
     assert len(load_file(file)) == 2
 
 
+def test_runs_side_by_side_lose_nothing_of_each_other(model, tmp_path):
+    one, other = (KeptEntropies(loads(1), model, tmp_path / "kept") for _ in range(2))
+    one.of(PROMPT, REPLIES)
+    other.of(PROMPT[1:], REPLIES)
+    one.write()
+    other.write()
+    later = KeptEntropies(loads(0), model, tmp_path / "kept")
+    later.of(PROMPT, REPLIES)
+    later.of(PROMPT[1:], REPLIES)
+
+
 def test_another_model_has_its_own(model, tmp_path):
     first = KeptEntropies(loads(1), model, tmp_path / "kept")
     first.of(PROMPT, REPLIES)
