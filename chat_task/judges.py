@@ -11,7 +11,7 @@ from common.builtin.planted_errors import KnownErrors, known_errors
 from common.errors import UserError
 from common.language_models.replies import end_token_ids
 from common.language_models.text_scores import load_entropy_model
-from common.reply_rewards import RewardReading, TokenRewardScorer
+from common.reply_rewards import RewardReading, TokenRewardScorer, scalar_reward
 
 Judge = Callable[[Sequence[Any], Sequence[str], Sequence[Sequence[int]]], Sequence[float]]
 """Scores of replies (prompts, texts, token ids of the policy with the end token), for figures alone."""
@@ -50,27 +50,25 @@ def load_judge(
 
 
 def reward_model_judge(
-    folder: str, policy_tokenizer: Any, end_token_ids: Collection[int], prompt: Any, device: torch.device
+    folder: str, policy_tokenizer: Any, ends: Collection[int], prompt: Any, device: torch.device
 ) -> Judge:
     """A saved reward model of replies as a judge: its score of a whole reply, as its own reading means it.
 
     Args:
         folder: of the reward model.
         policy_tokenizer: whose tokens are judged; pads on the left.
-        end_token_ids: tokens that end a reply.
+        ends: tokens that end a reply.
         prompt: one, which is tried out.
         device: where it computes.
 
     Raises:
         UserError: the folder is no reward model, or none that reads these tokens or prompts.
     """
-    from common.integrations.trl import scalar_reward  # needs the extra trl
-
     reading = RewardReading.load(folder)
     scorer = TokenRewardScorer.from_pretrained(folder, policy_tokenizer).to(device)
     surprised: Any = load_entropy_model(reading, scorer.model.is_encoder_decoder)
     if surprised is not None:
         surprised.to(device)
-    score = scalar_reward(scorer, policy_tokenizer, reading, surprised, sorted(end_token_ids))
+    score = scalar_reward(scorer, policy_tokenizer, reading, surprised, sorted(ends))
     score([prompt], [policy_tokenizer("a")["input_ids"]])
     return lambda prompts, _, ids: [float(value or 0) for value in score(list(prompts), [list(row) for row in ids])]

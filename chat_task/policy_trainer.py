@@ -18,12 +18,14 @@ from chat_task.judges import Judge
 from chat_task.settings import PolicySettings
 from chat_task.trainer_in_run import RunCallback, TrainerInRun, TrainerStage
 from chat_task.written_replies import Replies, write_replies
+from common.errors import UserError
 from common.integrations.trl import DenseGRPOTrainer
 from common.language_models.pretrained import load_pretrained
 from common.language_models.saved import check_saved, few_numbers
 from common.reply_rewards import ReplyRewards
 from common.reporting.win_rate import win_rate_figures
 from common.training.checkpoint import StateTree
+from common.training.files import json_text
 from common.training.interruption import Checkpointer
 from common.training.random_keys import Purpose
 from common.training.run import Run
@@ -131,12 +133,18 @@ class PolicyTrainer(TrainerStage):
 
     def state_values(self) -> dict[str, Any]:
         """See there."""
-        return {"before": None if self.before is None else vars(self.before), "learned": self.learned}
+        before = None if self.before is None else vars(self.before)
+        return {"before": before, "held_out": json_text(self.held_out), "learned": self.learned}
 
     def load_state(self, state: StateTree) -> None:
         """See there."""
-        super().load_state(state)
         _, values = state.get("policy")
+        if values.get("held_out") != json_text(self.held_out):
+            raise UserError(
+                "the checkpoint has replies to other held-out prompts (policy_eval_prompts, data, seed), or is of a "
+                "version that did not note which; start anew"
+            )
+        super().load_state(state)
         self.before, self.learned = Replies(**values["before"]), values["learned"]
 
     def train(self, checkpointer: Checkpointer) -> None:

@@ -32,7 +32,7 @@ from chat_task.results import final_results, print_summary
 from chat_task.reward_stage import RewardStage, training_arguments
 from chat_task.reward_trainer import check_fsdp_version
 from chat_task.settings import NEUTRAL, ChatSettings
-from chat_task.written_replies import write_predictions
+from chat_task.written_replies import PolicyPrompt, write_predictions
 from common.errors import UserError
 from common.language_models.adapters import check_adapters, is_in_parts, weights_to_save
 from common.language_models.kept_entropies import KeptEntropies
@@ -97,7 +97,8 @@ def _learn(run: Run, settings: ChatSettings) -> dict[str, Any]:
         model, tokenizer = load_policy(settings)
         check_memory(settings.policy.tables(model.config.vocab_size), run.runtime.device)
         reply_format = ReplyFormat(tokenizer, False, settings.text.prompt_template, settings.text.max_prompt_length)
-        prompts, held_out = (policy_prompts(sets, reply_format) for sets in (preferences.train, preferences.validation))
+        asked, held_out = (policy_prompts(sets, reply_format) for sets in (preferences.train, preferences.validation))
+        prompts = [prompt.read for prompt in asked]
         settings.policy.check_prompts(len(prompts))
         judge = load_judge(settings, model, tokenizer, prompts, run.runtime.device)
         policy = Policy(model, tokenizer, prompts, held_out[: settings.policy.policy_eval_prompts], judge)
@@ -119,7 +120,7 @@ class Policy(NamedTuple):
     model: Any
     tokenizer: Any
     prompts: list[Text]
-    held_out: list[Text]
+    held_out: list[PolicyPrompt]
     judge: Judge | None
 
 
@@ -202,8 +203,8 @@ def _learn_policy(run: Run, settings: ChatSettings, policy: Policy, learned: dic
     if settings.run.stage == "policy":
         run.begin()  # else the stage before has
     trainer = PolicyTrainer(
-        run, settings.policy, policy.model, policy.tokenizer, rewards, policy.prompts, policy.held_out, policy.judge,
-        learned,
+        run, settings.policy, policy.model, policy.tokenizer, rewards, policy.prompts,
+        [prompt.read for prompt in policy.held_out], policy.judge, learned,
     )  # fmt: skip
     run.restore(trainer.load_state)
     with run.checkpoints(trainer.save_state) as checkpointer:
@@ -218,25 +219,26 @@ def _learn_policy(run: Run, settings: ChatSettings, policy: Policy, learned: dic
     def write_files() -> None:
         trainer.save(run.folder.policy)
         assert trainer.before is not None and trainer.after is not None  # after `train`
-        write_predictions(run.folder.predictions, trainer.held_out, trainer.before, trainer.after)
+        write_predictions(run.folder.predictions, policy.held_out, trainer.before, trainer.after)
         write_policy_report(run.folder, results, trainer.held_out, trainer.before, trainer.after)
 
     run.finish(results, write_files)
     return results
 
 
-def policy_prompts(sets: Sequence[RankingSet], reply_format: ReplyFormat) -> list[Text]:
-    """The different prompts of ranking sets as a policy reads them; those that are too long are left out and counted.
+def policy_prompts(sets: Sequence[RankingSet], reply_format: ReplyFormat) -> list[PolicyPrompt]:
+    """The different prompts of ranking sets; those that are too long are left out and counted.
 
     Raises:
         UserError: none is left.
     """
-    found: dict[str, Text] = {}
+    found: dict[str, PolicyPrompt | None] = {}
     for item in sets:
         prompt = item.prompt
         text = reply_format.prompt_template.replace(PLACE, prompt) if isinstance(prompt, str) else list(prompt)
-        found.setdefault(prompt_key(item), text if not reply_format.encode_prompt(prompt)[1] else "")
-    kept = [prompt for prompt in found.values() if prompt]
+        fits = not reply_format.encode_prompt(prompt)[1]
+        found.setdefault(prompt_key(item), PolicyPrompt(prompt, text) if fits and text else None)
+    kept = [prompt for prompt in found.values() if prompt is not None]
     if len(kept) < len(found):
         logger.warning("prompts longer than max_prompt_length: %d of %d", len(found) - len(kept), len(found))
     if not kept:

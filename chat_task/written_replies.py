@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from chat_task.judges import Judge
 from common.language_models.evaluation_mode import evaluation_mode
+from common.language_models.replies import Text
 from common.reply_rewards import ReplyRewards, padded, prompt_tokens
 from common.training.files import write_jsonl_atomic
 from common.training.progress import progress
@@ -103,15 +104,20 @@ class Replies:
         return columns if self.judged is None else columns | {"judge": self.judged[number]}
 
 
-def write_predictions(path: Path, prompts: Sequence[Any], before: Replies, after: Replies) -> None:
-    """Write ``predictions.jsonl``: a line for each held-out prompt, as the policy reads it, with both replies to it."""
-    write_jsonl_atomic(
-        path,
-        (
-            {"prompt": prompt, **after.columns(n), **{f"{key}_before": cell for key, cell in before.columns(n).items()}}
-            for n, prompt in enumerate(prompts)
-        ),
-    )
+class PolicyPrompt(NamedTuple):
+    """A prompt of ranking sets: as it stands there, and as a policy reads it, which is in its template."""
+
+    source: Text
+    read: Text
+
+
+def write_predictions(path: Path, prompts: Sequence[PolicyPrompt], before: Replies, after: Replies) -> None:
+    """Write ``predictions.jsonl``: a line for each held-out prompt, both replies to it."""
+    rows = []
+    for number, prompt in enumerate(prompts):
+        earlier = {f"{key}_before": cell for key, cell in before.columns(number).items()}
+        rows.append({"prompt": prompt.source, "prompt_read": prompt.read} | after.columns(number) | earlier)
+    write_jsonl_atomic(path, rows)
 
 
 @torch.no_grad()

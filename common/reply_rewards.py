@@ -4,7 +4,7 @@ A source is any object with ``score_tokens``; :class:`TokenRewardScorer` makes o
 """
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -313,6 +313,34 @@ class TokenRewardScorer:
             carried = carry_over(values[: len(own_reply)], token_spans(ours, own_reply)[1], spans)
             rewards[row, mask[row].bool()] = carried.to(rewards.device)
         return rewards
+
+
+def scalar_reward(
+    scorer: TokenScorer,
+    tokenizer: Any,
+    reading: RewardReading | None = None,
+    entropy_model: PreTrainedModel | None = None,
+    end_token_ids: Sequence[int] = (),
+) -> Callable[..., list[float | None]]:
+    """A reward function of TRL, one number a reply, of any source of token rewards: for GRPO, RLOO and logs.
+
+    The number is the score of a reply as the reward model means it, see :class:`Paid`.
+
+    Args:
+        scorer, reading, entropy_model: as of :class:`ReplyRewards`, where they are to compute.
+        tokenizer: the policy's.
+        end_token_ids: tokens that end a reply, beside the tokenizer's end token.
+    """
+    reader = ReplyRewards(scorer, reading, entropy_model)
+    ends = {*end_token_ids, tokenizer.eos_token_id} - {None}
+
+    def score(prompts: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        left, left_mask = prompt_tokens(tokenizer, prompts)
+        right, right_mask = padded(completion_ids)
+        found = reader(left, right, (left_mask, right_mask), ends)
+        return list(found.scores.tolist())
+
+    return score
 
 
 def same_tokens(one: Any, other: Any) -> bool:

@@ -24,7 +24,6 @@ import csv
 import io
 import itertools
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from matplotlib.figure import Figure
 
 from chat_task import settings as chat_settings
 from common.errors import UserError, printable_text
+from common.reporting.markdown import markdown_table, markdown_text
 from common.reporting.report import NO_VALUE, Panel, PointsPanel, Report, curves_from_metrics, spread, wrapped
 from common.reporting.run_table import (
     FEWEST_SEEDS,
@@ -309,26 +309,6 @@ def remarks(rows: Sequence[Row]) -> list[str]:
                 f"{row.dataset}, {row.label}: runs of {len(versions)} versions of the code: {', '.join(versions)}"
             )
     return found
-
-
-def markdown_table(records: Sequence[dict[str, Any]]) -> str:
-    """Records as a Markdown table; their texts cannot break out of a cell."""
-    names = list(records[0])
-
-    def line(cells: Sequence[Any]) -> str:
-        return f"| {' | '.join(markdown_text(cell) for cell in cells)} |"
-
-    return "\n".join(
-        [line(names), f"| {' | '.join(['---'] * len(names))} |", *(line(list(record.values())) for record in records)]
-    )
-
-
-def markdown_text(text: Any) -> str:
-    """A text as Markdown that is but text: no cell's end, mark-up, HTML, entity, or link, not even a bare address."""
-    plain = " ".join(printable_text(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    plain = re.sub(r"[\\|`*\[\]~!$]", r"\\\g<0>", plain)
-    plain = plain.replace("://", "&#58;//").replace("@", "&#64;")
-    return re.sub(r"(?i)(www)\.", r"\1&#46;", plain)
 
 
 def csv_text(records: Sequence[dict[str, Any]], columns: list[str] | None = None) -> str:

@@ -26,6 +26,7 @@ from chat_task.settings import ChatSettings
 from common.errors import UserError
 from common.language_models.replies import ReplyFormat
 from common.reply_rewards import READING_FILE, RewardReading
+from common.reporting.markdown import markdown_text
 from common.reporting.report import Report, TokenRewards
 from common.reporting.run_table import never_begun
 from common.token_reward_model import TokenRewardModel
@@ -312,7 +313,7 @@ class TestTexts:
     @example("\ud800")
     @given(awkward_text | st.text(MARKS, max_size=20))
     def test_no_text_does_anything_in_a_table(self, text):
-        [line] = collect_results.markdown_text(text).splitlines() or [""]
+        [line] = markdown_text(text).splitlines() or [""]
         assert re.search(r"(?<!\\)(\\\\)*[|`*\[\]!$]|<|://|[\x00-\x1f\x7f\u202e]", line) is None, line
         [_, cell] = csv.reader(io.StringIO(collect_results.csv_text([{"a": text}]), newline=""))
         assert not cell or cell[0][:1] not in ("=", "+", "-", "@", "\t", "\r")

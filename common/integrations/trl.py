@@ -3,7 +3,6 @@
 The one module that needs TRL to be imported (extra ``trl``). What it relies on there is held by a contract test.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ from trl import GRPOTrainer
 
 from common.checks import check_name, check_shape, check_share
 from common.errors import UserError
-from common.reply_rewards import BASELINES, SCALES, ReplyRewards, RewardReading, TokenScorer, padded, prompt_tokens
+from common.reply_rewards import BASELINES, SCALES, ReplyRewards, RewardReading, TokenScorer, scalar_reward
+
+__all__ = ["DenseGRPOTrainer", "dense_advantages", "rewards_to_go", "scalar_reward"]
 
 _TINY = 1e-4  # TRL's own, beside a deviation
 
@@ -77,34 +78,6 @@ def dense_advantages(
         deviation = (centred.square().sum(over, keepdim=True) / (real.sum(over, keepdim=True) - 1).clamp(min=1)).sqrt()
         advantages = advantages / (deviation + _TINY)
     return advantages.flatten(0, 1)
-
-
-def scalar_reward(
-    scorer: TokenScorer,
-    tokenizer: Any,
-    reading: RewardReading | None = None,
-    entropy_model: PreTrainedModel | None = None,
-    end_token_ids: Sequence[int] = (),
-) -> Callable[..., list[float | None]]:
-    """A reward function of TRL, one number a reply, of any source of token rewards: for GRPO, RLOO and logs.
-
-    The number is the score of a reply as the reward model means it, see :class:`common.reply_rewards.Paid`.
-
-    Args:
-        scorer, reading, entropy_model: as of :class:`ReplyRewards`, where they are to compute.
-        tokenizer: the policy's.
-        end_token_ids: tokens that end a reply, beside the tokenizer's end token.
-    """
-    reader = ReplyRewards(scorer, reading, entropy_model)
-    ends = {*end_token_ids, tokenizer.eos_token_id} - {None}
-
-    def score(prompts: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-        left, left_mask = prompt_tokens(tokenizer, prompts)
-        right, right_mask = padded(completion_ids)
-        found = reader(left, right, (left_mask, right_mask), ends)
-        return list(found.scores.tolist())
-
-    return score
 
 
 class DenseGRPOTrainer(GRPOTrainer):
