@@ -10,8 +10,8 @@ from tests.tiny_runs import World, make_world
 
 
 def pytest_configure() -> None:
-    """Tiny models gain nothing from threads, which on a busy machine only wait for each other; a disk, of what no test
-    wants to keep through a power cut, neither."""
+    """Tiny models gain nothing from threads, which on a busy machine only wait for each other, and files of tests need
+    not outlive a power cut: nothing waits for the disk."""
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # type: ignore[assignment]
 

@@ -32,10 +32,7 @@ PROGRAMS = {
     "sweep": ("scripts/sweep.py", "runs of a task (fsc, sum or chat) over data sets, seeds and options"),
     "collect": ("scripts/collect_results.py", "run folders to one table"),
     "compare": ("scripts/compare_guidance.py", "kinds of guidance beside random search, at an equal budget"),
-    "compare-policies": (
-        "scripts/compare_policies.py",
-        "replies of policies against others', by a judge",
-    ),
+    "compare-policies": ("scripts/compare_policies.py", "replies of policies against others', by a judge"),
     "prepare-data": ("scripts/prepare_fsc_data.py", "few-shot splits of a data set"),
     "wordnet": ("scripts/install_wordnet.py", "install WordNet, which METEOR needs"),
     "check-model": ("scripts/check_model.py", "what a model can do here"),
